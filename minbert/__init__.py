@@ -1,0 +1,34 @@
+"""A minimal BERT, written to be read and exact: `bert.py` is the place to start.
+
+Names are imported on first use (PEP 562), so that a command's help never waits for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minbert.bert import BertConfig, BertModel, BertOutput, attention
+    from minbert.errors import InputError
+    from minbert.optim import AdamW
+    from minbert.tokenizer import BertTokenizer
+
+_HOME = {
+    "BertConfig": "bert",
+    "BertModel": "bert",
+    "BertOutput": "bert",
+    "attention": "bert",
+    "InputError": "errors",
+    "AdamW": "optim",
+    "BertTokenizer": "tokenizer",
+}
+__all__ = ["AdamW", "BertConfig", "BertModel", "BertOutput", "BertTokenizer", "InputError", "attention"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,112 @@
+"""Weights on disk: Hugging Face's names outside, ours inside, and not a key unaccounted for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minbert.errors import InputError
+
+# Our module -> Hugging Face's; {} is the layer's number. Each has a weight, and all but the tables a bias.
+MODULES = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
+    "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
+    "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
+    "layers.{}.attention_output": "encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.intermediate": "encoder.layer.{}.intermediate.dense",
+    "layers.{}.output": "encoder.layer.{}.output.dense",
+    "layers.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
+    "pooler": "pooler.dense",
+}
+
+# A constant buffer of old versions, and the pre-training heads that an encoder does not have.
+IGNORED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
+
+
+def hugging_face_name(name: str) -> str:
+    """layers.3.output.bias -> encoder.layer.3.output.dense.bias"""
+    module, _, parameter = name.rpartition(".")
+    number = re.search(r"\d+", module)
+    if number is None:
+        return f"{MODULES[module]}.{parameter}"
+    template = module.replace(number.group(), "{}", 1)
+    return f"{MODULES[template].format(number.group())}.{parameter}"
+
+
+def canonical_name(name: str) -> str:
+    """A checkpoint's key without the prefix `bert.`, and with LayerNorm's modern parameter names."""
+    name = name.removeprefix("bert.")
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def load(directory: Path, expected: Mapping[str, Tensor], allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The state dict of a model whose own is `expected` (for its names and shapes), in float32.
+
+    InputError lists every key that is missing, unexpected, given twice, misshapen or not of floats.
+    """
+    path, tensors = _read(directory, allow_pickle)
+    found: dict[str, Tensor] = {}
+    problems = []
+    for key, tensor in tensors.items():
+        name = canonical_name(key)
+        if name in found:
+            problems.append(f"{key} is given twice")
+        if not IGNORED.fullmatch(name):
+            found[name] = tensor
+    state = {}
+    for ours, like in expected.items():
+        name = hugging_face_name(ours)
+        if (given := found.pop(name, None)) is None:
+            problems.append(f"{name} is missing")
+        elif given.shape != like.shape:
+            problems.append(f"{name} has shape {tuple(given.shape)}, config.json wants {tuple(like.shape)}")
+        elif not given.is_floating_point():
+            problems.append(f"{name} holds {given.dtype}, not floats")
+        else:
+            state[ours] = given.float()
+    problems += [f"{name} is unexpected" for name in found]
+    if problems:
+        raise InputError(f"{path}: not a BERT encoder that fits its config.json: " + "; ".join(problems))
+    return state
+
+
+def save(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Write `model.safetensors` under Hugging Face's names: whole, or not at all."""
+    tensors = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    partial = directory / "model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, directory / "model.safetensors")
+
+
+def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
+    path = directory / "model.safetensors"
+    if path.is_file():
+        try:
+            return path, load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from None
+    path = directory / "pytorch_model.bin"
+    if not path.is_file():
+        raise InputError(f"{directory}: holds neither model.safetensors nor pytorch_model.bin")
+    if not allow_pickle:
+        raise InputError(f"{path}: a pickle, read only with allow_pickle=True (--allow-pickle); safetensors is better")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn or hostile pickle can fail in any way
+        raise InputError(f"{path}: not a plain file of tensors ({str(error).splitlines()[0]})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"{path}: holds something else than named tensors")
+    return path, tensors

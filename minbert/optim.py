@@ -1,0 +1,96 @@
+"""AdamW by hand, which parameters decay, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
+
+    With g the gradient at a parameter's own step t, and the moments m and v starting from zero:
+
+        m = b1 m + (1 - b1) g                        v = b2 v + (1 - b2) g^2
+        m' = m / (1 - b1^t)                          v' = v / (1 - b2^t)
+        theta = theta - lr weight_decay theta - lr m' / (sqrt(v') + eps)
+
+    `correct_bias=False` takes m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
+    every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
+    gradient is left alone: no decay, and its moments and its step stay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+    ):
+        if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
+            raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {betas}")
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; the loss of `closure`, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if grad.is_sparse:
+            raise ValueError("AdamW takes no sparse gradients")
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        correction1, correction2 = 1.0, 1.0
+        if group["correct_bias"]:
+            correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+
+        state["exp_avg"].lerp_(grad, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        denominator = state["exp_avg_sq"].sqrt().div_(math.sqrt(correction2)).add_(group["eps"])
+        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / correction1)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors (biases, and LayerNorm's scale and shift) do not. Frozen parameters stay out."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def constant_schedule(step: int, warmup_steps: int = 0) -> float:
+    """The factor on the learning rate at `step` (from 0): up to 1 over the warm-up, then 1."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """Up to 1 over the warm-up, then down in a straight line that would meet 0 at `total_steps`."""
+    if step < warmup_steps:
+        return constant_schedule(step, warmup_steps)
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

@@ -1,0 +1,171 @@
+"""WordPiece tokenisation for BERT, on the `tokenizers` library.
+
+One sentence becomes `[CLS] a [SEP]`, token types all 0; a pair becomes `[CLS] a [SEP] b [SEP]`, with type 1
+from b on. What is too long is cut at its end; of a pair, the longer sentence first. Special tokens always stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from minbert import hub
+from minbert.errors import InputError
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+class BertTokenizer:
+    """Text to token ids; `tokenizer(...)` gives padded tensors, `encode` plain lists."""
+
+    def __init__(self, backend: Tokenizer, lowercase: bool):
+        backend.no_truncation()  # a tokenizer.json may carry both, and some do
+        backend.no_padding()
+        self.backend = backend
+        self.lowercase = lowercase
+        self.pad_token_id: int = backend.token_to_id("[PAD]")
+
+    @classmethod
+    def from_pretrained(cls, name_or_directory: str | Path, allow_pickle: bool = False) -> BertTokenizer:
+        """A name from `hub.py`, or a directory with `tokenizer.json` (taken first) or `vocab.txt`.
+
+        Whether a bare `vocab.txt` is lowercased is what `tokenizer_config.json` says, else what the vocabulary
+        shows: an uncased one holds no capital letter outside the special tokens. `allow_pickle` matters only to
+        the weights of a checkpoint that is not here yet (see `hub.fetch`).
+        """
+        directory = hub.resolve(name_or_directory, allow_pickle)
+        path = directory / "tokenizer.json"
+        try:
+            if path.is_file():
+                backend = Tokenizer.from_file(str(path))
+                lowercase = json.loads(backend.to_str())["normalizer"].get("lowercase", False)
+            else:
+                path = directory / "vocab.txt"
+                vocabulary = _read_vocabulary(path)
+                lowercase = _is_lowercase(directory / "tokenizer_config.json", vocabulary)
+                backend = _wordpiece(vocabulary, lowercase)
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{path}: not a BERT tokenizer that can be read ({error})") from None
+        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+        if missing:
+            raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
+        return cls(backend, lowercase)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
+    ) -> list[tuple[list[int], list[int]]]:
+        """(input_ids, token_type_ids) of each text, or of each text and its partner in `pairs`, unpadded.
+
+        No example is longer than `max_length`, special tokens included.
+        """
+        inputs = _checked(texts, pairs)
+        needed = 2 if pairs is None else 3
+        if max_length <= needed:
+            raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
+        self.backend.enable_truncation(max_length, strategy="longest_first")
+        return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch(inputs)]
+
+    def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
+    ) -> dict[str, Tensor]:
+        """input_ids, attention_mask and token_type_ids, each (B, L) int64, padded to the longest example."""
+        return self.pad(self.encode(texts, pairs, max_length))
+
+    def pad(self, encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
+        """What `encode` gave, as tensors of one length."""
+        length = max((len(ids) for ids, _ in encoded), default=0)
+        batch = {
+            "input_ids": torch.full((len(encoded), length), self.pad_token_id),
+            "attention_mask": torch.zeros(len(encoded), length, dtype=torch.int64),
+            "token_type_ids": torch.zeros(len(encoded), length, dtype=torch.int64),
+        }
+        for row, (ids, types) in enumerate(encoded):
+            batch["input_ids"][row, : len(ids)] = torch.as_tensor(ids)
+            batch["attention_mask"][row, : len(ids)] = 1
+            batch["token_type_ids"][row, : len(ids)] = torch.as_tensor(types)
+        return batch
+
+    def decode(self, input_ids: Sequence[int]) -> str:
+        """The text of the ids, without special tokens."""
+        return self.backend.decode(list(input_ids))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.backend.no_truncation()
+        self.backend.save(str(directory / "tokenizer.json"))
+        vocabulary = self.backend.get_vocab()
+        words = sorted(vocabulary, key=vocabulary.__getitem__)
+        (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase, "model_max_length": 512}
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
+    for name, column in (("texts", texts), ("pairs", pairs)):
+        if isinstance(column, str):
+            raise InputError(f"{name} is one string; pass a list of them")
+        for position, text in enumerate(column or ()):
+            if not isinstance(text, str):
+                raise InputError(f"{name}[{position}] is {type(text).__name__}, not a string")
+    if pairs is None:
+        return list(texts)
+    if len(texts) != len(pairs):
+        raise InputError(f"{len(texts)} texts cannot pair with {len(pairs)}")
+    return list(zip(texts, pairs, strict=True))
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """One token a line; its id is its line's number, from 0."""
+    try:
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: holds neither tokenizer.json nor vocab.txt") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error})") from None
+    vocabulary: dict[str, int] = {}
+    for number, token in enumerate(token.rstrip("\r") for token in tokens):
+        if token in vocabulary:
+            raise InputError(f"{path}:{number + 1}: {token!r} stands already on line {vocabulary[token] + 1}")
+        vocabulary[token] = number
+    return vocabulary
+
+
+def _is_lowercase(config: Path, vocabulary: dict[str, int]) -> bool:
+    if config.is_file():
+        lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
+        if lowercase is not None:
+            return bool(lowercase)
+    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
+
+
+def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder()
+    tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
+    if "[CLS]" in vocabulary and "[SEP]" in vocabulary:
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+        )
+    return tokenizer

@@ -1,0 +1,24 @@
+"""One shared BERT, one head per task: the multitask fine-tuning system built on `minbert`.
+
+Names are imported on first use (PEP 562), so that a command's help never waits for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multitask.model import MultitaskBert
+    from multitask.tasks import Task
+
+_HOME = {"MultitaskBert": "model", "Task": "tasks"}
+__all__ = ["MultitaskBert", "Task"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

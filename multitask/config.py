@@ -1,0 +1,262 @@
+"""Every setting once: its default, what it means, what it may be, and which options it serves.
+
+Command line, recipes (TOML) and a run's saved `config.toml` are all read against this one table, so that a value
+is checked the same way wherever it comes from, and a setting that an option would ignore is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minbert.errors import InputError
+from minbert.hub import DEFAULT
+
+RECIPES = Path(__file__).parent / "recipes"
+
+TRAINING = ("pretrain", "finetune")
+OPTIONS = {
+    "pretrain": "train the heads on a frozen encoder",
+    "finetune": "train encoder and heads together: the main job",
+    "evaluate": "score a run on the dev tables and write its dev and test predictions",
+    "predict": "read texts from a file or standard input, write predictions as they come",
+}
+MAX_STEPS_PER_EPOCH = 2000
+RATES = {"pretrain": 1e-3, "finetune": 5e-5}
+# What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
+RESUMABLE = {"threads", "device", "save_every", "epochs"}
+
+
+def setting(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    kind: type = str,
+    options: Sequence[str] = TRAINING,
+    choices: Sequence[str] = (),
+    low: float = -math.inf,
+    below: float = math.inf,
+    many: bool = False,
+) -> Any:
+    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any; `many` is a list."""
+    metadata = dict(
+        group=group, help=help, kind=kind, options=options, choices=tuple(choices), low=low, below=below, many=many
+    )
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run's settings, resolved; see `python -m multitask.run --help`."""
+
+    option: str
+
+    data: str | None = setting(
+        None, "data", "folder of tables; the shipped sample where none is named", options=(*TRAINING, "evaluate")
+    )
+    tasks: tuple[str, ...] = setting(
+        (), "data", "tasks to use, as NAME,NAME; all where none is named", options=(*TRAINING, "evaluate"), many=True
+    )
+    task_file: str | None = setting(None, "data", "TOML file that defines tasks of your own, to train instead of the built-in ones")
+    skip_bad_rows: bool = setting(
+        False, "data", "drop bad rows and count them, instead of stopping", kind=bool, options=tuple(OPTIONS)
+    )
+    max_length: int = setting(512, "data", "longest input in tokens; longer ones are cut", kind=int, low=8, below=4097)
+
+    weights: str = setting(DEFAULT, "model", "pretrained encoder: a name of `python -m minbert.hub`, or a folder")
+    allow_pickle: bool = setting(False, "model", "read pytorch_model.bin where there is no model.safetensors", kind=bool)
+    init: str | None = setting(None, "model", "finished run to start from, encoder and heads, instead of --weights")
+    pooling: str = setting("mean", "model", "sentence vector: first token, or mean over tokens", choices=("cls", "mean"))
+    encoder_dropout: float = setting(0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune",))
+    head_dropout: float = setting(0.0, "model", "dropout before the heads", kind=float, low=0, below=1)
+
+    epochs: int = setting(10, "training", "epochs", kind=int, low=1)
+    steps_per_epoch: int | None = setting(
+        None,
+        "training",
+        f"updates in an epoch; without it, one pass over all rows but at most {MAX_STEPS_PER_EPOCH:,}",
+        kind=int,
+        low=1,
+    )
+    batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1)
+    accumulate: int = setting(1, "training", "batches in an update, all of one task", kind=int, low=1)
+    lr: float | None = setting(
+        None, "training", "highest learning rate; without it, 5e-5 for finetune and 1e-3 for pretrain", kind=float, low=0
+    )
+    schedule: str = setting("linear", "training", "the rate after its warm-up", choices=("constant", "linear"))
+    warmup: float = setting(0.06, "training", "share of all updates in which the rate rises", kind=float, low=0, below=1)
+    weight_decay: float = setting(1e-4, "training", "AdamW's decay; biases and LayerNorm have none", kind=float, low=0)
+    clip_norm: float = setting(1.0, "training", "longest gradient (L2); longer ones are scaled down; 0: never", kind=float, low=0)
+    seed: int = setting(0, "training", "seed of every random choice", kind=int, low=0, below=2**63)
+
+    run: str | None = setting(None, "run", "finished run to work on", options=("evaluate", "predict"))
+    out: str | None = setting(None, "run", "folder of this run; the next free runs/OPTION-N where none is named")
+    save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
+    threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
+    device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
+
+    task: str | None = setting(None, "predict", "task to predict", options=("predict",))
+    input: str = setting("-", "predict", "file to read, - for standard input", options=("predict",))
+    output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))
+
+    @property
+    def rate(self) -> float:
+        return RATES[self.option] if self.lr is None else self.lr
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is saved as `config.toml`: every setting of this option that has a value."""
+        values = {name: getattr(self, name) for name in ("option", *_names(self.option))}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+SETTINGS = {f.name: f.metadata for f in fields(Config) if f.name != "option"}
+
+
+def _names(option: str) -> list[str]:
+    return [name for name, meta in SETTINGS.items() if option in meta["options"]]
+
+
+def resolve(argv: Sequence[str]) -> tuple[Config, bool]:
+    """The command line's settings over a recipe's over the defaults, and whether to resume.
+
+    With --resume, the settings that the run in --out was started with stand in for the defaults.
+    """
+    given = _parse(argv)
+    recipe, resume = given.pop("recipe", None), given.pop("resume", False)
+    values = {name: check(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+    if recipe is not None:
+        values = read_toml(recipe_path(recipe)) | values
+    if resume:
+        values = _resumed(values)
+    option = values.get("option")
+    if option is None:
+        raise InputError(f"name what to do with --option, one of {', '.join(OPTIONS)} (--help explains them)")
+    ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
+    if ignored:
+        raise InputError(f"--option {option} does not use {', '.join('--' + name.replace('_', '-') for name in ignored)}")
+    return Config(**values), resume
+
+
+def _resumed(values: dict[str, Any]) -> dict[str, Any]:
+    if "out" not in values:
+        raise InputError("--resume needs --out, the folder of the run to go on with")
+    path = Path(values["out"]) / "config.toml"
+    if not path.is_file():
+        return values
+    saved = read_toml(path)
+    looks_ahead = saved.get("schedule") != "constant" or saved.get("warmup") != 0
+    changeable = RESUMABLE - {"epochs"} if looks_ahead else RESUMABLE
+    for name, value in values.items():
+        if name not in changeable and name != "out" and value != saved.get(name, _default(name)):
+            raise InputError(
+                f"{path}: the run was started with {name} = {saved.get(name, _default(name))!r}, not {value!r}; "
+                f"a resumed run may change only {', '.join(sorted(changeable))}"
+            )
+    return saved | values
+
+
+def _default(name: str) -> Any:
+    return getattr(Config, name, None)
+
+
+def check(name: str, value: Any, source: str) -> Any:
+    """The value as its setting wants it; InputError says where it stood and what it may be."""
+    if name == "option":
+        if value not in OPTIONS:
+            raise InputError(f"{source}: {value!r} is none of {', '.join(OPTIONS)}")
+        return value
+    meta = SETTINGS[name]
+    kind = meta["kind"]
+    if meta["many"]:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise InputError(f"{source}: {value!r} is not a list of names")
+        return tuple(value)
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{source}: {value!r} is not of type {kind.__name__}")
+    if meta["choices"] and value not in meta["choices"]:
+        raise InputError(f"{source}: {value!r} is none of {', '.join(meta['choices'])}")
+    if kind in (int, float) and not (math.isfinite(value) and meta["low"] <= value < meta["below"]):
+        bounds = [f"at least {meta['low']:g}"] * (meta["low"] > -math.inf)
+        bounds += [f"below {meta['below']:g}"] * (meta["below"] < math.inf)
+        raise InputError(f"{source}: {value!r} must be a finite number, {' and '.join(bounds)}")
+    return kind(value)
+
+
+def recipe_path(name: str) -> Path:
+    """A shipped recipe's name, or the path of a TOML file."""
+    shipped = RECIPES / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    if not Path(name).is_file():
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise InputError(f"--recipe: {name!r} is neither a file nor a shipped recipe ({names})")
+    return Path(name)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The checked settings of a recipe or of a run's config.toml."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as TOML ({error})") from None
+    for name in values:
+        if name not in SETTINGS and name != "option":
+            close = difflib.get_close_matches(name, SETTINGS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"{path}: unknown key {name!r}{hint}")
+    return {name: check(name, value, f"{path}: {name}") for name, value in values.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the flags)")
+
+
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
+    """The flags that were given; --batch_size is --batch-size."""
+    words = [_with_hyphens(word) for word in argv]
+    return vars(_parser().parse_args(words))
+
+
+def _with_hyphens(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _parser() -> argparse.ArgumentParser:
+    explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
+    parser = _Parser(
+        prog="python -m multitask.run",
+        description="Fine-tune one BERT for several tasks at once: sentiment, paraphrase and similarity, or your own.",
+        epilog=f"options:\n{explained}\n\nA flag beats the recipe, and the recipe beats the defaults.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--option", metavar="OPTION", help="what to do: " + ", ".join(OPTIONS))
+    parser.add_argument("--recipe", metavar="NAME_OR_TOML", help="settings from a shipped recipe or a TOML file")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last saved state")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, meta in SETTINGS.items():
+        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
+        default = _default(name)
+        note = "" if default in (None, (), False) else f" (default {default})"
+        flag = f"--{name.replace('_', '-')}"
+        if meta["kind"] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meta["help"])
+            continue
+        metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
+        kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
+        group.add_argument(flag, type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%"))
+    return parser

@@ -1,0 +1,115 @@
+"""Predictions and metrics: one loop for every task, and the course's submission files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multitask.data import Examples, length_sorted_batches
+
+if TYPE_CHECKING:
+    from multitask.model import MultitaskBert
+
+EVALUATION_BATCH = 32
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@torch.inference_mode()
+def logits(
+    model: MultitaskBert,
+    task: str,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    batch_size: int = EVALUATION_BATCH,
+) -> Tensor:
+    """Logits (N, C) of tokenised examples, on the CPU, in their own order; leaves the model in evaluation mode."""
+    model.eval()
+    out = torch.empty(len(encoded), model.tasks[task].outputs)
+    for rows in length_sorted_batches([len(ids) for ids, _ in encoded], batch_size):
+        batch = model.tokenizer.pad([encoded[row] for row in rows])
+        out[rows] = model(task, to_device(batch, model.device)).float().cpu()
+    return out
+
+
+def decode(kind: str, logits: Tensor) -> Tensor:
+    """Logits (N, C) -> (N,): the most probable class, int64, or the value of a regression, float32."""
+    if kind == "classification":
+        return logits.argmax(dim=1)
+    return (logits > 0).squeeze(1).long() if kind == "binary" else logits.squeeze(1)
+
+
+def probabilities(kind: str, logits: Tensor) -> Tensor:
+    """Logits (N, C) of a classification or binary task -> the probability of every class, (N, classes)."""
+    if kind == "classification":
+        return logits.softmax(dim=1)
+    return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """The share of predictions (N,) that equal their labels (N,)."""
+    return float(np.mean(predictions == labels))
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Pearson's correlation over the whole split; 0, with a warning, where either side is constant."""
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        warnings.warn("a correlation with constant values is undefined: taken as 0", stacklevel=2)
+        return 0.0
+    return float(np.corrcoef(predictions, labels)[0, 1])
+
+
+METRICS = {"accuracy": accuracy, "pearson": pearson}
+
+
+def scores(model: MultitaskBert, outputs: Mapping[str, Tensor], data: Mapping[str, Examples]) -> dict[str, Any]:
+    """{task: {metric: value}} from each task's logits, and `score`, the mean of the tasks' scores."""
+    result: dict[str, Any] = {}
+    for name, logits in outputs.items():
+        task, labels = model.tasks[name], data[name].labels
+        assert labels is not None, f"{name} has no labels to score against"
+        result[name] = {task.metric: METRICS[task.metric](decode(task.kind, logits).double().numpy(), labels)}
+    shares = [model.tasks[name].score(value) for name in outputs for value in result[name].values()]
+    return result | {"score": sum(shares) / len(shares)}
+
+
+def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, Tensor]:
+    return {name: logits(model, name, examples.encoded) for name, examples in data.items()}
+
+
+def table(model: MultitaskBert, dev: Mapping[str, Any]) -> str:
+    """The scores as lines of text; a correlation r also as (1 + r) / 2, as it enters the score."""
+    lines = []
+    for name, task in model.tasks.items():
+        if name in dev:
+            value = dev[name][task.metric]
+            share = f"  (1 + r) / 2 = {task.score(value):.3f}" if task.metric == "pearson" else ""
+            lines.append(f"  {name:12} {task.metric:9} {value:.3f}{share}")
+    return "\n".join([*lines, f"  {'score':12} {'':9} {dev['score']:.3f}"])
+
+
+def write_predictions(directory: Path, model: MultitaskBert, split: str, name: str, ids: Iterable[str], logits: Tensor) -> Path:
+    """One split's submission file in the course's format, and beside it the probabilities where there are classes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    task = model.tasks[name]
+    ids = list(ids)
+    path = directory / f"{task.submission}-{split}-output.csv"
+    values = decode(task.kind, logits).tolist()
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f"id \t {task.header} \n")
+        file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
+    if task.kind != "regression":
+        rows = probabilities(task.kind, logits).tolist()
+        with (directory / f"{task.submission}-{split}-probabilities.csv").open("w", encoding="utf-8") as file:
+            file.write("\t".join(["id", *(f"class_{number}" for number in range(len(rows[0])))]) + "\n")
+            file.writelines(
+                "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n" for row_id, row in zip(ids, rows, strict=True)
+            )
+    return path

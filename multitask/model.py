@@ -1,0 +1,142 @@
+"""The multitask model: one encoder that all tasks share, and one linear head for each (paper, section 3).
+
+Pairs are read together, `[CLS] a [SEP] b [SEP]`, so that every token of a attends to every token of b (a
+cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minbert.bert import BertModel
+from minbert.errors import InputError
+from minbert.packing import Packing
+from minbert.tokenizer import BertTokenizer
+from multitask import evaluate
+from multitask.tasks import Task, from_table, to_table
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]  # single sentences, or pairs, as the task wants them
+
+
+class MultitaskBert(nn.Module):
+    """`model(task, batch)` gives logits (B, C); `predict` takes text. `tasks` maps names to `Task`s."""
+
+    def __init__(
+        self,
+        encoder: BertModel,
+        tokenizer: BertTokenizer,
+        tasks: Mapping[str, Task],
+        pooling: str = "cls",
+        head_dropout: float = 0.0,
+        max_length: int = 512,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.tasks = dict(tasks)
+        self.pooling = pooling
+        self.max_length = min(max_length, encoder.config.max_position_embeddings)
+        self.dropout = nn.Dropout(float(head_dropout))
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder.config.hidden_size, task.outputs) for name, task in tasks.items()})
+        for head in self.heads.values():
+            nn.init.normal_(head.weight, std=encoder.config.initializer_range)
+            nn.init.zeros_(head.bias)
+        if tokenizer.vocab_size > encoder.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
+                "they are not of one checkpoint"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.pooler.weight.device
+
+    def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, C) of a padded batch, as `tokenizer.pad` makes it."""
+        return self.logits_from_embeddings(task, *self.encoder.embed(**batch))
+
+    def logits_from_embeddings(self, task: str, embeddings: Tensor, packing: Packing) -> Tensor:
+        """Logits (B, C) of packed embeddings (T, H): the seam at which embeddings can be perturbed."""
+        pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
+        return self.heads[task](self.dropout(pooled))
+
+    def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
+        """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
+        return evaluate.decode(self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)).tolist()
+
+    def predict_proba(self, task: str, texts: Texts, batch_size: int = 32) -> list[list[float]]:
+        """The probability of every class, for each text or pair; InputError for a regression task."""
+        kind = self.tasks[self._known(task)].kind
+        if kind == "regression":
+            raise InputError(f"{task} is a regression task: it has no classes; use predict")
+        return evaluate.probabilities(kind, self._logits(task, texts, batch_size)).tolist()
+
+    def encode(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:
+        """(input_ids, token_type_ids) of each text or pair; InputError where they do not fit the task."""
+        wanted = len(self.tasks[self._known(task)].texts)
+        if isinstance(texts, str):
+            raise InputError("texts is one string; pass a list")
+        columns: list[list[str]] = [[] for _ in range(wanted)]
+        for number, text in enumerate(texts):
+            parts = (text,) if isinstance(text, str) else tuple(text)
+            if len(parts) != wanted:
+                raise InputError(f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}")
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part)
+        return self.tokenizer.encode(*columns, max_length=self.max_length)
+
+    def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
+        return evaluate.logits(self, task, self.encode(task, texts), batch_size)
+
+    def _known(self, task: str) -> str:
+        if task not in self.tasks:
+            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
+        return task
+
+    def save(self, directory: str | Path) -> None:
+        """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks' definitions."""
+        directory = Path(directory)
+        self.encoder.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        heads = {name: tensor.detach().cpu().contiguous() for name, tensor in self.heads.state_dict().items()}
+        save_file(heads, directory / "heads.safetensors")
+        settings = {"pooling": self.pooling, "head_dropout": self.dropout.p, "max_length": self.max_length}
+        tables = {name: to_table(task) for name, task in self.tasks.items()}
+        (directory / "tasks.toml").write_text(tomli_w.dumps(settings | {"tasks": tables}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:
+        """What `save` wrote, such as a run's `best/`, in evaluation mode."""
+        directory = Path(directory)
+        settings, tasks = _read_tasks(directory / "tasks.toml")
+        model = cls(BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings)
+        path = directory / "heads.safetensors"
+        try:
+            model.heads.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InputError(f"{path}: not the heads of {directory}/tasks.toml ({' '.join(str(error).split())})") from None
+        return model.to(device).eval()
+
+
+def _read_tasks(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
+    if not path.is_file():
+        raise InputError(f"{path.parent}: not a saved model (no tasks.toml); name a run's best/ folder")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = settings.pop("tasks")
+        tasks = {name: from_table(name, table, path) for name, table in tables.items()}
+        types = {"pooling": str, "head_dropout": float, "max_length": int}
+        if {name: type(value) for name, value in settings.items()} != types:
+            raise ValueError(f"needs {', '.join(types)} and the tables of tasks")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a model's task file ({error})") from None
+    return settings, tasks

@@ -1,0 +1,59 @@
+"""What a run shows while it works: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from multitask.state import Progress
+
+LINES_PER_EPOCH = 5
+
+
+class Meter:
+    """Loss, examples per second and time left, step by step."""
+
+    def __init__(self, steps_per_epoch: int, epochs: int, rows_per_step: int):
+        self.steps_per_epoch = steps_per_epoch
+        self.total = steps_per_epoch * epochs
+        self.epochs = epochs
+        self.rows_per_step = rows_per_step
+        self.started, self.first_step = time.perf_counter(), -1
+        self.bar: tqdm | None = None
+
+    def update(self, progress: Progress) -> None:
+        """Show the state after a step."""
+        if self.first_step < 0:
+            self.first_step = progress.step - 1
+            if sys.stderr.isatty():
+                self.bar = tqdm(total=self.total, initial=self.first_step, unit="step", dynamic_ncols=True)
+        total = sum(losses[0] for losses in progress.losses.values())
+        loss = total / sum(losses[1] for losses in progress.losses.values())
+        done = progress.step - self.first_step
+        seconds = time.perf_counter() - self.started
+        rate = done * self.rows_per_step / seconds
+        epoch = (progress.step - 1) // self.steps_per_epoch + 1
+        if self.bar is not None:
+            self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} examples/s", refresh=False)
+            self.bar.update()
+            return
+        if progress.step % max(1, self.steps_per_epoch // LINES_PER_EPOCH) == 0:
+            left = tqdm.format_interval((self.total - progress.step) * seconds / done)
+            print(
+                f"epoch {epoch}/{self.epochs}, step {progress.step}/{self.total}: "
+                f"loss {loss:.4f}, {rate:.0f} examples/s, {left} left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    @staticmethod
+    def say(line: str) -> None:
+        """A line above the bar, where there is one."""
+        tqdm.write(line)
+        sys.stdout.flush()

@@ -1,0 +1,132 @@
+"""What a run must remember to go on exactly, and how it is written: whole, or not at all.
+
+A state is a folder `state/step-N` with the model's and the optimizer's tensors (safetensors) and `progress.json`.
+It is written under another name, flushed to disk and renamed, so a folder of that name is complete by its being
+there. Random numbers need no saving: they are functions of (seed, step, purpose).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from minbert.errors import InputError
+
+KEPT = 2  # states on disk
+
+
+@dataclass
+class Progress:
+    """Where a run stands after `step` updates. Floats survive JSON to the last bit."""
+
+    step: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)  # of the epoch under way: task -> [sum, updates]
+    seconds: float = 0.0  # of the epoch under way
+    best_score: float | None = None
+    best_epoch: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
+    data: dict[str, str] = field(default_factory=dict)  # task -> SHA-256 of its training and dev tables
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file by this text: whole, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two renames,
+    `path` is missing and the old one stands beside it as `path.old`: `recover_folder` puts it back."""
+    partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    for file in [*partial.iterdir(), partial]:
+        _flush(file)
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undo a replacement that was cut off half-way."""
+    old = path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(run: Path, progress: Progress, model: nn.Module, optimizer: Optimizer) -> None:
+    """Write the state of this step and drop all but the last two."""
+
+    def write(folder: Path) -> None:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        save_file(_moments(model, optimizer), folder / "optimizer.safetensors")
+        (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+
+    write_folder(run / "state" / f"step-{progress.step:08d}", write)
+    for old in _saved(run)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load(run: Path, model: nn.Module, optimizer: Optimizer) -> Progress | None:
+    """Put the newest state into model and optimizer; None where nothing has been saved."""
+    saved = _saved(run)
+    if not saved:
+        return None
+    folder = saved[-1]
+    try:
+        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        _set_moments(model, optimizer, load_file(folder / "optimizer.safetensors"))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{folder}: not a whole state ({message}); delete that folder to go on from the one before") from None
+    return progress
+
+
+def _saved(run: Path) -> list[Path]:
+    return sorted(path for path in run.glob("state/step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """AdamW's memory as named tensors: PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _set_moments(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        name, _, moment = key.rpartition("/")
+        parameter = parameters[name]
+        value = int(tensor) if moment == "step" else tensor.to(parameter.device)
+        optimizer.state[parameter][moment] = value

@@ -1,0 +1,144 @@
+"""What differs between tasks, as data: columns, kind, labels, files. Nothing else branches on a task's name."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from minbert.errors import InputError
+
+# kind -> the metric that is reported; losses.py and evaluate.py hold what each kind computes.
+METRICS = {"classification": "accuracy", "binary": "accuracy", "regression": "pearson"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: where its tables are, what their columns mean, and how it is learned and scored.
+
+    kind "classification": integer labels 0..num_classes-1, cross-entropy, accuracy. "binary": labels 0 and 1,
+    one logit, binary cross-entropy, accuracy. "regression": labels are numbers from low to high, squared error,
+    Pearson correlation.
+    """
+
+    name: str
+    kind: str
+    texts: tuple[str, ...]  # the text columns: one sentence, or two that are encoded together
+    label: str  # the label's column
+    files: str  # a table's file name, with {split} for train, dev and test-student
+    output: str = ""  # its submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; the name if empty
+    header: str = "Prediction"  # the value's name in a submission file
+    id: str = "id"  # the column of unique row names
+    num_classes: int = 2
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        def check(good: bool, problem: str) -> None:
+            if not good:
+                raise InputError(f"task {self.name}: {problem}")
+
+        check(self.name.isidentifier(), "a name is letters, digits and underscores")
+        check(self.kind in METRICS, f"kind is one of {', '.join(METRICS)}, not {self.kind!r}")
+        check(len(self.texts) in (1, 2), f"texts names one or two columns, not {len(self.texts)}")
+        check("{split}" in self.files, "files needs {split} where train, dev or test-student goes")
+        check(Path(self.files).name == self.files, "files is a file name, without folders")
+        check(self.num_classes >= 2, "num_classes must be at least 2")
+        check(self.low < self.high, "low must be below high")
+        columns = (self.id, *self.texts, self.label)
+        check(len(set(columns)) == len(columns), f"columns must differ: {', '.join(columns)}")
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head gives."""
+        return self.num_classes if self.kind == "classification" else 1
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.kind]
+
+    def score(self, metric: float) -> float:
+        """The metric as a share of 1: accuracy as it is, a correlation r as (1 + r) / 2 (METHODS: Score)."""
+        return (1 + metric) / 2 if self.metric == "pearson" else metric
+
+    def parse_label(self, text: str) -> float:
+        """The label, an integer's value unless the kind is regression; ValueError says what is wrong."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"{self.label} {text!r} is not a number") from None
+        if self.kind == "regression":
+            if not (math.isfinite(value) and self.low <= value <= self.high):
+                raise ValueError(f"{self.label} {text} is outside {self.low:g} to {self.high:g}")
+            return value
+        classes = self.num_classes if self.kind == "classification" else 2
+        if value not in range(classes):
+            raise ValueError(f"{self.label} {text} is not a whole number from 0 to {classes - 1}")
+        return value
+
+    def path(self, directory: Path, split: str) -> Path:
+        return directory / self.files.format(split=split)
+
+    @property
+    def submission(self) -> str:
+        return self.output or self.name
+
+
+SENTIMENT = Task(
+    "sentiment", "classification", ("sentence",), "sentiment", "ids-sst-{split}.csv",
+    output="sst", header="Predicted_Sentiment", num_classes=5,
+)  # fmt: skip
+PARAPHRASE = Task(
+    "paraphrase", "binary", ("sentence1", "sentence2"), "is_duplicate", "quora-{split}.csv",
+    output="para", header="Predicted_Is_Paraphrase",
+)  # fmt: skip
+SIMILARITY = Task(
+    "similarity", "regression", ("sentence1", "sentence2"), "similarity", "sts-{split}.csv",
+    output="sts", header="Predicted_Similiary", low=0.0, high=5.0,  # the course's own spelling
+)  # fmt: skip
+BUILT_IN = {task.name: task for task in (SENTIMENT, PARAPHRASE, SIMILARITY)}
+
+
+def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[str, Task]:
+    """The tasks of these names, in the order given; all of them for no names."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown task {name!r}; known are {', '.join(known)} (define others with --task-file)")
+    return {name: known[name] for name in names or known}
+
+
+def read_task_file(path: Path) -> dict[str, Task]:
+    """The tasks that a TOML file defines, one table `[NAME]` each with the fields of `Task`."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as TOML ({error})") from None
+    if not tables or not all(isinstance(table, dict) for table in tables.values()):
+        raise InputError(f"{path}: holds no tables [NAME] that define tasks")
+    return {name: from_table(name, table, path) for name, table in tables.items()}
+
+
+def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
+    """A `Task` from a TOML table; InputError names the file and the field."""
+    types = {field.name: field.type for field in fields(Task) if field.name != "name"}
+    accepted = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
+    for key, value in table.items():
+        if key not in types:
+            raise InputError(f"{path}: [{name}] has an unknown key {key!r}; known are {', '.join(types)}")
+        if isinstance(value, bool) or not isinstance(value, accepted[str(types[key])]):
+            raise InputError(f"{path}: [{name}] {key} must be {types[key]}, not {value!r}")
+    missing = [key for key in ("kind", "texts", "label", "files") if key not in table]
+    if missing:
+        raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")
+    try:
+        return Task(name, **{key: tuple(value) if key == "texts" else value for key, value in table.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def to_table(task: Task) -> dict[str, Any]:
+    """The inverse of `from_table`."""
+    return {key: value for key, value in asdict(task).items() if key != "name"}
