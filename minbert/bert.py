@@ -48,7 +48,8 @@ class BertConfig:
                 raise InputError(f"{field.name} must be at least {least}, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
             )
         if max(self.hidden_dropout_prob, self.attention_probs_dropout_prob) >= 1:
             raise InputError("dropout probabilities must be below 1")
@@ -60,10 +61,16 @@ class BertConfig:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as JSON ({error}); is this a checkpoint folder?") from None
+            raise InputError(
+                f"{path}: cannot be read as JSON ({error}); is this a checkpoint folder?"
+            ) from None
         if not isinstance(values, dict):
             raise InputError(f"{path}: holds no JSON object; is this a checkpoint's config?")
-        for key, ours in {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+        for key, ours in {
+            "model_type": "bert",
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+        }.items():
             if values.get(key, ours) != ours:
                 raise InputError(f"{path}: {key} is {values[key]!r}; only {ours!r} is supported")
         names = {field.name for field in fields(cls)}
@@ -83,9 +90,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1).
 
-    query (B, h, Lq, d), key and value (B, h, Lk, d); mask broadcasts to (B, h, Lq, Lk) and is True or 1 where a
-    key may be seen. Returns the context (B, h, Lq, d) and the weights (B, h, Lq, Lk), which sum to 1 over the
-    keys and are returned as they were before dropout. InputError where a query may see no key at all.
+    query (B, h, Lq, d), key and value (B, h, Lk, d); mask broadcasts to (B, h, Lq, Lk) and is True or 1 where
+    a key may be seen. Returns the context (B, h, Lq, d) and the weights (B, h, Lq, Lk), which sum to 1 over
+    the keys and are returned as they were before dropout. InputError where a query may see no key at all.
     """
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     if mask is not None:
@@ -108,8 +115,11 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, queries: Tensor, layout: Packing, hidden_states: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Every row of `queries`, placed by `layout`, looks at its own example's tokens in `hidden_states` (T, H).
+    def forward(
+        self, queries: Tensor, layout: Packing, hidden_states: Tensor, packing: Packing
+    ) -> tuple[Tensor, Tensor]:
+        """Every row of `queries`, placed by `layout`, looks at its own example's tokens in `hidden_states`
+        (T, H).
 
         Returns the context, shaped as `queries`, and the weights (B, h, Lq, L).
         """
@@ -140,11 +150,13 @@ class BertLayer(nn.Module):
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor, packing: Packing, first_only: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden_states: Tensor, packing: Packing, first_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(T, H) -> (T, H) and the attention weights (B, h, L, L).
 
-        With `first_only`, (B, H) and (B, h, 1, L): only the row of each example's first token is computed. It is
-        exact, since a row depends on the other tokens through their keys and values alone.
+        With `first_only`, (B, H) and (B, h, 1, L): only the row of each example's first token is computed. It
+        is exact, since a row depends on the other tokens through their keys and values alone.
         """
         rows, layout = hidden_states, packing
         if first_only:
@@ -156,7 +168,8 @@ class BertLayer(nn.Module):
 
 
 class BertEmbeddings(nn.Module):
-    """What the token is, where it stands, and which of the two sentences it belongs to: summed, normalised."""
+    """What the token is, where it stands, and which of the two sentences it belongs to: summed,
+    normalised."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -179,7 +192,9 @@ class BertOutput:
 
     last_hidden_state: Tensor  # (B, L, H)
     pooler_output: Tensor  # (B, H)
-    hidden_states: tuple[Tensor, ...] | None = None  # layers + 1 of (B, L, H): the embeddings, then every layer's output
+    hidden_states: tuple[Tensor, ...] | None = (
+        None  # layers + 1 of (B, L, H): the embeddings, then every layer's output
+    )
     attentions: tuple[Tensor, ...] | None = None  # layers of (B, h, L, L)
 
     def __getitem__(self, name: str) -> Any:
@@ -187,7 +202,8 @@ class BertOutput:
 
 
 class BertModel(nn.Module):
-    """The encoder: `embed` -> `encode` -> `pool`, on packed tokens; `forward` takes and returns padded ones."""
+    """The encoder: `embed` -> `encode` -> `pool`, on packed tokens; `forward` takes and returns padded
+    ones."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -213,8 +229,8 @@ class BertModel(nn.Module):
     ) -> BertOutput:
         """All of input_ids, attention_mask (1 at real tokens) and token_type_ids are (B, L) integers.
 
-        Without a mask every token is real; without types all are 0. InputError for shapes that do not fit, more
-        positions or larger ids than the model has, and an example without a real token.
+        Without a mask every token is real; without types all are 0. InputError for shapes that do not fit,
+        more positions or larger ids than the model has, and an example without a real token.
         """
         hidden_states, packing = self.embed(input_ids, attention_mask, token_type_ids)
         states, attentions = [hidden_states], []
@@ -258,7 +274,8 @@ class BertModel(nn.Module):
         return embeddings
 
     def pool(self, hidden_states: Tensor, packing: Packing, pooling: str) -> Tensor:
-        """(T, H) -> (B, H). "cls": tanh(W x + b) of the first token; "mean": the mean over an example's tokens."""
+        """(T, H) -> (B, H). "cls": tanh(W x + b) of the first token; "mean": the mean over an example's
+        tokens."""
         if pooling == "cls":
             return torch.tanh(self.pooler(hidden_states[packing.first]))
         if pooling == "mean":
@@ -282,7 +299,9 @@ class BertModel(nn.Module):
                 f"{tuple(shape)}, {tuple(attention_mask.shape)} and {tuple(token_type_ids.shape)}"
             )
         if shape[1] > most:
-            raise InputError(f"{shape[1]} positions are more than this model's {most}: truncate with max_length={most}")
+            raise InputError(
+                f"{shape[1]} positions are more than this model's {most}: truncate with max_length={most}"
+            )
         for name, ids, size in (
             ("input_ids", input_ids, self.config.vocab_size),
             ("token_type_ids", token_type_ids, self.config.type_vocab_size),
@@ -295,16 +314,17 @@ class BertModel(nn.Module):
         cls, name_or_directory: str | Path, allow_pickle: bool = False, **config_changes: Any
     ) -> BertModel:
         """A pretrained encoder, in evaluation mode: a name from `hub.py` (fetched once) or a directory as
-        `save_pretrained` or Hugging Face write it. `pytorch_model.bin` is read only with `allow_pickle`, and then
-        with `weights_only=True`. `config_changes` replace fields of its config, such as hidden_dropout_prob.
-        InputError names every key that is missing, unexpected or misshapen."""
+        `save_pretrained` or Hugging Face write it. `pytorch_model.bin` is read only with `allow_pickle`, and
+        then with `weights_only=True`. `config_changes` replace fields of its config, such as
+        hidden_dropout_prob. InputError names every key that is missing, unexpected or misshapen."""
         directory = hub.resolve(name_or_directory, allow_pickle)
         model = cls(replace(BertConfig.from_pretrained(directory), **config_changes))
         model.load_state_dict(checkpoint.load(directory, model.state_dict(), allow_pickle))
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which `transformers.BertModel.from_pretrained` reads."""
+        """Write `config.json` and `model.safetensors`, which `transformers.BertModel.from_pretrained`
+        reads."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(directory)

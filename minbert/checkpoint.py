@@ -97,12 +97,16 @@ def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]
         try:
             return path, load_file(path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from None
+            raise InputError(
+                f"{path}: not a whole safetensors file ({error}); fetch or save it again"
+            ) from None
     path = directory / "pytorch_model.bin"
     if not path.is_file():
         raise InputError(f"{directory}: holds neither model.safetensors nor pytorch_model.bin")
     if not allow_pickle:
-        raise InputError(f"{path}: a pickle, read only with allow_pickle=True (--allow-pickle); safetensors is better")
+        raise InputError(
+            f"{path}: a pickle, read only with allow_pickle=True (--allow-pickle); safetensors is better"
+        )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or hostile pickle can fail in any way

@@ -20,8 +20,8 @@ class AdamW(Optimizer):
         m' = m / (1 - b1^t)                          v' = v / (1 - b2^t)
         theta = theta - lr weight_decay theta - lr m' / (sqrt(v') + eps)
 
-    `correct_bias=False` takes m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
-    every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
+    `correct_bias=False` takes m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies
+    to every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is left alone: no decay, and its moments and its step stay.
     """
 
@@ -38,8 +38,8 @@ class AdamW(Optimizer):
             raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), not {betas}")
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"correct_bias": correct_bias})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -76,7 +76,8 @@ class AdamW(Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, and LayerNorm's scale and shift) do not. Frozen parameters stay out."""
+    """Matrices decay; vectors (biases, and LayerNorm's scale and shift) do not. Frozen parameters stay
+    out."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

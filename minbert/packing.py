@@ -35,7 +35,9 @@ class Packing:
         lengths = mask.sum(dim=1)
         if not lengths.all():
             row = int((lengths == 0).nonzero()[0])
-            raise InputError(f"row {row} of attention_mask is all zeros: every example needs at least one token")
+            raise InputError(
+                f"row {row} of attention_mask is all zeros: every example needs at least one token"
+            )
         return cls(mask, mask.flatten().nonzero().squeeze(1), lengths.cumsum(dim=0) - lengths)
 
     def first_tokens(self) -> Packing:

@@ -1,7 +1,8 @@
 """WordPiece tokenisation for BERT, on the `tokenizers` library.
 
 One sentence becomes `[CLS] a [SEP]`, token types all 0; a pair becomes `[CLS] a [SEP] b [SEP]`, with type 1
-from b on. What is too long is cut at its end; of a pair, the longer sentence first. Special tokens always stay.
+from b on. What is too long is cut at its end; of a pair, the longer sentence first. Special tokens always
+stay.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ class BertTokenizer:
         backend.no_padding()
         self.backend = backend
         self.lowercase = lowercase
-        self.pad_token_id: int = backend.token_to_id("[PAD]")
+        self.pad_token_id = backend.get_vocab()["[PAD]"]
 
     @classmethod
     def from_pretrained(cls, name_or_directory: str | Path, allow_pickle: bool = False) -> BertTokenizer:
         """A name from `hub.py`, or a directory with `tokenizer.json` (taken first) or `vocab.txt`.
 
-        Whether a bare `vocab.txt` is lowercased is what `tokenizer_config.json` says, else what the vocabulary
-        shows: an uncased one holds no capital letter outside the special tokens. `allow_pickle` matters only to
-        the weights of a checkpoint that is not here yet (see `hub.fetch`).
+        Whether a bare `vocab.txt` is lowercased is what `tokenizer_config.json` says, else what the
+        vocabulary shows: an uncased one holds no capital letter outside the special tokens. `allow_pickle`
+        matters only to the weights of a checkpoint that is not here yet (see `hub.fetch`).
         """
         directory = hub.resolve(name_or_directory, allow_pickle)
         path = directory / "tokenizer.json"
@@ -114,8 +115,14 @@ class BertTokenizer:
         vocabulary = self.backend.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
         (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase, "model_max_length": 512}
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.lowercase,
+            "model_max_length": 512,
+        }
+        (directory / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:

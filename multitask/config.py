@@ -1,7 +1,7 @@
 """Every setting once: its default, what it means, what it may be, and which options it serves.
 
-Command line, recipes (TOML) and a run's saved `config.toml` are all read against this one table, so that a value
-is checked the same way wherever it comes from, and a setting that an option would ignore is refused.
+Command line, recipes (TOML) and a run's saved `config.toml` are all read against this one table, so that a
+value is checked the same way wherever it comes from, and a setting that an option would ignore is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,10 +45,10 @@ def setting(
     below: float = math.inf,
     many: bool = False,
 ) -> Any:
-    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any; `many` is a list."""
-    metadata = dict(
-        group=group, help=help, kind=kind, options=options, choices=tuple(choices), low=low, below=below, many=many
-    )
+    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any; `many` is
+    a list."""
+    metadata = {"group": group, "help": help, "kind": kind, "options": options}
+    metadata |= {"choices": tuple(choices), "low": low, "below": below, "many": many}
     return field(default=default, metadata=metadata)
 
 
@@ -59,22 +59,43 @@ class Config:
     option: str
 
     data: str | None = setting(
-        None, "data", "folder of tables; the shipped sample where none is named", options=(*TRAINING, "evaluate")
+        None,
+        "data",
+        "folder of tables; the shipped sample where none is named",
+        options=(*TRAINING, "evaluate"),
     )
     tasks: tuple[str, ...] = setting(
-        (), "data", "tasks to use, as NAME,NAME; all where none is named", options=(*TRAINING, "evaluate"), many=True
+        (),
+        "data",
+        "tasks to use, as NAME,NAME; all where none is named",
+        options=(*TRAINING, "evaluate"),
+        many=True,
     )
-    task_file: str | None = setting(None, "data", "TOML file that defines tasks of your own, to train instead of the built-in ones")
+    task_file: str | None = setting(
+        None, "data", "TOML file that defines tasks of your own, to train instead of the built-in ones"
+    )
     skip_bad_rows: bool = setting(
         False, "data", "drop bad rows and count them, instead of stopping", kind=bool, options=tuple(OPTIONS)
     )
-    max_length: int = setting(512, "data", "longest input in tokens; longer ones are cut", kind=int, low=8, below=4097)
+    max_length: int = setting(
+        512, "data", "longest input in tokens; longer ones are cut", kind=int, low=8, below=4097
+    )
 
-    weights: str = setting(DEFAULT, "model", "pretrained encoder: a name of `python -m minbert.hub`, or a folder")
-    allow_pickle: bool = setting(False, "model", "read pytorch_model.bin where there is no model.safetensors", kind=bool)
-    init: str | None = setting(None, "model", "finished run to start from, encoder and heads, instead of --weights")
-    pooling: str = setting("mean", "model", "sentence vector: first token, or mean over tokens", choices=("cls", "mean"))
-    encoder_dropout: float = setting(0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune",))
+    weights: str = setting(
+        DEFAULT, "model", "pretrained encoder: a name of `python -m minbert.hub`, or a folder"
+    )
+    allow_pickle: bool = setting(
+        False, "model", "read pytorch_model.bin where there is no model.safetensors", kind=bool
+    )
+    init: str | None = setting(
+        None, "model", "finished run to start from, encoder and heads, instead of --weights"
+    )
+    pooling: str = setting(
+        "mean", "model", "sentence vector: first token, or mean over tokens", choices=("cls", "mean")
+    )
+    encoder_dropout: float = setting(
+        0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune",)
+    )
     head_dropout: float = setting(0.0, "model", "dropout before the heads", kind=float, low=0, below=1)
 
     epochs: int = setting(10, "training", "epochs", kind=int, low=1)
@@ -88,16 +109,31 @@ class Config:
     batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1)
     accumulate: int = setting(1, "training", "batches in an update, all of one task", kind=int, low=1)
     lr: float | None = setting(
-        None, "training", "highest learning rate; without it, 5e-5 for finetune and 1e-3 for pretrain", kind=float, low=0
+        None,
+        "training",
+        "highest learning rate; without it, 5e-5 for finetune and 1e-3 for pretrain",
+        kind=float,
+        low=0,
     )
-    schedule: str = setting("linear", "training", "the rate after its warm-up", choices=("constant", "linear"))
-    warmup: float = setting(0.06, "training", "share of all updates in which the rate rises", kind=float, low=0, below=1)
-    weight_decay: float = setting(1e-4, "training", "AdamW's decay; biases and LayerNorm have none", kind=float, low=0)
-    clip_norm: float = setting(1.0, "training", "longest gradient (L2); longer ones are scaled down; 0: never", kind=float, low=0)
+    schedule: str = setting(
+        "linear", "training", "the rate after its warm-up", choices=("constant", "linear")
+    )
+    warmup: float = setting(
+        0.06, "training", "share of all updates in which the rate rises", kind=float, low=0, below=1
+    )
+    weight_decay: float = setting(
+        1e-4, "training", "AdamW's decay; biases and LayerNorm have none", kind=float, low=0
+    )
+    clip_norm: float = setting(
+        1.0, "training", "longest gradient (L2); longer ones are scaled down; 0: never", kind=float, low=0
+    )
     seed: int = setting(0, "training", "seed of every random choice", kind=int, low=0, below=2**63)
 
     run: str | None = setting(None, "run", "finished run to work on", options=("evaluate", "predict"))
-    out: str | None = setting(None, "run", "folder of this run; the next free runs/OPTION-N where none is named")
+    out: str | None = setting(
+        None, "run", "folder of this run; the next free runs/OPTION-N where none is named"
+    )
+    resume: bool = setting(False, "run", "go on with the run in --out from its last saved state", kind=bool)
     save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
     threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
     device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
@@ -112,37 +148,36 @@ class Config:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is saved as `config.toml`: every setting of this option that has a value."""
-        values = {name: getattr(self, name) for name in ("option", *_names(self.option))}
+        """What is saved as `config.toml`: every setting of this option that has a value, but for --resume."""
+        names = [
+            name for name, meta in SETTINGS.items() if self.option in meta["options"] and name != "resume"
+        ]
+        values = {name: getattr(self, name) for name in ("option", *names)}
         return {name: value for name, value in values.items() if value is not None}
 
 
 SETTINGS = {f.name: f.metadata for f in fields(Config) if f.name != "option"}
 
 
-def _names(option: str) -> list[str]:
-    return [name for name, meta in SETTINGS.items() if option in meta["options"]]
-
-
-def resolve(argv: Sequence[str]) -> tuple[Config, bool]:
-    """The command line's settings over a recipe's over the defaults, and whether to resume.
-
-    With --resume, the settings that the run in --out was started with stand in for the defaults.
-    """
+def resolve(argv: Sequence[str]) -> Config:
+    """The command line's settings over a recipe's over the defaults. With --resume, the settings that the run
+    in --out was started with stand in for the defaults."""
     given = _parse(argv)
-    recipe, resume = given.pop("recipe", None), given.pop("resume", False)
-    values = {name: check(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+    recipe = given.pop("recipe", None)
+    values = {name: check(name, value, _flag(name)) for name, value in given.items()}
+    if {"init", "weights"} <= given.keys():
+        raise InputError("--init brings its own encoder: name it or --weights, not both")
     if recipe is not None:
         values = read_toml(recipe_path(recipe)) | values
-    if resume:
+    if values.get("resume"):
         values = _resumed(values)
     option = values.get("option")
     if option is None:
         raise InputError(f"name what to do with --option, one of {', '.join(OPTIONS)} (--help explains them)")
     ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
     if ignored:
-        raise InputError(f"--option {option} does not use {', '.join('--' + name.replace('_', '-') for name in ignored)}")
-    return Config(**values), resume
+        raise InputError(f"--option {option} does not use {', '.join(map(_flag, ignored))}")
+    return Config(**values)
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
@@ -154,13 +189,18 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     saved = read_toml(path)
     looks_ahead = saved.get("schedule") != "constant" or saved.get("warmup") != 0
     changeable = RESUMABLE - {"epochs"} if looks_ahead else RESUMABLE
-    for name, value in values.items():
-        if name not in changeable and name != "out" and value != saved.get(name, _default(name)):
+    for name in values.keys() - changeable - {"out", "resume"}:
+        before = saved.get(name, _default(name))
+        if values[name] != before:
             raise InputError(
-                f"{path}: the run was started with {name} = {saved.get(name, _default(name))!r}, not {value!r}; "
+                f"{path}: the run was started with {name} = {before!r}, not {values[name]!r}; "
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
     return saved | values
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _default(name: str) -> Any:
@@ -238,25 +278,27 @@ def _parser() -> argparse.ArgumentParser:
     explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     parser = _Parser(
         prog="python -m multitask.run",
-        description="Fine-tune one BERT for several tasks at once: sentiment, paraphrase and similarity, or your own.",
+        description="Fine-tune one BERT for several tasks: sentiment, paraphrase and similarity, or your own.",
         epilog=f"options:\n{explained}\n\nA flag beats the recipe, and the recipe beats the defaults.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("--option", metavar="OPTION", help="what to do: " + ", ".join(OPTIONS))
-    parser.add_argument("--recipe", metavar="NAME_OR_TOML", help="settings from a shipped recipe or a TOML file")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last saved state")
+    parser.add_argument(
+        "--recipe", metavar="NAME_OR_TOML", help="settings from a shipped recipe or a TOML file"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, meta in SETTINGS.items():
         group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
         default = _default(name)
         note = "" if default in (None, (), False) else f" (default {default})"
-        flag = f"--{name.replace('_', '-')}"
         if meta["kind"] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=meta["help"])
+            group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
             continue
         metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
         kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
-        group.add_argument(flag, type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%"))
+        group.add_argument(
+            _flag(name), type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%")
+        )
     return parser

@@ -1,13 +1,15 @@
 """Tab-separated tables, read strictly: a row is right, or it is reported with its file and line.
 
-A table is UTF-8 with a header; one row a line (a quoted field may not span lines, so that one stray quote cannot
-swallow the rows below it); a byte-order mark and CRLF line ends are accepted. Columns are found by name.
+A table is UTF-8 with a header; one row a line (a quoted field may not span lines, so that one stray quote
+cannot swallow the rows below it); a byte-order mark and CRLF line ends are accepted. Columns are found by
+name.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +46,15 @@ class Examples:
 
     ids: list[str]
     encoded: list[tuple[list[int], list[int]]]  # (input_ids, token_type_ids) of each row
-    labels: np.ndarray | None  # (N,) float64
-    sha256: str  # of the table's bytes
+    labels: np.ndarray  # (N,) float64; NaN where the table has none
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def parse(lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id: bool = True) -> Iterator[Row | Problem]:
+def parse(
+    lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id: bool = True
+) -> Iterator[Row | Problem]:
     """The rows of a table, streaming: each a Row, or the Problem it has. InputError for a header without the
     columns that are wanted; without `with_id`, a table that has no id column numbers its rows by line."""
     numbered = enumerate(lines, start=1)
@@ -61,8 +64,8 @@ def parse(lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id
     missing = [column for column in wanted if header.count(column) != 1]
     if missing:
         raise InputError(
-            f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; the tab-separated header "
-            f"names {', '.join(repr(column) for column in header)}"
+            f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; "
+            f"the tab-separated header names {', '.join(map(repr, header))}"
         )
     places = {column: header.index(column) for column in wanted}
     for number, line in numbered:
@@ -70,22 +73,27 @@ def parse(lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id
             fields = _fields(line)
             if len(fields) != len(header):
                 raise ValueError(f"{len(fields)} tab-separated fields where the header has {len(header)}")
-            yield _row(number, {column: fields[place].strip() for column, place in places.items()}, task, labelled)
+            yield _row(
+                number, {column: fields[place].strip() for column, place in places.items()}, task, labelled
+            )
         except ValueError as error:
             yield Problem(number, str(error))
 
 
 def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
-    """Rows of plain text without a header: a sentence a line, or two with a tab between; quotes mean nothing."""
+    """Rows of plain text without a header: a sentence a line, or two with a tab between; quotes mean
+    nothing."""
     for number, line in enumerate(lines, start=1):
         try:
             fields = _decode(line).split("\t")
             if len(fields) != len(task.texts):
                 raise ValueError(
-                    f"{len(fields)} tab-separated fields where {task.name} takes {len(task.texts)}; a table with more "
-                    f"columns needs a header that names {' and '.join(task.texts)}"
+                    f"{len(fields)} tab-separated fields where {task.name} takes {len(task.texts)}; "
+                    f"a table with more columns needs a header that names {' and '.join(task.texts)}"
                 )
-            yield _row(number, dict(zip(task.texts, (field.strip() for field in fields), strict=True)), task, False)
+            yield _row(
+                number, dict(zip(task.texts, (field.strip() for field in fields), strict=True)), task, False
+            )
         except ValueError as error:
             yield Problem(number, str(error))
 
@@ -128,8 +136,8 @@ def _fields(line: bytes) -> list[str]:
 
 
 def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> tuple[list[Row], int]:
-    """All rows of a table, and how many bad ones were dropped. Strict by default: InputError lists the first 20
-    problems with file and line, and their number."""
+    """All rows of a table, and how many bad ones were dropped. Strict by default: InputError lists the first
+    20 problems with file and line, and their number."""
     rows: list[Row] = []
     problems: list[Problem] = []
     lines_of_ids: dict[str, int] = {}
@@ -137,7 +145,9 @@ def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = Fal
         with path.open("rb") as file:
             for item in parse(file, str(path), task, labelled):
                 if isinstance(item, Row) and item.id in lines_of_ids:
-                    item = Problem(item.line, f"{task.id} {item.id} stands already on line {lines_of_ids[item.id]}")
+                    item = Problem(
+                        item.line, f"{task.id} {item.id} stands already on line {lines_of_ids[item.id]}"
+                    )
                 if isinstance(item, Problem):
                     problems.append(item)
                 else:
@@ -148,32 +158,50 @@ def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = Fal
     if problems and not skip_bad_rows:
         shown = [f"{path}:{problem.line}: {problem.message}" for problem in problems[:REPORTED]]
         more = [f"... and {len(problems) - REPORTED} more"] if len(problems) > REPORTED else []
-        remedy = f"{path}: {len(problems)} bad rows of {len(rows) + len(problems)}; mend them, or drop them with --skip-bad-rows"
-        raise InputError("\n".join([*shown, *more, remedy]))
+        counts = f"{path}: {len(problems)} bad rows of {len(rows) + len(problems)}"
+        raise InputError(
+            "\n".join([*shown, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
+        )
     if not rows:
         raise InputError(f"{path}: holds no {'usable ' if problems else ''}rows below its header")
     return rows, len(problems)
 
 
-def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[tuple[list[int], list[int]]]:
+def tokenize(
+    rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int
+) -> list[tuple[list[int], list[int]]]:
     """(input_ids, token_type_ids) of every row: one sentence, or two together."""
-    first, *second = ([row.texts[column] for row in rows] for column in range(len(rows[0].texts)))
-    return tokenizer.encode(first, *second, max_length=max_length)
+    columns = list(zip(*(row.texts for row in rows), strict=True))
+    return tokenizer.encode(columns[0], columns[1] if len(columns) == 2 else None, max_length)
 
 
-def load_examples(
-    path: Path, task: Task, tokenizer: BertTokenizer, labelled: bool, skip_bad_rows: bool, max_length: int
-) -> Examples:
-    """Read, check and tokenise one table; says how many rows it dropped where it may."""
-    rows, dropped = read_table(path, task, labelled, skip_bad_rows)
-    if dropped:
-        print(f"{path}: dropped {dropped} bad rows, kept {len(rows)}")
-    return Examples(
-        [row.id for row in rows],
-        tokenize(rows, tokenizer, max_length),
-        np.array([row.label for row in rows], dtype=np.float64) if labelled else None,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+def read_split(
+    directory: Path, split: str, tasks: Mapping[str, Task], skip_bad_rows: bool
+) -> dict[str, list[Row]]:
+    """One split's rows of every task that has such a table: labelled, but for the split test-student. Says
+    how many rows it dropped where it may."""
+    rows = {}
+    for name, task in tasks.items():
+        path = task.path(directory, split)
+        if path.is_file():
+            rows[name], dropped = read_table(path, task, split != "test-student", skip_bad_rows)
+            if dropped:
+                print(f"{path}: dropped {dropped} bad rows, kept {len(rows[name])}")
+    return rows
+
+
+def make_examples(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> Examples:
+    labels = np.array([math.nan if row.label is None else row.label for row in rows])
+    return Examples([row.id for row in rows], tokenize(rows, tokenizer, max_length), labels)
+
+
+def fingerprint(splits: Iterable[Mapping[str, Sequence[Row]]]) -> str:
+    """A SHA-256 over everything in these rows."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for name, rows in split.items():
+            digest.update(repr((name, rows)).encode())
+    return digest.hexdigest()
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:

@@ -30,7 +30,8 @@ def logits(
     encoded: Sequence[tuple[list[int], list[int]]],
     batch_size: int = EVALUATION_BATCH,
 ) -> Tensor:
-    """Logits (N, C) of tokenised examples, on the CPU, in their own order; leaves the model in evaluation mode."""
+    """Logits (N, C) of tokenised examples, on the CPU, in their own order; leaves the model in evaluation
+    mode."""
     model.eval()
     out = torch.empty(len(encoded), model.tasks[task].outputs)
     for rows in length_sorted_batches([len(ids) for ids, _ in encoded], batch_size):
@@ -69,13 +70,15 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 METRICS = {"accuracy": accuracy, "pearson": pearson}
 
 
-def scores(model: MultitaskBert, outputs: Mapping[str, Tensor], data: Mapping[str, Examples]) -> dict[str, Any]:
+def scores(
+    model: MultitaskBert, outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, Any]:
     """{task: {metric: value}} from each task's logits, and `score`, the mean of the tasks' scores."""
     result: dict[str, Any] = {}
     for name, logits in outputs.items():
-        task, labels = model.tasks[name], data[name].labels
-        assert labels is not None, f"{name} has no labels to score against"
-        result[name] = {task.metric: METRICS[task.metric](decode(task.kind, logits).double().numpy(), labels)}
+        task = model.tasks[name]
+        predictions = decode(task.kind, logits).double().numpy()
+        result[name] = {task.metric: METRICS[task.metric](predictions, data[name].labels)}
     shares = [model.tasks[name].score(value) for name in outputs for value in result[name].values()]
     return result | {"score": sum(shares) / len(shares)}
 
@@ -95,8 +98,11 @@ def table(model: MultitaskBert, dev: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  {'score':12} {'':9} {dev['score']:.3f}"])
 
 
-def write_predictions(directory: Path, model: MultitaskBert, split: str, name: str, ids: Iterable[str], logits: Tensor) -> Path:
-    """One split's submission file in the course's format, and beside it the probabilities where there are classes."""
+def write_predictions(
+    directory: Path, model: MultitaskBert, split: str, name: str, ids: Iterable[str], logits: Tensor
+) -> Path:
+    """One split's submission file in the course's format, and beside it the probabilities where there are
+    classes."""
     directory.mkdir(parents=True, exist_ok=True)
     task = model.tasks[name]
     ids = list(ids)
@@ -110,6 +116,7 @@ def write_predictions(directory: Path, model: MultitaskBert, split: str, name: s
         with (directory / f"{task.submission}-{split}-probabilities.csv").open("w", encoding="utf-8") as file:
             file.write("\t".join(["id", *(f"class_{number}" for number in range(len(rows[0])))]) + "\n")
             file.writelines(
-                "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n" for row_id, row in zip(ids, rows, strict=True)
+                "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n"
+                for row_id, row in zip(ids, rows, strict=True)
             )
     return path

@@ -46,10 +46,11 @@ class MultitaskBert(nn.Module):
         self.pooling = pooling
         self.max_length = min(max_length, encoder.config.max_position_embeddings)
         self.dropout = nn.Dropout(float(head_dropout))
-        self.heads = nn.ModuleDict({name: nn.Linear(encoder.config.hidden_size, task.outputs) for name, task in tasks.items()})
-        for head in self.heads.values():
+        heads = {name: nn.Linear(encoder.config.hidden_size, task.outputs) for name, task in tasks.items()}
+        for head in heads.values():
             nn.init.normal_(head.weight, std=encoder.config.initializer_range)
             nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict(heads)
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
@@ -71,7 +72,9 @@ class MultitaskBert(nn.Module):
 
     def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
         """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
-        return evaluate.decode(self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)).tolist()
+        return evaluate.decode(
+            self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)
+        ).tolist()
 
     def predict_proba(self, task: str, texts: Texts, batch_size: int = 32) -> list[list[float]]:
         """The probability of every class, for each text or pair; InputError for a regression task."""
@@ -89,10 +92,12 @@ class MultitaskBert(nn.Module):
         for number, text in enumerate(texts):
             parts = (text,) if isinstance(text, str) else tuple(text)
             if len(parts) != wanted:
-                raise InputError(f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}")
+                raise InputError(
+                    f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}"
+                )
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
-        return self.tokenizer.encode(*columns, max_length=self.max_length)
+        return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
 
     def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
         return evaluate.logits(self, task, self.encode(task, texts), batch_size)
@@ -103,7 +108,8 @@ class MultitaskBert(nn.Module):
         return task
 
     def save(self, directory: str | Path) -> None:
-        """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks' definitions."""
+        """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'
+        definitions."""
         directory = Path(directory)
         self.encoder.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
@@ -118,12 +124,16 @@ class MultitaskBert(nn.Module):
         """What `save` wrote, such as a run's `best/`, in evaluation mode."""
         directory = Path(directory)
         settings, tasks = _read_tasks(directory / "tasks.toml")
-        model = cls(BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings)
+        model = cls(
+            BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings
+        )
         path = directory / "heads.safetensors"
         try:
             model.heads.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path}: not the heads of {directory}/tasks.toml ({' '.join(str(error).split())})") from None
+            raise InputError(
+                f"{path}: not the heads of {directory}/tasks.toml ({' '.join(str(error).split())})"
+            ) from None
         return model.to(device).eval()
 
 

@@ -22,8 +22,9 @@ WINDOW = 1024  # rows that are read, sorted by length, predicted and written tog
 def predict(model: MultitaskBert, task_name: str, source: str, target: str, skip_bad_rows: bool) -> None:
     """Read texts from a file or `-`, write `id, prediction` and the classes' probabilities, tab-separated.
 
-    The input is a table with a header that names the task's text columns (an id column is taken over), or plain
-    lines: one sentence, or two with a tab between. A file to write appears under its name when it is complete.
+    The input is a table with a header that names the task's text columns (an id column is taken over), or
+    plain lines: one sentence, or two with a tab between. A file to write appears under its name when it is
+    complete.
     """
     task = model.tasks[task_name]
     reader, name = _open_input(source)
@@ -38,7 +39,9 @@ def predict(model: MultitaskBert, task_name: str, source: str, target: str, skip
                 _write(model, task, windows, file)
             os.replace(partial, target)
         except OSError as error:
-            raise InputError(f"{target}: cannot be written ({error.strerror}); name another --output") from None
+            raise InputError(
+                f"{target}: cannot be written ({error.strerror}); name another --output"
+            ) from None
         except InputError as error:
             raise InputError(f"{error}\nthe rows before it are predicted, in {partial}") from None
 

@@ -13,16 +13,19 @@ from multitask.config import resolve
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 after a mistake in the input (one line says which), 130 after Ctrl-C."""
     try:
-        config, resume = resolve(sys.argv[1:] if argv is None else argv)
+        config = resolve(sys.argv[1:] if argv is None else argv)
         from multitask import jobs  # brings torch, which help and usage errors do without
 
-        jobs.JOBS[config.option](config, resume)
+        jobs.JOBS[config.option](config)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; a training run goes on from its last saved state with --resume --out RUN", file=sys.stderr)
+        print(
+            "\nstopped; a training run goes on from its last saved state with --resume --out RUN",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

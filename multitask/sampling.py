@@ -1,7 +1,8 @@
-"""Which task each update trains and which rows it takes: a function of (seed, step), so nothing has to be saved.
+"""Which task each update trains and which rows it takes: a function of (seed, step), so nothing has to be
+saved.
 
-An epoch is `steps_per_epoch` updates, not a pass over the data. One task per update. Each task walks through its
-own rows in shuffled passes, and every pass is shuffled anew.
+An epoch is `steps_per_epoch` updates, not a pass over the data. One task per update. Each task walks through
+its own rows in shuffled passes, and every pass is shuffled anew.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def shuffled_rows(seed: int, task: int, size: int, start: int, count: int) -> np
     positions = np.arange(start, start + count)
     passes = positions // size
     return np.concatenate(
-        [_pass(seed, task, size, int(number))[positions[passes == number] % size] for number in np.unique(passes)]
+        [
+            _pass(seed, task, size, int(number))[positions[passes == number] % size]
+            for number in np.unique(passes)
+        ]
     )
 
 
@@ -50,5 +54,9 @@ def schedule(
     drawn = np.bincount(tasks[:first_step], minlength=len(sizes))
     for step in range(first_step, total_steps):
         task = int(tasks[step])
-        yield step, task, shuffled_rows(seed, task, sizes[task], int(drawn[task]) * rows_per_step, rows_per_step)
+        yield (
+            step,
+            task,
+            shuffled_rows(seed, task, sizes[task], int(drawn[task]) * rows_per_step, rows_per_step),
+        )
         drawn[task] += 1

@@ -1,8 +1,8 @@
 """What a run must remember to go on exactly, and how it is written: whole, or not at all.
 
-A state is a folder `state/step-N` with the model's and the optimizer's tensors (safetensors) and `progress.json`.
-It is written under another name, flushed to disk and renamed, so a folder of that name is complete by its being
-there. Random numbers need no saving: they are functions of (seed, step, purpose).
+A state is a folder `state/step-N` with the model's and the optimizer's tensors (safetensors) and
+`progress.json`. It is written under another name, flushed to disk and renamed, so a folder of that name is
+complete by its being there. Random numbers need no saving: they are functions of (seed, step, purpose).
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Progress:
     """Where a run stands after `step` updates. Floats survive JSON to the last bit."""
 
     step: int = 0
-    losses: dict[str, list[float]] = field(default_factory=dict)  # of the epoch under way: task -> [sum, updates]
+    losses: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of the epoch under way: task -> [sum, updates]
     seconds: float = 0.0  # of the epoch under way
     best_score: float | None = None
     best_epoch: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
-    data: dict[str, str] = field(default_factory=dict)  # task -> SHA-256 of its training and dev tables
+    data: str = ""  # the fingerprint of the training and dev rows
 
 
 def write_file(path: Path, text: str) -> None:
@@ -50,8 +52,9 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two renames,
-    `path` is missing and the old one stands beside it as `path.old`: `recover_folder` puts it back."""
+    """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two
+    renames, `path` is missing and the old one stands beside it as `path.old`: `recover_folder` puts it
+    back."""
     partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -85,7 +88,10 @@ def save(run: Path, progress: Progress, model: nn.Module, optimizer: Optimizer) 
     """Write the state of this step and drop all but the last two."""
 
     def write(folder: Path) -> None:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
+            folder / "model.safetensors",
+        )
         save_file(_moments(model, optimizer), folder / "optimizer.safetensors")
         (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
@@ -106,7 +112,9 @@ def load(run: Path, model: nn.Module, optimizer: Optimizer) -> Progress | None:
         _set_moments(model, optimizer, load_file(folder / "optimizer.safetensors"))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         message = " ".join(str(error).split())
-        raise InputError(f"{folder}: not a whole state ({message}); delete that folder to go on from the one before") from None
+        raise InputError(
+            f"{folder}: not a whole state ({message}); delete that folder to go on from the one before"
+        ) from None
     return progress
 
 

@@ -1,4 +1,5 @@
-"""What differs between tasks, as data: columns, kind, labels, files. Nothing else branches on a task's name."""
+"""What differs between tasks, as data: columns, kind, labels, files. Nothing else branches on a task's
+name."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Task:
     """One task: where its tables are, what their columns mean, and how it is learned and scored.
 
     kind "classification": integer labels 0..num_classes-1, cross-entropy, accuracy. "binary": labels 0 and 1,
-    one logit, binary cross-entropy, accuracy. "regression": labels are numbers from low to high, squared error,
-    Pearson correlation.
+    one logit, binary cross-entropy, accuracy. "regression": labels are numbers from low to high, squared
+    error, Pearson correlation.
     """
 
     name: str
@@ -29,7 +30,9 @@ class Task:
     texts: tuple[str, ...]  # the text columns: one sentence, or two that are encoded together
     label: str  # the label's column
     files: str  # a table's file name, with {split} for train, dev and test-student
-    output: str = ""  # its submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; the name if empty
+    output: str = (
+        ""  # its submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; the name if empty
+    )
     header: str = "Prediction"  # the value's name in a submission file
     id: str = "id"  # the column of unique row names
     num_classes: int = 2
@@ -106,7 +109,9 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
     """The tasks of these names, in the order given; all of them for no names."""
     for name in names:
         if name not in known:
-            raise InputError(f"unknown task {name!r}; known are {', '.join(known)} (define others with --task-file)")
+            raise InputError(
+                f"unknown task {name!r}; known are {', '.join(known)} (define others with --task-file)"
+            )
     return {name: known[name] for name in names or known}
 
 
@@ -124,7 +129,7 @@ def read_task_file(path: Path) -> dict[str, Task]:
 def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """A `Task` from a TOML table; InputError names the file and the field."""
     types = {field.name: field.type for field in fields(Task) if field.name != "name"}
-    accepted = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
+    accepted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
     for key, value in table.items():
         if key not in types:
             raise InputError(f"{path}: [{name}] has an unknown key {key!r}; known are {', '.join(types)}")
@@ -134,7 +139,8 @@ def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
     if missing:
         raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")
     try:
-        return Task(name, **{key: tuple(value) if key == "texts" else value for key, value in table.items()})
+        values: dict[str, Any] = {**table, "texts": tuple(table["texts"])}
+        return Task(name, **values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

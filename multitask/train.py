@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -59,7 +61,8 @@ def fit(
     run: Path,
     progress: Progress,
 ) -> Progress:
-    """Train from `progress.step` to the end of the last epoch, saving states, metrics and the best model in `run`."""
+    """Train from `progress.step` to the end of the last epoch, saving states, metrics and the best model in
+    `run`."""
     names = list(train)
     steps_per_epoch = epoch_steps(train, config)
     total_steps = config.epochs * steps_per_epoch
@@ -97,13 +100,19 @@ def fit(
 
 
 def end_epoch(
-    model: MultitaskBert, dev: Mapping[str, Examples], progress: Progress, steps: int, rows_per_step: int, run: Path
+    model: MultitaskBert,
+    dev: Mapping[str, Examples],
+    progress: Progress,
+    steps: int,
+    rows_per_step: int,
+    run: Path,
 ) -> None:
-    """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best yet."""
+    """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best
+    yet."""
     scores = evaluate.scores(model, evaluate.all_logits(model, dev), dev)
     losses = {name: total / updates for name, (total, updates) in progress.losses.items()}
     losses["all"] = sum(total for total, _ in progress.losses.values()) / steps
-    record = {
+    record: dict[str, Any] = {
         "epoch": progress.step // steps,
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
@@ -118,21 +127,24 @@ def end_epoch(
     progress.records.append(record)
     progress.losses, progress.seconds = {}, 0.0
     write_metrics(run, progress)
-    Meter.say(f"epoch {record['epoch']}: loss {losses['all']:.4f}, {summary(model, scores)}{', the best yet' * best}")
+    Meter.say(
+        f"epoch {record['epoch']}: loss {losses['all']:.4f}, dev {summary(model, scores)}" + ", best" * best
+    )
 
 
-def summary(model: MultitaskBert, scores: Mapping) -> str:
+def summary(model: MultitaskBert, scores: Mapping[str, Any]) -> str:
     values = [f"{name} {task.metric} {scores[name][task.metric]:.3f}" for name, task in model.tasks.items()]
-    return "dev " + ", ".join([*values, f"score {scores['score']:.3f}"])
+    return ", ".join([*values, f"score {scores['score']:.3f}"])
 
 
 def write_metrics(run: Path, progress: Progress) -> None:
     state.write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in progress.records))
 
 
-def collate(model: MultitaskBert, examples: Examples, rows: Iterable[int]) -> tuple[dict[str, Tensor], Tensor]:
+def collate(
+    model: MultitaskBert, examples: Examples, rows: Iterable[int]
+) -> tuple[dict[str, Tensor], Tensor]:
     """These rows as one padded batch and its labels, on the model's device."""
-    assert examples.labels is not None, "training rows have labels"
     rows = list(rows)
     inputs = model.tokenizer.pad([examples.encoded[row] for row in rows])
     labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
@@ -171,7 +183,8 @@ def best_folder(run: str) -> Path:
 
 
 def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
-    """The model that a run starts from: a pretrained encoder with fresh heads, or --init's encoder and heads."""
+    """The model that a run starts from: a pretrained encoder with fresh heads, or --init's encoder and
+    heads."""
     source = config.weights if config.init is None else best_folder(config.init)
     encoder = BertModel.from_pretrained(
         source,
@@ -182,25 +195,28 @@ def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
     tokenizer = BertTokenizer.from_pretrained(source, config.allow_pickle)
     torch.manual_seed(random_seed(config.seed, "heads"))
     model = MultitaskBert(encoder, tokenizer, tasks, config.pooling, config.head_dropout, config.max_length)
-    if config.init is not None:
-        copy_heads(MultitaskBert.load(source), model, config.init)
     encoder.requires_grad_(config.option == "finetune")
     return model
 
 
-def copy_heads(source: MultitaskBert, model: MultitaskBert, name: str) -> None:
-    if source.pooling != model.pooling:
-        raise InputError(f"{name}: was trained with --pooling {source.pooling}; start from it with the same")
-    for task, head in model.heads.items():
-        if task in source.heads:
-            head.load_state_dict(source.heads[task].state_dict())
-
-
-def start_at_the_mean(model: MultitaskBert, train: Mapping[str, Examples]) -> None:
-    """A regression head's bias starts at its labels' mean, so that small rates need not walk there."""
+def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Config) -> None:
+    """A regression head's bias starts at its labels' mean, so that small rates need not walk there; a head
+    that --init has trained starts as it ended."""
     for name, task in model.tasks.items():
         if task.kind == "regression":
-            torch.nn.init.constant_(model.heads[name].bias, float(train[name].labels.mean()))
+            bias = cast(Tensor, model.heads[name].bias)
+            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)))
+    if config.init is None:
+        return
+    source = MultitaskBert.load(best_folder(config.init))
+    if source.pooling != model.pooling:
+        raise InputError(
+            f"--init {config.init}: was trained with --pooling {source.pooling}; start from it with the same"
+        )
+    for name in model.heads.keys() & source.heads.keys():
+        if model.tasks[name].outputs != source.tasks[name].outputs:
+            raise InputError(f"--init {config.init}: its task {name} has another number of outputs")
+        model.heads[name].load_state_dict(source.heads[name].state_dict())
 
 
 def make_optimizer(model: MultitaskBert, config: Config) -> AdamW:

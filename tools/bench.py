@@ -2,10 +2,10 @@
 
     python tools/bench.py [--data DIR] [--repeats N] [--threads N]
 
-Both sides take turns on every batch, in one process, and the medians are compared; the ratio is what to quote, since
-times depend on the machine. Ours: `BertModel.pooled` with "cls" pooling, our AdamW. Theirs: `BertModel` (sdpa), each
-batch padded to its longest row, torch's fused AdamW. The loss is the mean square of a linear head in both. Needs the
-extra `test` (transformers).
+Both sides take turns on every batch, in one process, and the medians are compared; the ratio is what to
+quote, since times depend on the machine. Ours: `BertModel.pooled` with "cls" pooling, our AdamW. Theirs:
+`BertModel` (sdpa), each batch padded to its longest row, torch's fused AdamW. The loss is the mean square of
+a linear head in both. Needs the extra `test` (transformers).
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ BATCH = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SAMPLE, help="folder of tables (default: the shipped sample)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=SAMPLE, help="folder of tables (default: the shipped sample)"
+    )
     parser.add_argument("--weights", default=hub.DEFAULT, help="checkpoint: a name or a folder")
     parser.add_argument("--repeats", type=int, default=30, help="batches timed, in turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
@@ -41,10 +45,14 @@ def main() -> None:
     ours = BertModel.from_pretrained(directory).train()
     theirs = transformers.BertModel.from_pretrained(directory, attn_implementation="sdpa").train()
     batches = real_batches(args.data, BertTokenizer.from_pretrained(directory), args.repeats)
-    padding = 1 - sum(int(b["attention_mask"].sum()) for b in batches) / sum(b["input_ids"].numel() for b in batches)
+    padding = 1 - sum(int(b["attention_mask"].sum()) for b in batches) / sum(
+        b["input_ids"].numel() for b in batches
+    )
 
     steps = {
-        "minbert": Step(lambda batch: ours.pooled(**batch), ours, AdamW(parameter_groups(ours, 1e-4), lr=1e-5)),
+        "minbert": Step(
+            lambda batch: ours.pooled(**batch), ours, AdamW(parameter_groups(ours, 1e-4), lr=1e-5)
+        ),
         "transformers": Step(
             lambda batch: theirs(**batch).pooler_output,
             theirs,
@@ -54,10 +62,12 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number, batch in enumerate([*batches[:3], *batches]):  # the first three warm up
         for name, step in steps.items():
-            seconds = step(batch)
+            elapsed = step(batch)
             if number >= 3:
-                times[name].append(seconds)
-    print(f"{args.repeats} batches of {BATCH}, {padding:.0%} padding, {args.threads} threads, training step in ms")
+                times[name].append(elapsed)
+    print(
+        f"training step in ms: {args.repeats} batches of {BATCH}, {padding:.0%} padding, {args.threads} threads"
+    )
     for name, seconds in times.items():
         low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
         print(f"  {name:13} median {median:6.1f}   quartiles {low:6.1f} to {high:6.1f}")
