@@ -28,6 +28,7 @@ OPTIONS = {
     "predict": "read texts from a file or standard input, write predictions as they come",
 }
 MAX_STEPS_PER_EPOCH = 2000
+REQUIRED = {"evaluate": ("run",), "predict": ("run", "task")}
 RATES = {"pretrain": 1e-3, "finetune": 5e-5}
 # What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
 RESUMABLE = {"threads", "device", "save_every", "epochs"}
@@ -129,7 +130,7 @@ class Config:
     )
     seed: int = setting(0, "training", "seed of every random choice", kind=int, low=0, below=2**63)
 
-    run: str | None = setting(None, "run", "finished run to work on", options=("evaluate", "predict"))
+    run: str = setting("", "run", "finished run to work on", options=("evaluate", "predict"))
     out: str | None = setting(
         None, "run", "folder of this run; the next free runs/OPTION-N where none is named"
     )
@@ -138,7 +139,7 @@ class Config:
     threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
     device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
 
-    task: str | None = setting(None, "predict", "task to predict", options=("predict",))
+    task: str = setting("", "predict", "task to predict", options=("predict",))
     input: str = setting("-", "predict", "file to read, - for standard input", options=("predict",))
     output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))
 
@@ -177,6 +178,9 @@ def resolve(argv: Sequence[str]) -> Config:
     ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
     if ignored:
         raise InputError(f"--option {option} does not use {', '.join(map(_flag, ignored))}")
+    missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
+    if missing:
+        raise InputError(f"--option {option} needs {' and '.join(map(_flag, missing))}")
     return Config(**values)
 
 
@@ -278,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     parser = _Parser(
         prog="python -m multitask.run",
-        description="Fine-tune one BERT for several tasks: sentiment, paraphrase and similarity, or your own.",
+        description="Fine-tune one BERT for several tasks at once: the course's three, or your own.",
         epilog=f"options:\n{explained}\n\nA flag beats the recipe, and the recipe beats the defaults.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -292,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, meta in SETTINGS.items():
         group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
         default = _default(name)
-        note = "" if default in (None, (), False) else f" (default {default})"
+        note = "" if default in (None, (), False, "") else f" (default {default})"
         if meta["kind"] is bool:
             group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
             continue

@@ -41,9 +41,8 @@ def train(config: Config) -> None:
     write_config(run, config)
     sizes = ", ".join(f"{name} {len(examples):,}" for name, examples in train_data.items())
     steps = training.epoch_steps(train_data, config)
-    print(
-        f"training rows: {sizes}\n{config.epochs} epochs of {steps:,} updates on {model.device}, writing {run}"
-    )
+    print(f"training rows: {sizes}")
+    print(f"{config.epochs} epochs of {steps:,} updates on {model.device}, writing {run}")
 
     training.fit(model, optimizer, train_data, dev_data, config, run, progress)
 
@@ -55,7 +54,7 @@ def train(config: Config) -> None:
 
 def evaluate_run(config: Config) -> None:
     """Score a finished run's best model on the dev tables and write its dev and test predictions again."""
-    run = Path(required(config.run, "--run"))
+    run = Path(config.run)
     saved = run / "config.toml"
     data = config.data or (read_toml(saved).get("data") if saved.is_file() else None)
     set_up_machine(config)
@@ -69,10 +68,9 @@ def evaluate_run(config: Config) -> None:
 
 def predict(config: Config) -> None:
     """A stream of texts in, predictions out."""
-    task = required(config.task, "--task")
     set_up_machine(config)
-    model = MultitaskBert.load(training.best_folder(required(config.run, "--run")), device(config))
-    tasks.select([task], model.tasks)
+    model = MultitaskBert.load(training.best_folder(config.run), device(config))
+    task = tasks.select([config.task], model.tasks)[config.task]
     predict_stream(model, task, config.input, config.output, config.skip_bad_rows)
 
 
@@ -82,12 +80,6 @@ JOBS: dict[str, Callable[[Config], None]] = {
     "evaluate": evaluate_run,
     "predict": predict,
 }
-
-
-def required(value: str | None, flag: str) -> str:
-    if value is None:
-        raise InputError(f"this option needs {flag} (see --help)")
-    return value
 
 
 def read_splits(

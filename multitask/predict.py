@@ -19,14 +19,13 @@ from multitask.tasks import Task
 WINDOW = 1024  # rows that are read, sorted by length, predicted and written together
 
 
-def predict(model: MultitaskBert, task_name: str, source: str, target: str, skip_bad_rows: bool) -> None:
+def predict(model: MultitaskBert, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
     """Read texts from a file or `-`, write `id, prediction` and the classes' probabilities, tab-separated.
 
     The input is a table with a header that names the task's text columns (an id column is taken over), or
     plain lines: one sentence, or two with a tab between. A file to write appears under its name when it is
     complete.
     """
-    task = model.tasks[task_name]
     reader, name = _open_input(source)
     with reader:
         windows = _windows(_items(reader, name, task), name, skip_bad_rows)

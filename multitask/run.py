@@ -21,15 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # such as a full disk
+        print(f"error: {error}; a training run goes on with --resume --out RUN", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "\nstopped; a training run goes on from its last saved state with --resume --out RUN",
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

@@ -40,6 +40,14 @@ class Progress:
     records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
     data: str = ""  # the fingerprint of the training and dev rows
 
+    def add(self, task: str, loss: float, seconds: float) -> None:
+        """One more update."""
+        self.step += 1
+        sums = self.losses.setdefault(task, [0.0, 0])
+        sums[0] += loss
+        sums[1] += 1
+        self.seconds += seconds
+
 
 def write_file(path: Path, text: str) -> None:
     """Replace a file by this text: whole, or not at all."""

@@ -146,5 +146,6 @@ def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
 
 
 def to_table(task: Task) -> dict[str, Any]:
-    """The inverse of `from_table`."""
-    return {key: value for key, value in asdict(task).items() if key != "name"}
+    """The inverse of `from_table`: the fields that are not at their defaults."""
+    defaults = {field.name: field.default for field in fields(Task)}
+    return {key: value for key, value in asdict(task).items() if key != "name" and value != defaults[key]}

@@ -60,9 +60,8 @@ def fit(
     config: Config,
     run: Path,
     progress: Progress,
-) -> Progress:
-    """Train from `progress.step` to the end of the last epoch, saving states, metrics and the best model in
-    `run`."""
+) -> None:
+    """Train from `progress.step` to the last epoch's end; `run` gets states, metrics and the best model."""
     names = list(train)
     steps_per_epoch = epoch_steps(train, config)
     total_steps = config.epochs * steps_per_epoch
@@ -84,19 +83,14 @@ def fit(
         ]
         loss = update(model, optimizer, task, batches, config.clip_norm)
 
-        progress.step = step + 1
-        sums = progress.losses.setdefault(task.name, [0.0, 0])
-        sums[0] += loss
-        sums[1] += 1
-        progress.seconds += time.perf_counter() - started
+        progress.add(task.name, loss, time.perf_counter() - started)
         meter.update(progress)
-        if progress.step % steps_per_epoch == 0:
+        epoch_ends = progress.step % steps_per_epoch == 0
+        if epoch_ends:
             end_epoch(model, dev, progress, steps_per_epoch, rows_per_step, run)
-            state.save(run, progress, model, optimizer)
-        elif progress.step % config.save_every == 0:
+        if epoch_ends or progress.step % config.save_every == 0:
             state.save(run, progress, model, optimizer)
     meter.close()
-    return progress
 
 
 def end_epoch(
@@ -107,8 +101,7 @@ def end_epoch(
     rows_per_step: int,
     run: Path,
 ) -> None:
-    """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best
-    yet."""
+    """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
     scores = evaluate.scores(model, evaluate.all_logits(model, dev), dev)
     losses = {name: total / updates for name, (total, updates) in progress.losses.items()}
     losses["all"] = sum(total for total, _ in progress.losses.values()) / steps

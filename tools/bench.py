@@ -65,9 +65,8 @@ def main() -> None:
             elapsed = step(batch)
             if number >= 3:
                 times[name].append(elapsed)
-    print(
-        f"training step in ms: {args.repeats} batches of {BATCH}, {padding:.0%} padding, {args.threads} threads"
-    )
+    size = f"{args.repeats} batches of {BATCH}, {padding:.0%} padding, {args.threads} threads"
+    print(f"milliseconds a training step, {size}")
     for name, seconds in times.items():
         low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
         print(f"  {name:13} median {median:6.1f}   quartiles {low:6.1f} to {high:6.1f}")

@@ -1,0 +1,51 @@
+"""What several test files need: small tables, the command line in-process, metrics without clock fields."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from multitask.tasks import BUILT_IN, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = {"train": 12, "dev": 6, "test-student": 3}
+WORDS = "the film was good a bad movie is very man plays and guitar woman eats how do i learn what".split()
+
+
+def sentence(seed: int) -> str:
+    """Words in an order that depends on the seed, and more of them for some seeds than for others."""
+    return " ".join(WORDS[(seed * 7 + place * (seed % 5 + 1)) % len(WORDS)] for place in range(3 + seed % 4))
+
+
+def write_table(path: Path, rows: Iterable[Sequence[object]], end: str = "\n") -> Path:
+    """A tab-separated table whose first row is its header."""
+    lines = ("\t".join(map(str, row)) + end for row in rows)
+    path.write_bytes("".join(lines).encode())
+    return path
+
+
+def table_rows(task: Task, split: str, count: int) -> list[list[object]]:
+    """Header and rows of one table; the labels go through the task's range."""
+    labels = {"classification": task.num_classes, "binary": 2, "regression": 6}[task.kind]
+    rows: list[list[object]] = [[task.id, *task.texts] + [task.label] * (split != "test-student")]
+    for number in range(count):
+        texts = [sentence(number + 40 * place + len(split)) for place in range(len(task.texts))]
+        label = [number % labels] * (split != "test-student")
+        rows.append([f"{task.name}-{split}-{number}", *texts, *label])
+    return rows
+
+
+def write_tables(
+    directory: Path, tasks: Mapping[str, Task] = BUILT_IN, sizes: Mapping[str, int] = SIZES
+) -> Path:
+    """Small tables of every split of these tasks."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for task in tasks.values():
+        for split, count in sizes.items():
+            write_table(task.path(directory, split), table_rows(task, split, count))
+    return directory
+
+
+def metrics_without_clock(run: Path) -> list[str]:
+    """The lines of metrics.jsonl, but for the fields that tell time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.dumps({key: record[key] for key in record if "second" not in key}) for record in records]

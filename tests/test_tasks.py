@@ -1,0 +1,184 @@
+"""tasks.py: what a Task may be, which labels it takes, and its way through TOML and back."""
+
+import math
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from minbert.errors import InputError
+from multitask.tasks import (
+    BUILT_IN,
+    PARAPHRASE,
+    SENTIMENT,
+    SIMILARITY,
+    Task,
+    from_table,
+    read_task_file,
+    select,
+    to_table,
+)
+
+TOPIC = '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nfiles = "topic-{split}.csv"\n'
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"name": "my task"}, "name is letters"),
+        ({"name": ""}, "name is letters"),
+        ({"kind": "ranking"}, "kind is one of classification, binary, regression, not 'ranking'"),
+        ({"texts": ()}, "one or two columns, not 0"),
+        ({"texts": ("a", "b", "c")}, "one or two columns, not 3"),
+        ({"files": "train.csv"}, "files needs {split}"),
+        ({"files": "../{split}.csv"}, "without folders"),
+        ({"num_classes": 1}, "at least 2"),
+        ({"low": 5.0, "high": 5.0}, "low must be below high"),
+        ({"low": math.nan}, "low must be below high"),
+        ({"texts": ("a", "a")}, "columns must differ"),
+        ({"label": "sentence"}, "columns must differ"),
+        ({"id": "sentiment"}, "columns must differ"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(change, problem):
+    with pytest.raises(InputError, match=r"^task .*" + problem.replace("{", r"\{")):
+        replace(SENTIMENT, **change)
+
+
+def test_outputs_metric_and_score():
+    assert [task.outputs for task in BUILT_IN.values()] == [5, 1, 1]
+    assert [task.metric for task in BUILT_IN.values()] == ["accuracy", "accuracy", "pearson"]
+    assert SENTIMENT.score(0.5) == 0.5
+    assert SIMILARITY.score(0.5) == 0.75  # (1 + r) / 2
+
+
+def test_submission_is_the_output_or_the_name():
+    assert [task.submission for task in BUILT_IN.values()] == ["sst", "para", "sts"]
+    assert replace(SENTIMENT, output="").submission == "sentiment"
+
+
+@pytest.mark.parametrize(
+    "task, text, value",
+    [
+        (SENTIMENT, "3", 3),
+        (SENTIMENT, "3.0", 3),
+        (SENTIMENT, "0", 0),
+        (SENTIMENT, "4", 4),
+        (PARAPHRASE, "1.0", 1),
+        (PARAPHRASE, "0", 0),
+        (SIMILARITY, "3.5", 3.5),
+        (SIMILARITY, "0", 0),
+        (SIMILARITY, "5.0", 5),
+    ],
+)
+def test_labels_that_are_read(task, text, value):
+    assert task.parse_label(text) == value
+
+
+@pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
+@pytest.mark.parametrize("text", ["good", "", "NaN", "nan", "inf", "-inf", "-1", "6", "1e400", "0x1"])
+def test_labels_that_no_kind_takes(task, text):
+    with pytest.raises(ValueError, match=task.label):
+        task.parse_label(text)
+
+
+@pytest.mark.parametrize(
+    "task, text, problem",
+    [
+        (SENTIMENT, "3.5", "sentiment 3.5 is not a whole number from 0 to 4"),
+        (SENTIMENT, "5", "sentiment 5 is not a whole number from 0 to 4"),
+        (PARAPHRASE, "0.5", "is_duplicate 0.5 is not a whole number from 0 to 1"),
+        (PARAPHRASE, "2", "is_duplicate 2 is not a whole number from 0 to 1"),
+        (replace(PARAPHRASE, num_classes=7), "2", "is_duplicate 2 is not a whole number from 0 to 1"),
+        (SIMILARITY, "5.01", "similarity 5.01 is outside 0 to 5"),
+        (SIMILARITY, "warm", "similarity 'warm' is not a number"),
+    ],
+)
+def test_labels_that_their_kind_refuses(task, text, problem):
+    with pytest.raises(ValueError, match=problem.replace(".", r"\.")):
+        task.parse_label(text)
+
+
+def test_an_unbounded_regression_takes_every_finite_number():
+    task = replace(SIMILARITY, low=-math.inf, high=math.inf)
+    assert task.parse_label("-1e300") == -1e300
+    with pytest.raises(ValueError, match="outside"):
+        task.parse_label("inf")
+
+
+def test_select_keeps_the_order_asked_for():
+    assert list(select(["similarity", "sentiment"])) == ["similarity", "sentiment"]
+    assert select([]) == BUILT_IN
+    with pytest.raises(InputError, match="unknown task 'sst'; known are sentiment, paraphrase, similarity"):
+        select(["sst"])
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        *BUILT_IN.values(),
+        Task("plain", "regression", ("a", "b"), "y", "{split}.tsv"),
+        Task("full", "regression", ("a",), "y", "{split}.tsv", "o", "H", "key", 3, -1.5, 2.0),
+    ],
+    ids=lambda task: task.name,
+)
+def test_a_task_survives_toml(task):
+    table = tomllib.loads(tomli_w.dumps(to_table(task)))
+    assert from_table(task.name, table, Path("tasks.toml")) == task
+
+
+def test_a_table_holds_no_defaults():
+    assert to_table(Task("plain", "binary", ("a",), "y", "{split}.tsv")).keys() == {
+        "kind", "texts", "label", "files"
+    }  # fmt: skip
+
+
+def test_a_task_file_defines_tasks(tmp_path):
+    path = tmp_path / "tasks.toml"
+    path.write_text(TOPIC + 'num_classes = 7\n[mood]\nkind = "regression"\ntexts = ["a", "b"]\n'
+                    'label = "mood"\nfiles = "mood-{split}.tsv"\nlow = -1\nhigh = 1.5\n')  # fmt: skip
+    topic, mood = read_task_file(path).values()
+    assert topic == Task("topic", "classification", ("text",), "topic", "topic-{split}.csv", num_classes=7)
+    assert mood == Task("mood", "regression", ("a", "b"), "mood", "mood-{split}.tsv", low=-1, high=1.5)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("[topic", "cannot be read as TOML"),
+        ("", "holds no tables"),
+        ("kind = 'binary'", "holds no tables"),
+        (TOPIC + "colour = 1\n", "[topic] has an unknown key 'colour'; known are kind, texts"),
+        (TOPIC + "name = 'x'\n", "[topic] has an unknown key 'name'"),
+        (TOPIC + "num_classes = '7'\n", "[topic] num_classes must be int, not '7'"),
+        (TOPIC + "num_classes = true\n", "[topic] num_classes must be int, not True"),
+        (TOPIC + "low = 'a'\n", "[topic] low must be float, not 'a'"),
+        (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be tuple[str, ...], not 'text'"),
+        (TOPIC.replace('["text"]', "[1, 2]"), "[topic] texts must be"),
+        (TOPIC.replace('["text"]', '["text", 1]'), "[topic] texts must be"),
+        (TOPIC.replace('label = "topic"\n', ""), "[topic] lacks label"),
+        ("[topic]\n", "[topic] lacks kind, texts, label, files"),
+        (TOPIC + "num_classes = 1\n", "task topic: num_classes must be at least 2"),
+        (TOPIC.replace("{split}", "{split}-{part}"), "topic"),
+        (TOPIC.replace("{split}", "{split}-{"), "topic"),
+        (TOPIC.replace("[topic]", "[type]"), "task type"),
+        (TOPIC.replace("[topic]", "[score]"), "task score"),
+        (TOPIC.replace("[topic]", "[all]"), "task all"),
+    ],
+)
+def test_a_bad_task_file_is_named_with_its_key(tmp_path, text, problem):
+    path = tmp_path / "tasks.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_task_file(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, lambda path: path.write_bytes(b"\xff")])
+def test_a_task_file_that_cannot_be_read(tmp_path, make):
+    make(tmp_path / "tasks.toml")
+    with pytest.raises(InputError, match=r"tasks\.toml: cannot be read"):
+        read_task_file(tmp_path / "tasks.toml")
