@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minbert import checkpoint, hub
 from minbert.errors import InputError
+from minbert.files import write_text
 from minbert.packing import Packing
 
 
@@ -41,7 +42,12 @@ class BertConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             number = int if field.type == "int" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, number)
+                or value != value
+                or abs(value) == math.inf
+            ):
                 raise InputError(f"{field.name} must be a finite {field.type}, not {value!r}")
             least = 0 if field.type == "float" or field.name == "pad_token_id" else 1
             if value < least:
@@ -60,7 +66,7 @@ class BertConfig:
         path = directory / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be read as JSON ({error}); is this a checkpoint folder?"
             ) from None
@@ -82,7 +88,7 @@ class BertConfig:
     def save_pretrained(self, directory: Path) -> None:
         """Write a `config.json` that `transformers` reads."""
         values = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu"} | asdict(self)
-        (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 def attention(

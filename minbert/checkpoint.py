@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from minbert.errors import InputError
+from minbert.files import write_tensors
 
 # Our module -> Hugging Face's; {} is the layer's number. Each has a weight, and all but the tables a bias.
 MODULES = {
@@ -84,11 +84,9 @@ def load(directory: Path, expected: Mapping[str, Tensor], allow_pickle: bool = F
 
 
 def save(directory: Path, state: Mapping[str, Tensor]) -> None:
-    """Write `model.safetensors` under Hugging Face's names: whole, or not at all."""
-    tensors = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, directory / "model.safetensors")
+    """Write `model.safetensors` under Hugging Face's names."""
+    tensors = {hugging_face_name(name): tensor for name, tensor in state.items()}
+    write_tensors(directory / "model.safetensors", tensors)
 
 
 def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
@@ -97,9 +95,8 @@ def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]
         try:
             return path, load_file(path)
         except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{path}: not a whole safetensors file ({error}); fetch or save it again"
-            ) from None
+            remedy = f"delete {directory}, then fetch or save it again"
+            raise InputError(f"{path}: not a whole safetensors file ({error}); {remedy}") from None
     path = directory / "pytorch_model.bin"
     if not path.is_file():
         raise InputError(f"{directory}: holds neither model.safetensors nor pytorch_model.bin")
@@ -110,7 +107,7 @@ def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or hostile pickle can fail in any way
-        raise InputError(f"{path}: not a plain file of tensors ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a plain file of tensors ({type(error).__name__})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{path}: holds something else than named tensors")
     return path, tensors

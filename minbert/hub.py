@@ -150,7 +150,10 @@ def _sweep(home: Path) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Gives a complete folder its final name."""
+    """Gives a complete folder its final name, once the disk holds all of it."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
     try:
         os.rename(folder, target)
     except OSError:

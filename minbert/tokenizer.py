@@ -8,6 +8,7 @@ stay.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from minbert import hub
 from minbert.errors import InputError
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -62,7 +64,11 @@ class BertTokenizer:
         missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
         if missing:
             raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
-        return cls(backend, lowercase)
+        tokenizer = cls(backend, lowercase)
+        pair = backend.encode("a", "b")
+        if pair.tokens[0] != "[CLS]" or pair.tokens.count("[SEP]") != 2 or pair.type_ids[-1] != 1:
+            raise InputError(f"{path}: does not read a pair as [CLS] a [SEP] b [SEP] with types 0 and 1")
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -132,6 +138,10 @@ def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
         for position, text in enumerate(column or ()):
             if not isinstance(text, str):
                 raise InputError(f"{name}[{position}] is {type(text).__name__}, not a string")
+            if LONE_SURROGATE.search(text):
+                raise InputError(
+                    f"{name}[{position}] holds half a character (a surrogate); mend its encoding"
+                )
     if pairs is None:
         return list(texts)
     if len(texts) != len(pairs):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minbert.errors import InputError
-from minbert.hub import DEFAULT
+from minbert.hub import CHECKPOINTS, DEFAULT
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -25,11 +25,12 @@ OPTIONS = {
     "pretrain": "train the heads on a frozen encoder",
     "finetune": "train encoder and heads together: the main job",
     "evaluate": "score a run on the dev tables and write its dev and test predictions",
-    "predict": "read texts from a file or standard input, write predictions as they come",
+    "predict": "read texts from a file or standard input, write predictions as it goes",
 }
 MAX_STEPS_PER_EPOCH = 2000
 REQUIRED = {"evaluate": ("run",), "predict": ("run", "task")}
-RATES = {"pretrain": 1e-3, "finetune": 5e-5}
+DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
+PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
 RESUMABLE = {"threads", "device", "save_every", "epochs"}
 
@@ -109,12 +110,8 @@ class Config:
     )
     batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1)
     accumulate: int = setting(1, "training", "batches in an update, all of one task", kind=int, low=1)
-    lr: float | None = setting(
-        None,
-        "training",
-        "highest learning rate; without it, 5e-5 for finetune and 1e-3 for pretrain",
-        kind=float,
-        low=0,
+    lr: float = setting(
+        5e-5, "training", "highest learning rate; pretrain's default is 1e-3", kind=float, low=0
     )
     schedule: str = setting(
         "linear", "training", "the rate after its warm-up", choices=("constant", "linear")
@@ -144,16 +141,12 @@ class Config:
     output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))
 
     @property
-    def rate(self) -> float:
-        return RATES[self.option] if self.lr is None else self.lr
-
-    @property
     def settings(self) -> dict[str, Any]:
-        """What is saved as `config.toml`: every setting of this option that has a value, but for --resume."""
-        names = [
-            name for name, meta in SETTINGS.items() if self.option in meta["options"] and name != "resume"
-        ]
-        values = {name: getattr(self, name) for name in ("option", *names)}
+        """What is saved as `config.toml`: every setting of this option that has a value, but for --resume,
+        and for --weights where --init stands in for it."""
+        left_out = {"resume"} if self.init is None else {"resume", "weights"}
+        names = [name for name, meta in SETTINGS.items() if self.option in meta["options"]]
+        values = {name: getattr(self, name) for name in ("option", *names) if name not in left_out}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -166,10 +159,11 @@ def resolve(argv: Sequence[str]) -> Config:
     given = _parse(argv)
     recipe = given.pop("recipe", None)
     values = {name: check(name, value, _flag(name)) for name, value in given.items()}
-    if {"init", "weights"} <= given.keys():
-        raise InputError("--init brings its own encoder: name it or --weights, not both")
     if recipe is not None:
-        values = read_toml(recipe_path(recipe)) | values
+        values = _layered(read_toml(recipe_path(recipe)), values)
+    if {"init", "weights"} <= values.keys():
+        raise InputError("init brings its own encoder: name it or weights, not both")
+    values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
     if values.get("resume"):
         values = _resumed(values)
     option = values.get("option")
@@ -181,7 +175,21 @@ def resolve(argv: Sequence[str]) -> Config:
     missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
     if missing:
         raise InputError(f"--option {option} needs {' and '.join(map(_flag, missing))}")
-    return Config(**values)
+    return Config(**DEFAULTS.get(option, {}) | values)
+
+
+def _layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags over the recipe; --init displaces a recipe's weights, and --weights its init."""
+    displaced = {"init": "weights", "weights": "init"}
+    dropped = {displaced[name] for name in flags if name in displaced}
+    return {name: value for name, value in recipe.items() if name not in dropped} | flags
+
+
+def _absolute(name: str, value: str) -> str:
+    """The path from anywhere, since a run may be gone on with from another folder; a checkpoint's name
+    stays."""
+    is_name = name == "weights" and (value in CHECKPOINTS or not Path(value).is_dir())
+    return value if is_name else str(Path(value).resolve())
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
@@ -294,9 +302,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, meta in SETTINGS.items():
-        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
+        group = groups[meta["group"]]
         default = _default(name)
-        note = "" if default in (None, (), False, "") else f" (default {default})"
+        note = "" if default is None or default is False or default in ((), "") else f" (default {default})"
         if meta["kind"] is bool:
             group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
             continue

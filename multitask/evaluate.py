@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from multitask.data import Examples, length_sorted_batches
+from multitask.tasks import Task
 
 if TYPE_CHECKING:
     from multitask.model import MultitaskBert
@@ -24,7 +25,7 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 @torch.inference_mode()
-def logits(
+def predict_logits(
     model: MultitaskBert,
     task: str,
     encoded: Sequence[tuple[list[int], list[int]]],
@@ -84,17 +85,25 @@ def scores(
 
 
 def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, Tensor]:
-    return {name: logits(model, name, examples.encoded) for name, examples in data.items()}
+    return {name: predict_logits(model, name, examples.encoded) for name, examples in data.items()}
 
 
-def table(model: MultitaskBert, dev: Mapping[str, Any]) -> str:
-    """The scores as lines of text; a correlation r also as (1 + r) / 2, as it enters the score."""
+def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
+    """The scores in one line."""
+    values = [
+        f"{name} {tasks[name].metric} {dev[name][tasks[name].metric]:.3f}" for name in dev if name != "score"
+    ]
+    return ", ".join([*values, f"score {dev['score']:.3f}"])
+
+
+def table(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
+    """The scores, a line each; a correlation r also as (1 + r) / 2, as it enters the score."""
     lines = []
-    for name, task in model.tasks.items():
-        if name in dev:
-            value = dev[name][task.metric]
-            share = f"  (1 + r) / 2 = {task.score(value):.3f}" if task.metric == "pearson" else ""
-            lines.append(f"  {name:12} {task.metric:9} {value:.3f}{share}")
+    for name in (name for name in dev if name != "score"):
+        task = tasks[name]
+        value = dev[name][task.metric]
+        share = f"  (1 + r) / 2 = {task.score(value):.3f}" if task.metric == "pearson" else ""
+        lines.append(f"  {name:12} {task.metric:9} {value:.3f}{share}")
     return "\n".join([*lines, f"  {'score':12} {'':9} {dev['score']:.3f}"])
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import tomli_w
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minbert.bert import BertModel
 from minbert.errors import InputError
+from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
 from minbert.tokenizer import BertTokenizer
 from multitask import evaluate
@@ -35,7 +36,7 @@ class MultitaskBert(nn.Module):
         encoder: BertModel,
         tokenizer: BertTokenizer,
         tasks: Mapping[str, Task],
-        pooling: str = "cls",
+        pooling: str,
         head_dropout: float = 0.0,
         max_length: int = 512,
     ):
@@ -50,12 +51,20 @@ class MultitaskBert(nn.Module):
         for head in heads.values():
             nn.init.normal_(head.weight, std=encoder.config.initializer_range)
             nn.init.zeros_(head.bias)
-        self.heads = nn.ModuleDict(heads)
+        try:
+            self.heads = nn.ModuleDict(heads)
+        except KeyError as error:  # torch keeps modules as attributes
+            raise InputError(f"a task cannot be called so: {error.args[0]}; choose another name") from None
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
                 "they are not of one checkpoint"
             )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the heads are trained."""
+        return not self.encoder.pooler.weight.requires_grad
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +109,7 @@ class MultitaskBert(nn.Module):
         return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
 
     def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
-        return evaluate.logits(self, task, self.encode(task, texts), batch_size)
+        return evaluate.predict_logits(self, task, self.encode(task, texts), batch_size)
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:
@@ -113,33 +122,33 @@ class MultitaskBert(nn.Module):
         directory = Path(directory)
         self.encoder.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        heads = {name: tensor.detach().cpu().contiguous() for name, tensor in self.heads.state_dict().items()}
-        save_file(heads, directory / "heads.safetensors")
+        write_tensors(directory / "heads.safetensors", self.heads.state_dict())
         settings = {"pooling": self.pooling, "head_dropout": self.dropout.p, "max_length": self.max_length}
         tables = {name: to_table(task) for name, task in self.tasks.items()}
-        (directory / "tasks.toml").write_text(tomli_w.dumps(settings | {"tasks": tables}), encoding="utf-8")
+        write_text(directory / "tasks.toml", tomli_w.dumps(settings | {"tasks": tables}))
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:
         """What `save` wrote, such as a run's `best/`, in evaluation mode."""
         directory = Path(directory)
-        settings, tasks = _read_tasks(directory / "tasks.toml")
+        settings, tasks, heads = load_heads(directory)
         model = cls(
             BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings
         )
-        path = directory / "heads.safetensors"
         try:
-            model.heads.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            model.heads.load_state_dict(heads)
+        except RuntimeError as error:
             raise InputError(
-                f"{path}: not the heads of {directory}/tasks.toml ({' '.join(str(error).split())})"
+                f"{directory}: heads.safetensors and tasks.toml disagree ({_line(error)})"
             ) from None
         return model.to(device).eval()
 
 
-def _read_tasks(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
+def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:
+    """What a saved model holds beside its encoder: its settings, its tasks, and its heads' tensors."""
+    path = directory / "tasks.toml"
     if not path.is_file():
-        raise InputError(f"{path.parent}: not a saved model (no tasks.toml); name a run's best/ folder")
+        raise InputError(f"{directory}: not a saved model (no tasks.toml); name a run's best/ folder")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
         tables = settings.pop("tasks")
@@ -147,6 +156,13 @@ def _read_tasks(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
         types = {"pooling": str, "head_dropout": float, "max_length": int}
         if {name: type(value) for name, value in settings.items()} != types:
             raise ValueError(f"needs {', '.join(types)} and the tables of tasks")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not a model's task file ({error})") from None
-    return settings, tasks
+        path = directory / "heads.safetensors"
+        return settings, tasks, load_file(path)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise InputError(f"{path}: not a saved model's ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

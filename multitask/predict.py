@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -17,6 +18,7 @@ from multitask.model import MultitaskBert
 from multitask.tasks import Task
 
 WINDOW = 1024  # rows that are read, sorted by length, predicted and written together
+PIPE_WINDOW = 32  # of standard input; a line typed at a terminal is answered at once
 
 
 def predict(model: MultitaskBert, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
@@ -27,22 +29,30 @@ def predict(model: MultitaskBert, task: Task, source: str, target: str, skip_bad
     complete.
     """
     reader, name = _open_input(source)
+    size = WINDOW if source != "-" else 1 if reader.isatty() else PIPE_WINDOW
     with reader:
-        windows = _windows(_items(reader, name, task), name, skip_bad_rows)
+        windows = _windows(_items(reader, name, task), name, size, skip_bad_rows)
         if target == "-":
+            if isinstance(sys.stdout, TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8")
             _write(model, task, windows, sys.stdout)
             return
-        partial = Path(target + ".partial")
+        path = Path(target)
+        # A pipe or a device is written to as it is; only a file can wait under another name.
+        partial = path if path.exists() and not path.is_file() else path.with_name(path.name + ".partial")
         try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                _write(model, task, windows, file)
-            os.replace(partial, target)
+            file = partial.open("w", encoding="utf-8", newline="")
         except OSError as error:
             raise InputError(
                 f"{target}: cannot be written ({error.strerror}); name another --output"
             ) from None
-        except InputError as error:
-            raise InputError(f"{error}\nthe rows before it are predicted, in {partial}") from None
+        with file:
+            try:
+                _write(model, task, windows, file)
+            except InputError as error:
+                raise InputError(f"{error}\nthe rows before it are predicted, in {partial}") from None
+        if partial != path:
+            os.replace(partial, path)
 
 
 def _open_input(source: str) -> tuple[BinaryIO, str]:
@@ -65,7 +75,9 @@ def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     return parse(lines, name, task, labelled=False, with_id=False) if is_table else parse_plain(lines, task)
 
 
-def _windows(items: Iterable[Row | Problem], name: str, skip_bad_rows: bool) -> Iterator[list[Row]]:
+def _windows(
+    items: Iterable[Row | Problem], name: str, size: int, skip_bad_rows: bool
+) -> Iterator[list[Row]]:
     """Good rows, some at a time. At a bad one: the rows before it, and then InputError."""
     window: list[Row] = []
     dropped = 0
@@ -77,7 +89,7 @@ def _windows(items: Iterable[Row | Problem], name: str, skip_bad_rows: bool) -> 
         else:
             yield window
             raise InputError(f"{name}:{item.line}: {item.message} (--skip-bad-rows drops such rows)")
-        if len(window) == WINDOW:
+        if len(window) == size:
             yield window
             window = []
     yield window
@@ -91,7 +103,7 @@ def _write(model: MultitaskBert, task: Task, windows: Iterable[list[Row]], file:
     writer.writerow(["id", task.label, *(f"class_{number}" for number in range(classes))])
     for rows in windows:
         encoded = tokenize(rows, model.tokenizer, model.max_length) if rows else []
-        logits = evaluate.logits(model, task.name, encoded)
+        logits = evaluate.predict_logits(model, task.name, encoded)
         values = evaluate.decode(task.kind, logits).tolist()
         shares = evaluate.probabilities(task.kind, logits).tolist() if classes else [[]] * len(rows)
         for row, value, share in zip(rows, values, shares, strict=True):

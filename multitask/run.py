@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from minbert.errors import InputError
 from multitask.config import resolve
 
+GO_ON = "a training run goes on from its last saved state with --resume --out RUN"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 2 after a mistake in the input (one line says which), 130 after Ctrl-C."""
+    """Exit status: 0; 2 after a mistake in the input or an error of the disk, with one line that says which;
+    130 after Ctrl-C and 141 where nobody reads the output any more."""
     try:
         config = resolve(sys.argv[1:] if argv is None else argv)
         from multitask import jobs  # brings torch, which help and usage errors do without
@@ -23,15 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        print(f"stopped: nobody reads the output; {GO_ON}", file=sys.stderr)
+        return 141
     except OSError as error:  # such as a full disk
-        print(f"error: {error}; a training run goes on with --resume --out RUN", file=sys.stderr)
+        print(f"error: {error}; {GO_ON}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nstopped; a training run goes on from its last saved state with --resume --out RUN",
-            file=sys.stderr,
-        )
+        print(f"\nstopped; {GO_ON}", file=sys.stderr)
         return 130
 
 

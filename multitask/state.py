@@ -8,20 +8,19 @@ complete by its being there. Random numbers need no saving: they are functions o
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from minbert.errors import InputError
+from minbert.files import write_folder, write_tensors, write_text
 
 KEPT = 2  # states on disk
 
@@ -49,59 +48,13 @@ class Progress:
         self.seconds += seconds
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a file by this text: whole, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two
-    renames, `path` is missing and the old one stands beside it as `path.old`: `recover_folder` puts it
-    back."""
-    partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for file in [*partial.iterdir(), partial]:
-        _flush(file)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    _flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(path: Path) -> None:
-    """Undo a replacement that was cut off half-way."""
-    old = path.with_name(path.name + ".old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(run: Path, progress: Progress, model: nn.Module, optimizer: Optimizer) -> None:
     """Write the state of this step and drop all but the last two."""
 
     def write(folder: Path) -> None:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
-            folder / "model.safetensors",
-        )
-        save_file(_moments(model, optimizer), folder / "optimizer.safetensors")
-        (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        write_tensors(folder / "model.safetensors", model.state_dict())
+        write_tensors(folder / "optimizer.safetensors", _moments(model, optimizer))
+        write_text(folder / "progress.json", json.dumps(asdict(progress)))
 
     write_folder(run / "state" / f"step-{progress.step:08d}", write)
     for old in _saved(run)[:-KEPT]:
@@ -133,7 +86,7 @@ def _saved(run: Path) -> list[Path]:
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """AdamW's memory as named tensors: PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step."""
     return {
-        f"{name}/{key}": torch.as_tensor(value).cpu().contiguous()
+        f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

@@ -45,6 +45,12 @@ class Task:
                 raise InputError(f"task {self.name}: {problem}")
 
         check(self.name.isidentifier(), "a name is letters, digits and underscores")
+        check(self.name not in ("all", "score"), "this name stands for all tasks; choose another")
+        check(all(isinstance(column, str) for column in self.texts), "texts is a list of column names")
+        check(
+            Path(self.submission).name == self.submission,
+            "output is the start of a file name, without folders",
+        )
         check(self.kind in METRICS, f"kind is one of {', '.join(METRICS)}, not {self.kind!r}")
         check(len(self.texts) in (1, 2), f"texts names one or two columns, not {len(self.texts)}")
         check("{split}" in self.files, "files needs {split} where train, dev or test-student goes")
@@ -70,7 +76,7 @@ class Task:
     def parse_label(self, text: str) -> float:
         """The label, an integer's value unless the kind is regression; ValueError says what is wrong."""
         try:
-            value = float(text)
+            value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
             raise ValueError(f"{self.label} {text!r} is not a number") from None
         if self.kind == "regression":
@@ -83,7 +89,7 @@ class Task:
         return value
 
     def path(self, directory: Path, split: str) -> Path:
-        return directory / self.files.format(split=split)
+        return directory / self.files.replace("{split}", split)
 
     @property
     def submission(self) -> str:
@@ -109,9 +115,7 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
     """The tasks of these names, in the order given; all of them for no names."""
     for name in names:
         if name not in known:
-            raise InputError(
-                f"unknown task {name!r}; known are {', '.join(known)} (define others with --task-file)"
-            )
+            raise InputError(f"unknown task {name!r}; known are {', '.join(known)}")
     return {name: known[name] for name in names or known}
 
 
@@ -123,7 +127,10 @@ def read_task_file(path: Path) -> dict[str, Task]:
         raise InputError(f"{path}: cannot be read as TOML ({error})") from None
     if not tables or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: holds no tables [NAME] that define tasks")
-    return {name: from_table(name, table, path) for name, table in tables.items()}
+    tasks = {name: from_table(name, table, path) for name, table in tables.items()}
+    if len({task.submission for task in tasks.values()}) < len(tasks):
+        raise InputError(f"{path}: two tasks share an output; their predictions would overwrite each other")
+    return tasks
 
 
 def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:

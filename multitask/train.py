@@ -8,18 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from minbert.bert import BertModel
 from minbert.errors import InputError
-from minbert.optim import AdamW, constant_schedule, linear_schedule, parameter_groups
-from minbert.tokenizer import BertTokenizer
+from minbert.files import write_folder, write_text
+from minbert.optim import constant_schedule, linear_schedule
 from multitask import evaluate, state
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
 from multitask.data import Examples
@@ -45,6 +43,8 @@ def update(
         loss = LOSSES[task.kind](model(task.name, inputs), labels) / len(batches)
         loss.backward()
         total += loss.item()
+    if not math.isfinite(total):
+        raise InputError(f"{task.name}: the loss became {total}; lower --lr, or set --clip-norm")
     if clip_norm > 0:
         clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
@@ -74,7 +74,7 @@ def fit(
         started = time.perf_counter()
         task = model.tasks[names[index]]
         for group in optimizer.param_groups:
-            group["lr"] = config.rate * rate(step)
+            group["lr"] = config.lr * rate(step)
         set_training_mode(model)
         torch.manual_seed(random_seed(config.seed, "dropout", step))
         batches = [
@@ -116,22 +116,17 @@ def end_epoch(
     best = progress.best_score is None or scores["score"] > progress.best_score
     if best:
         progress.best_score, progress.best_epoch = scores["score"], record["epoch"]
-        state.write_folder(run / "best", model.save)
+        write_folder(run / "best", model.save)
     progress.records.append(record)
     progress.losses, progress.seconds = {}, 0.0
     write_metrics(run, progress)
-    Meter.say(
-        f"epoch {record['epoch']}: loss {losses['all']:.4f}, dev {summary(model, scores)}" + ", best" * best
-    )
-
-
-def summary(model: MultitaskBert, scores: Mapping[str, Any]) -> str:
-    values = [f"{name} {task.metric} {scores[name][task.metric]:.3f}" for name, task in model.tasks.items()]
-    return ", ".join([*values, f"score {scores['score']:.3f}"])
+    line = f"epoch {record['epoch']}: loss {losses['all']:.4f}, dev {evaluate.summary(model.tasks, scores)}"
+    Meter.say(line + ", best" * best)
 
 
 def write_metrics(run: Path, progress: Progress) -> None:
-    state.write_file(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in progress.records))
+    lines = (json.dumps(record, allow_nan=False) + "\n" for record in progress.records)
+    write_text(run / "metrics.jsonl", "".join(lines))
 
 
 def collate(
@@ -147,7 +142,7 @@ def collate(
 def set_training_mode(model: MultitaskBert) -> None:
     """Dropout on, but for a frozen encoder, whose features stay what they are."""
     model.train()
-    model.encoder.train(model.encoder.pooler.weight.requires_grad)
+    model.encoder.train(not model.frozen)
 
 
 def epoch_steps(train: Mapping[str, Examples], config: Config) -> int:
@@ -163,54 +158,3 @@ def rate_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
     if config.schedule == "constant":
         return partial(constant_schedule, warmup_steps=warmup)
     return partial(linear_schedule, total_steps=total_steps, warmup_steps=warmup)
-
-
-def best_folder(run: str) -> Path:
-    """The model of a run: its best/, or the folder itself where it is one."""
-    folder = Path(run) / "best"
-    state.recover_folder(folder)
-    for candidate in (folder, Path(run)):
-        if (candidate / "tasks.toml").is_file():
-            return candidate
-    raise InputError(f"{run}: holds no finished model (best/tasks.toml); has the run completed an epoch?")
-
-
-def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
-    """The model that a run starts from: a pretrained encoder with fresh heads, or --init's encoder and
-    heads."""
-    source = config.weights if config.init is None else best_folder(config.init)
-    encoder = BertModel.from_pretrained(
-        source,
-        config.allow_pickle,
-        hidden_dropout_prob=config.encoder_dropout,
-        attention_probs_dropout_prob=config.encoder_dropout,
-    )
-    tokenizer = BertTokenizer.from_pretrained(source, config.allow_pickle)
-    torch.manual_seed(random_seed(config.seed, "heads"))
-    model = MultitaskBert(encoder, tokenizer, tasks, config.pooling, config.head_dropout, config.max_length)
-    encoder.requires_grad_(config.option == "finetune")
-    return model
-
-
-def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Config) -> None:
-    """A regression head's bias starts at its labels' mean, so that small rates need not walk there; a head
-    that --init has trained starts as it ended."""
-    for name, task in model.tasks.items():
-        if task.kind == "regression":
-            bias = cast(Tensor, model.heads[name].bias)
-            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)))
-    if config.init is None:
-        return
-    source = MultitaskBert.load(best_folder(config.init))
-    if source.pooling != model.pooling:
-        raise InputError(
-            f"--init {config.init}: was trained with --pooling {source.pooling}; start from it with the same"
-        )
-    for name in model.heads.keys() & source.heads.keys():
-        if model.tasks[name].outputs != source.tasks[name].outputs:
-            raise InputError(f"--init {config.init}: its task {name} has another number of outputs")
-        model.heads[name].load_state_dict(source.heads[name].state_dict())
-
-
-def make_optimizer(model: MultitaskBert, config: Config) -> AdamW:
-    return AdamW(parameter_groups(model, config.weight_decay), lr=config.rate)

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(
-    1
-)  # the same sums on every machine, and nobody's training beside the tests is disturbed
+torch.set_num_threads(1)  # the same sums on every machine, and a training beside the tests goes on
 
 
 @pytest.fixture(scope="session")

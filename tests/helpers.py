@@ -3,12 +3,20 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from minbert import BertModel, BertTokenizer
+from multitask import MultitaskBert
 from multitask.tasks import BUILT_IN, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 12, "dev": 6, "test-student": 3}
-WORDS = "the film was good a bad movie is very man plays and guitar woman eats how do i learn what".split()
+WORDS = [
+    "the", "film", "was", "good", "a", "bad", "movie", "is", "very", "man",
+    "plays", "and", "guitar", "woman", "eats", "how", "do", "i", "learn", "what",
+]  # fmt: skip
 
 
 def sentence(seed: int) -> str:
@@ -49,3 +57,10 @@ def metrics_without_clock(run: Path) -> list[str]:
     """The lines of metrics.jsonl, but for the fields that tell time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [json.dumps({key: record[key] for key in record if "second" not in key}) for record in records]
+
+
+def make_model(checkpoint: Path, tasks: Mapping[str, Task] = BUILT_IN, **settings: Any) -> MultitaskBert:
+    """The tiny encoder with fresh heads, always the same."""
+    torch.manual_seed(0)
+    encoder, tokenizer = BertModel.from_pretrained(checkpoint), BertTokenizer.from_pretrained(checkpoint)
+    return MultitaskBert(encoder, tokenizer, tasks, **{"pooling": "mean"} | settings)

@@ -78,7 +78,7 @@ def test_labels_that_are_read(task, text, value):
 
 
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
-@pytest.mark.parametrize("text", ["good", "", "NaN", "nan", "inf", "-inf", "-1", "6", "1e400", "0x1"])
+@pytest.mark.parametrize("text", ["good", "", "NaN", "nan", "inf", "-inf", "-1", "6", "1e400", "0x1", "0_1"])
 def test_labels_that_no_kind_takes(task, text):
     with pytest.raises(ValueError, match=task.label):
         task.parse_label(text)
@@ -106,6 +106,11 @@ def test_an_unbounded_regression_takes_every_finite_number():
     assert task.parse_label("-1e300") == -1e300
     with pytest.raises(ValueError, match="outside"):
         task.parse_label("inf")
+
+
+def test_only_split_is_filled_in_in_a_tables_name():
+    task = replace(SENTIMENT, files="{split}-{a}{.csv")
+    assert task.path(Path("data"), "dev") == Path("data/dev-{a}{.csv")
 
 
 def test_select_keeps_the_order_asked_for():
@@ -156,16 +161,18 @@ def test_a_task_file_defines_tasks(tmp_path):
         (TOPIC + "num_classes = true\n", "[topic] num_classes must be int, not True"),
         (TOPIC + "low = 'a'\n", "[topic] low must be float, not 'a'"),
         (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be tuple[str, ...], not 'text'"),
-        (TOPIC.replace('["text"]', "[1, 2]"), "[topic] texts must be"),
-        (TOPIC.replace('["text"]', '["text", 1]'), "[topic] texts must be"),
         (TOPIC.replace('label = "topic"\n', ""), "[topic] lacks label"),
         ("[topic]\n", "[topic] lacks kind, texts, label, files"),
         (TOPIC + "num_classes = 1\n", "task topic: num_classes must be at least 2"),
-        (TOPIC.replace("{split}", "{split}-{part}"), "topic"),
-        (TOPIC.replace("{split}", "{split}-{"), "topic"),
-        (TOPIC.replace("[topic]", "[type]"), "task type"),
-        (TOPIC.replace("[topic]", "[score]"), "task score"),
-        (TOPIC.replace("[topic]", "[all]"), "task all"),
+        (TOPIC.replace('["text"]', "[1, 2]"), "task topic: texts is a list of column names"),
+        (TOPIC.replace('["text"]', '["text", 1]'), "task topic: texts is a list of column names"),
+        (TOPIC.replace("[topic]", "[score]"), "task score: this name stands for all tasks"),  # a key of dev
+        (TOPIC.replace("[topic]", "[all]"), "task all: this name stands for all tasks"),  # a key of loss
+        (TOPIC + "output = '../../topic'", "task topic: output is the start of a file name"),
+        (
+            TOPIC + "output = 'x'\n" + TOPIC.replace("[topic]", "[other]") + "output = 'x'",
+            "two tasks share an output",
+        ),
     ],
 )
 def test_a_bad_task_file_is_named_with_its_key(tmp_path, text, problem):

@@ -1,9 +1,9 @@
-"""Make what the tests compare with: `weights/tiny`, a tiny random checkpoint, and `tests/reference.safetensors`.
+"""Make what the tests compare with: `weights/tiny`, a tiny checkpoint, and `tests/reference.safetensors`.
 
     python tools/make_reference.py
 
-The reference is what `transformers.BertModel` (eager attention) computes from that checkpoint. Two runs give
-the same bytes, on one machine with one set of versions. Needs the extra `test` (transformers).
+The weights are random; the reference is what `transformers.BertModel` (eager attention) computes from them.
+Two runs give the same bytes, on one machine with one set of versions. Needs the extra `test` (transformers).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SENTENCES = [
     "Why?",
 ]
 PARTNERS = ["It left an hour after it should have.", "Dull.", "Because the sea is salty, and the ice is not."]
-# A gradient from each kind of part: the token table, attention at the bottom, a LayerNorm, the top, the pooler.
+# A gradient from each kind of part: a table, attention at the bottom, a LayerNorm, the top, the pooler.
 GRADIENTS = [
-    "embeddings.word_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
     "encoder.layer.0.attention.self.query.weight",
     "encoder.layer.0.attention.self.value.bias",
     "encoder.layer.0.attention.output.LayerNorm.weight",
@@ -119,7 +119,7 @@ def make_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
         "one": tokenizer(SENTENCES[1:2]),
         "long": tokenizer([" ".join(SENTENCES * 40)], max_length=512),
     }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for case, batch in cases.items():
         output = model(**batch, output_hidden_states=True, output_attentions=True)
         found = {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}

@@ -1,0 +1,66 @@
+"""The model that a run starts from, and where finished runs keep theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minbert.bert import BertModel
+from minbert.errors import InputError
+from minbert.files import previous
+from minbert.tokenizer import BertTokenizer
+from multitask.config import Config
+from multitask.data import Examples
+from multitask.model import MultitaskBert, load_heads
+from multitask.sampling import random_seed
+from multitask.tasks import Task
+
+
+def best_folder(run: str) -> Path:
+    """The model of a run: its best/, or the folder itself where it is one."""
+    best = Path(run) / "best"
+    for candidate in (best, previous(best), Path(run)):
+        if (candidate / "tasks.toml").is_file():
+            return candidate
+    raise InputError(f"{run}: holds no finished model (best/tasks.toml); has the run completed an epoch?")
+
+
+def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
+    """A pretrained encoder with fresh heads, or --init's encoder and heads."""
+    source = config.weights if config.init is None else best_folder(config.init)
+    encoder = BertModel.from_pretrained(
+        source,
+        config.allow_pickle,
+        hidden_dropout_prob=config.encoder_dropout,
+        attention_probs_dropout_prob=config.encoder_dropout,
+    )
+    tokenizer = BertTokenizer.from_pretrained(source, config.allow_pickle)
+    torch.manual_seed(random_seed(config.seed, "heads"))
+    model = MultitaskBert(encoder, tokenizer, tasks, config.pooling, config.head_dropout, config.max_length)
+    encoder.requires_grad_(config.option == "finetune")
+    return model
+
+
+def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Config) -> None:
+    """A regression head's bias starts at its labels' mean, so that small rates need not walk there; a head
+    that --init has trained starts as it ended."""
+    for name, task in model.tasks.items():
+        if task.kind == "regression":
+            bias = cast(Tensor, model.heads[name].bias)
+            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)))
+    if config.init is not None:
+        settings, tasks, heads = load_heads(best_folder(config.init))
+        if settings["pooling"] != model.pooling:
+            raise InputError(f"--init {config.init}: its --pooling is {settings['pooling']}; take the same")
+        for name in model.tasks.keys() & tasks.keys():
+            ours, theirs = model.tasks[name], tasks[name]
+            if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
+                raise InputError(
+                    f"--init {config.init}: its task {name} is {theirs.kind} with {theirs.outputs} outputs"
+                )
+            model.heads[name].load_state_dict({key: heads[f"{name}.{key}"] for key in ("weight", "bias")})

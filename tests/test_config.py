@@ -1,0 +1,296 @@
+"""config.py: where a setting may come from, what beats what, and every value that is refused."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import tomli_w
+from helpers import ROOT
+
+from minbert.errors import InputError
+from multitask.config import OPTIONS, RECIPES, Config, read_toml, resolve
+
+FINETUNE = Config("finetune")
+
+
+def finetune(*words: str) -> Config:
+    return resolve(["--option", "finetune", *words])
+
+
+@pytest.mark.parametrize("option", ["pretrain", "finetune"])
+def test_a_training_option_alone_gives_the_defaults(option):
+    rate = {"pretrain": 1e-3, "finetune": 5e-5}[option]
+    assert resolve(["--option", option]) == Config(option, lr=rate)
+    assert resolve(["--option", option, "--lr", "0"]).lr == 0
+
+
+@pytest.mark.parametrize("option, needed", [("evaluate", ["run"]), ("predict", ["run", "task"])])
+def test_other_options_need_what_they_work_on(option, needed):
+    words = ["--option", option, *(f"--{name}=x" for name in needed)]
+    assert resolve(words) == Config(option, **dict.fromkeys(needed, "x"))
+    with pytest.raises(InputError, match=f"--option {option} needs --{needed[-1]}"):
+        resolve(words[:-1])
+
+
+@pytest.mark.parametrize(
+    "words, settings",
+    [
+        (["--batch-size", "8"], {"batch_size": 8}),
+        (["--batch_size", "8"], {"batch_size": 8}),
+        (["--batch-size=8"], {"batch_size": 8}),
+        (["--batch_size=8"], {"batch_size": 8}),
+        (["--batch-size", "4", "--batch-size", "8"], {"batch_size": 8}),
+        (["--out", "my_run"], {"out": "my_run"}),
+        (["--out=my_run"], {"out": "my_run"}),
+        (["--tasks", "similarity,sentiment"], {"tasks": ("similarity", "sentiment")}),
+        (["--lr", "3e-4", "--epochs", "2"], {"lr": 3e-4, "epochs": 2}),
+        (["--lr", "0"], {"lr": 0.0}),
+        (["--skip-bad-rows"], {"skip_bad_rows": True}),
+        (["--skip_bad_rows"], {"skip_bad_rows": True}),
+        (["--skip-bad-rows", "--no-skip-bad-rows"], {"skip_bad_rows": False}),
+    ],
+)
+def test_flags(words, settings):
+    assert finetune(*words) == replace(FINETUNE, **settings)
+
+
+def test_a_flag_beats_the_recipe_and_the_recipe_the_defaults(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'option = "finetune"\nlr = 1\nepochs = 3\ntasks = ["similarity"]\nskip_bad_rows = true\n'
+    )
+    config = resolve(["--recipe", str(recipe), "--epochs", "4", "--no-skip-bad-rows"])
+    assert config == replace(FINETUNE, lr=1.0, epochs=4, tasks=("similarity",), skip_bad_rows=False)
+    assert isinstance(config.lr, float)
+    assert resolve(["--recipe", str(recipe), "--option", "pretrain"]).option == "pretrain"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_shipped_recipes_resolve(recipe):
+    config = resolve(["--recipe", recipe])
+    assert config.settings.items() >= read_toml(RECIPES / f"{recipe}.toml").items()
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["--epochs", "two"], "--epochs: invalid int value: 'two'"),
+        (["--epochs", "1.5"], "--epochs: invalid int value: '1.5'"),
+        (["--epochs", "0"], "--epochs: 0 must be a finite number, at least 1"),
+        (["--epochs"], "--epochs: expected one argument"),
+        (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+        (["--lr", "nan"], "--lr: nan must be a finite number"),
+        (["--lr", "inf"], "--lr: inf must be a finite number"),
+        (["--lr=-1e-5"], "--lr: -1e-05 must be a finite number, at least 0"),
+        (
+            ["--encoder-dropout", "1"],
+            "--encoder-dropout: 1.0 must be a finite number, at least 0 and below 1",
+        ),
+        (["--seed", str(2**63)], f"--seed: {2**63} must be a finite number"),
+        (["--max-length", "7"], "--max-length: 7 must be a finite number, at least 8 and below 4097"),
+        (["--pooling", "max"], "--pooling: 'max' is none of cls, mean"),
+        (["--schedule", "cosine"], "--schedule: 'cosine' is none of constant, linear"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3 (--help lists the flags)"),
+        (["--skip", "--res"], "unrecognized arguments: --skip --res"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["--skip-bad-rows=yes"], "ignored explicit argument 'yes'"),
+        (["--recipe", "nope"], "--recipe: 'nope' is neither a file nor a shipped recipe (baseline"),
+        (
+            ["--init", "runs/a", "--weights", "runs/b"],
+            "init brings its own encoder: name it or weights, not both",
+        ),
+        (["--resume"], "--resume needs --out"),
+        (["--task", "sentiment"], "--option finetune does not use --task"),
+        (["--run", "r", "--input", "f"], "--option finetune does not use --run, --input"),
+        (["--option", "train"], "--option: 'train' is none of pretrain, finetune"),
+        (["--option", "evaluate", "--epochs", "3"], "--option evaluate does not use --epochs"),
+        (["--option", "predict", "--data", "d"], "--option predict does not use --data"),
+        (
+            ["--option", "pretrain", "--encoder-dropout", "0"],
+            "--option pretrain does not use --encoder-dropout",
+        ),
+    ],
+)
+def test_bad_flags(words, problem):
+    with pytest.raises(InputError) as caught:
+        finetune(*words)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_option():
+    with pytest.raises(InputError, match="name what to do with --option, one of pretrain, finetune"):
+        resolve([])
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("epochs = 3\nepochs = 4", "cannot be read as TOML"),
+        ("batchsize = 3", "unknown key 'batchsize'; did you mean batch_size?"),
+        ("batch-size = 3", "unknown key 'batch-size'; did you mean batch_size?"),
+        ("zzz = 3", "unknown key 'zzz'"),
+        ("[model]\nlr = 1.0", "unknown key 'model'"),
+        ('epochs = "3"', "epochs: '3' is not of type int"),
+        ("epochs = 3.0", "epochs: 3.0 is not of type int"),
+        ("epochs = true", "epochs: True is not of type int"),
+        ("lr = true", "lr: True is not of type float"),
+        ("lr = nan", "lr: nan must be a finite number"),
+        ("lr = inf", "lr: inf must be a finite number"),
+        ("skip_bad_rows = 1", "skip_bad_rows: 1 is not of type bool"),
+        ("data = 3", "data: 3 is not of type str"),
+        ('tasks = "sentiment"', "tasks: 'sentiment' is not a list of names"),
+        ("tasks = [1]", "tasks: [1] is not a list of names"),
+        ('pooling = "max"', "pooling: 'max' is none of cls, mean"),
+        ("head_dropout = 1", "head_dropout: 1 must be a finite number, at least 0 and below 1"),
+        ('option = "train"', "option: 'train' is none of"),
+        pytest.param(
+            f"lr = 1{'0' * 400}",
+            "lr: ",
+            marks=pytest.mark.xfail(
+                raises=OverflowError, reason="math.isfinite of an int too large", strict=True
+            ),
+        ),
+    ],
+)
+def test_a_bad_recipe_is_named_with_its_key(tmp_path, text, problem):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        finetune("--recipe", str(path))
+    assert str(caught.value).startswith(f"{path}: ") and problem in str(caught.value)
+
+
+def test_a_recipe_may_not_hold_what_its_option_would_ignore(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('option = "evaluate"\nlr = 1e-3\n')
+    with pytest.raises(InputError, match="--option evaluate does not use --lr"):
+        resolve(["--recipe", str(path)])
+
+
+def test_init_and_weights_displace_each_other_in_a_recipe(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('init = "a"\n')
+    assert finetune("--recipe", str(recipe), "--weights", "minilm-l6").init is None
+    recipe.write_text('weights = "w"\n')
+    config = finetune("--recipe", str(recipe), "--init", "a")
+    assert config.init is not None and "weights" not in config.settings
+    recipe.write_text('init = "a"\nweights = "w"\n')
+    with pytest.raises(InputError, match="name it or weights, not both"):
+        finetune("--recipe", str(recipe))
+
+
+def test_paths_hold_from_every_folder_and_names_of_checkpoints_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    config = finetune("--data", "d", "--task-file", "t.toml", "--weights", "w")
+    assert config == replace(
+        FINETUNE, data=f"{tmp_path}/d", task_file=f"{tmp_path}/t.toml", weights=f"{tmp_path}/w"
+    )
+    assert finetune("--init", "runs/a").init == f"{tmp_path}/runs/a"
+    (tmp_path / "minilm-l6").mkdir()
+    assert finetune("--weights", "minilm-l6").weights == "minilm-l6"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--tasks=similarity,sentiment", "--skip-bad-rows", "--lr=1e-7", "--out=r", "--epochs=3"]]
+)
+@pytest.mark.parametrize("option", ["pretrain", "finetune"])
+def test_a_saved_config_reads_back_to_the_same(tmp_path, option, words):
+    config = resolve(["--option", option, *words])
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(config.settings))
+    assert Config(**read_toml(path)) == config
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A function that leaves the config.toml of a run in tmp_path."""
+
+    def start(*words: str) -> Config:
+        config = finetune("--out", str(tmp_path), *words)
+        (tmp_path / "config.toml").write_text(tomli_w.dumps(config.settings))
+        return config
+
+    return start
+
+
+def resume(folder, *words: str) -> Config:
+    return resolve(["--resume", "--out", str(folder), *words])
+
+
+def test_resume_takes_over_what_the_run_was_started_with(tmp_path, started):
+    config = started("--lr=1e-4", "--tasks=sentiment", "--save-every=7")
+    assert resume(tmp_path) == replace(config, resume=True)
+    same = ["--option=finetune", "--lr=1e-4", "--epochs=10", "--tasks=sentiment"]
+    assert resume(tmp_path, *same) == replace(config, resume=True)
+
+
+def test_resume_may_change_what_does_not_change_the_result(tmp_path, started):
+    config = started()
+    changed = resume(tmp_path, "--threads=1", "--device=cpu", "--save-every=3")
+    assert changed == replace(config, resume=True, threads=1, device="cpu", save_every=3)
+
+
+@pytest.mark.parametrize(
+    "word", ["--lr=1", "--seed=1", "--batch-size=8", "--data=d", "--tasks=sentiment", "--option=pretrain"]
+)
+def test_resume_may_change_nothing_else(tmp_path, started, word):
+    started()
+    with pytest.raises(InputError, match=r"config\.toml: the run was started with .* = .*, not "):
+        resume(tmp_path, word)
+
+
+@pytest.mark.parametrize(
+    "words, allowed",
+    [
+        (["--schedule=constant", "--warmup=0"], True),
+        (["--schedule=constant"], False),
+        (["--schedule=linear", "--warmup=0"], False),
+        ([], False),
+    ],
+)
+def test_resume_may_change_epochs_where_the_rate_does_not_look_ahead(tmp_path, started, words, allowed):
+    config = started(*words)
+    if allowed:
+        assert resume(tmp_path, "--epochs=20") == replace(config, resume=True, epochs=20)
+    else:
+        with pytest.raises(
+            InputError, match=r"started with epochs = 10, not 20.*device, save_every, threads"
+        ):
+            resume(tmp_path, "--epochs=20")
+
+
+def test_resume_of_a_torn_config(tmp_path):
+    (tmp_path / "config.toml").write_text("lr = ")
+    with pytest.raises(InputError, match=r"config\.toml: cannot be read as TOML"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize("words, status", [(["--help"], 0), (["--epochs", "two"], 2), (["--option", "x"], 2)])
+def test_help_and_usage_errors_come_without_torch(words, status):
+    code = (
+        "import sys; from multitask.run import main\n"
+        "try: status = main()\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "print(sorted({'torch', 'numpy', 'tokenizers', 'safetensors'} & sys.modules.keys()))\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_is_quick_and_complete():
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "multitask.run", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 1.0
+    for word in (*OPTIONS, "--batch-size", "--recipe", "(default 16)"):
+        assert word in done.stdout

@@ -1,0 +1,165 @@
+"""evaluate.py: numbers by hand, rows in their own order, and the course's files to the byte."""
+
+import math
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, tensor
+
+from multitask import MultitaskBert
+from multitask.data import Examples
+from multitask.evaluate import (
+    accuracy,
+    all_logits,
+    decode,
+    pearson,
+    predict_logits,
+    probabilities,
+    scores,
+    summary,
+    table,
+    write_predictions,
+)
+from multitask.tasks import BUILT_IN
+
+
+class Stub:
+    """A model whose logits are the first token's number, times 1, 2, ... by column; it counts its batches."""
+
+    def __init__(self) -> None:
+        self.tasks = BUILT_IN
+        self.device = torch.device("cpu")
+        self.tokenizer = SimpleNamespace(pad=lambda rows: {"input_ids": tensor([ids[:1] for ids, _ in rows])})
+        self.batches: list[int] = []
+        self.training = True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def __call__(self, task: str, batch: dict[str, Tensor]) -> Tensor:
+        self.batches.append(len(batch["input_ids"]))
+        return batch["input_ids"].float() * torch.arange(1, self.tasks[task].outputs + 1)
+
+
+def stub() -> MultitaskBert:
+    return cast(MultitaskBert, Stub())
+
+
+def encoded(count: int) -> list[tuple[list[int], list[int]]]:
+    """Row n begins with token n; the lengths go up and down."""
+    return [([row] * (1 + row * 7 % 5), [0] * (1 + row * 7 % 5)) for row in range(count)]
+
+
+def test_decode():
+    assert decode("classification", tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.9]])).tolist() == [1, 0]
+    assert decode("binary", tensor([[0.2], [-0.2], [0.0]])).tolist() == [1, 0, 0]
+    assert decode("regression", tensor([[2.5], [-7.0]])).tolist() == [2.5, -7.0]
+    assert decode("classification", torch.zeros(1, 5)).dtype == decode("binary", torch.zeros(1, 1)).dtype
+    assert decode("binary", torch.zeros(1, 1)).dtype == torch.int64
+
+
+def test_probabilities():
+    """softmax(0, ln 3) = (1/4, 3/4); sigmoid(ln 3) = 3/4, so the classes 0 and 1 have 1/4 and 3/4."""
+    wanted = tensor([[0.25, 0.75]])
+    torch.testing.assert_close(probabilities("classification", tensor([[0.0, math.log(3)]])), wanted)
+    torch.testing.assert_close(probabilities("binary", tensor([[math.log(3)]])), wanted)
+
+
+def test_accuracy():
+    assert accuracy(np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 0.0, 4.0])) == 0.75
+
+
+def test_pearson():
+    """Deviations (-1, 0, 1) and (-1, 1, 0): r = 1 / (sqrt 2 sqrt 2) = 1/2, at any scale and shift."""
+    predictions, labels = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 1.0])
+    assert pearson(predictions, labels) == pytest.approx(0.5)
+    assert pearson(10 * predictions - 4, labels) == pytest.approx(0.5)
+    assert pearson(-predictions, labels) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("predictions, labels", [([3, 3, 3], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1], [2])])
+def test_pearson_of_constant_values_is_0_with_a_warning(predictions, labels):
+    with pytest.warns(UserWarning, match="constant"):
+        assert pearson(np.array(predictions), np.array(labels)) == 0.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_logits_come_in_the_rows_order_whatever_the_batches(batch_size):
+    model = stub()
+    result = predict_logits(model, "sentiment", encoded(11), batch_size)
+    assert torch.equal(result, torch.arange(11.0)[:, None] * torch.arange(1, 6))
+    assert not model.training
+    assert cast(Stub, model).batches == {1: [1] * 11, 4: [4, 4, 3], 100: [11]}[batch_size]
+
+
+def test_logits_of_nothing():
+    assert predict_logits(stub(), "sentiment", []).shape == (0, 5)
+
+
+def test_scores_are_over_whole_splits_and_average_shares_of_1():
+    """40 rows, more than one batch. Every logit is positive but row 0's, so sentiment predicts class 4 for 39
+    rows, and class 0 for the row of zeros; paraphrase says 0 once and 1 after that. Similarity predicts
+    0..39; where the second half's labels start anew at 0, each half correlates perfectly and the whole does
+    not."""
+    labels = {"sentiment": np.full(40, 4.0), "paraphrase": np.ones(40), "similarity": np.arange(40.0) % 20}
+    data = {name: Examples([str(row) for row in range(40)], encoded(40), labels[name]) for name in BUILT_IN}
+    model = stub()
+    result = scores(model, all_logits(model, data), data)
+    r = np.corrcoef(np.arange(40), np.arange(40) % 20)[0, 1]
+    assert 0.4 < r < 0.6
+    assert result["sentiment"] == {"accuracy": 39 / 40}
+    assert result["paraphrase"] == {"accuracy": 39 / 40}
+    assert result["similarity"] == {"pearson": pytest.approx(r)}
+    assert result["score"] == pytest.approx((39 / 40 + 39 / 40 + (1 + r) / 2) / 3)
+
+
+def test_the_table_shows_r_and_its_share():
+    dev = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.8}, "score": 0.7}
+    lines = [line.split() for line in table(BUILT_IN, dev).split("\n")]
+    assert lines == [
+        ["sentiment", "accuracy", "0.500"],
+        ["similarity", "pearson", "0.800", "(1", "+", "r)", "/", "2", "=", "0.900"],
+        ["score", "0.700"],
+    ]
+    assert summary(BUILT_IN, dev) == "sentiment accuracy 0.500, similarity pearson 0.800, score 0.700"
+
+
+def test_submission_files_are_the_courses(tmp_path):
+    ids = ["a1", "b2"]
+    two = tensor([[0.0, 0, 0, 9, 0], [9.0, 0, 0, 0, 0]])
+    path = write_predictions(tmp_path / "new", stub(), "dev", "sentiment", ids, two)
+    assert path == tmp_path / "new" / "sst-dev-output.csv"
+    assert path.read_bytes() == b"id \t Predicted_Sentiment \na1 , 3 \nb2 , 0 \n"
+    path = write_predictions(tmp_path, stub(), "test", "paraphrase", ids, tensor([[-1.0], [2.0]]))
+    assert path == tmp_path / "para-test-output.csv"
+    assert path.read_bytes() == b"id \t Predicted_Is_Paraphrase \na1 , 0 \nb2 , 1 \n"
+    path = write_predictions(tmp_path, stub(), "dev", "similarity", ids, tensor([[2.5], [-1.0]]))
+    assert path == tmp_path / "sts-dev-output.csv"
+    assert path.read_bytes() == b"id \t Predicted_Similiary \na1 , 2.5 \nb2 , -1.0 \n"
+
+
+def test_a_submission_file_reads_back(tmp_path):
+    values = torch.randn(50, 1)
+    path = write_predictions(tmp_path, stub(), "dev", "similarity", map(str, range(50)), values)
+    rows = [line.split(" , ") for line in path.read_text().splitlines()[1:]]
+    assert [row_id for row_id, _ in rows] == [str(row) for row in range(50)]
+    assert [float(value) for _, value in rows] == values.squeeze(1).tolist()
+
+
+def test_probabilities_lie_beside_the_predictions_of_classes(tmp_path):
+    write_predictions(tmp_path, stub(), "dev", "paraphrase", ["a"], tensor([[math.log(3)]]))
+    assert (tmp_path / "para-dev-probabilities.csv").read_text() == (
+        "id\tclass_0\tclass_1\na\t0.250000\t0.750000\n"
+    )
+    write_predictions(tmp_path, stub(), "dev", "sentiment", ["a"], torch.zeros(1, 5))
+    assert (tmp_path / "sst-dev-probabilities.csv").read_text().splitlines()[1] == "a" + "\t0.200000" * 5
+    write_predictions(tmp_path, stub(), "dev", "similarity", ["a"], torch.zeros(1, 1))
+    assert not (tmp_path / "sts-dev-probabilities.csv").exists()
+
+
+def test_an_id_for_every_row(tmp_path):
+    with pytest.raises(ValueError):
+        write_predictions(tmp_path, stub(), "dev", "similarity", ["a"], torch.zeros(2, 1))

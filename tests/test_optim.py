@@ -1,0 +1,206 @@
+"""optim.py: AdamW beside torch.optim.AdamW, and beside numbers worked out by hand; the schedules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minbert import AdamW, BertConfig, BertModel
+from minbert.optim import constant_schedule, linear_schedule, parameter_groups
+
+SHAPES = [(4, 3), (5,), ()]
+
+
+def run(
+    optimizer: Callable[..., torch.optim.Optimizer],
+    steps: int,
+    groups: list[dict[str, Any]],
+    rates: list[float] | None = None,
+    **options: Any,
+) -> list[Tensor]:
+    """The parameters, three for each of `groups`, after these steps on fixed random gradients."""
+    generator = torch.Generator().manual_seed(1)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for _ in groups for shape in SHAPES]
+    each = len(SHAPES)
+    chosen = [{"params": parameters[i * each :][:each]} | group for i, group in enumerate(groups)]
+    updates = optimizer(chosen, **options)
+    for step in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * 10 ** (step % 3 - 1)
+        if rates is not None:
+            for group in updates.param_groups:
+                group["lr"] = rates[step]
+        updates.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize(
+    ("steps", "groups", "options"),
+    [
+        pytest.param(1, [{}], {}, id="one step"),
+        pytest.param(20, [{}], {}, id="twenty steps"),
+        pytest.param(5, [{}], {"lr": 0.3}, id="lr"),
+        pytest.param(5, [{}], {"lr": 0.0}, id="lr 0"),
+        pytest.param(5, [{}], {"betas": (0.5, 0.7)}, id="betas"),
+        pytest.param(5, [{}], {"betas": (0.0, 0.0)}, id="betas 0"),
+        pytest.param(5, [{}], {"eps": 0.1}, id="eps"),
+        pytest.param(5, [{}], {"lr": 0.1, "weight_decay": 0.2}, id="weight decay"),
+        pytest.param(
+            5, [{"lr": 0.1}, {"weight_decay": 0.5}, {"betas": (0.1, 0.2), "eps": 1.0}], {}, id="groups"
+        ),
+        pytest.param(4, [{}], {"rates": [0.1, 0.0, 0.2, 0.01], "weight_decay": 0.3}, id="lr changes"),
+    ],
+)
+def test_equals_torch(steps: int, groups: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    options = {"eps": 1e-6, "weight_decay": 0.0} | options  # torch's own defaults are others
+    for ours, theirs in zip(
+        run(AdamW, steps, groups, **options), run(torch.optim.AdamW, steps, groups, **options), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("correct_bias", "weight_decay", "expected"),
+    [(False, 0.0, 0.98), (False, 0.5, 0.93), (True, 0.0, 0.9), (True, 0.5, 0.85)],
+)
+def test_first_step_by_hand(correct_bias: bool, weight_decay: float, expected: float) -> None:
+    """theta = 1, g = 2, lr = .1, b1 = .9, b2 = .75, eps = 0: m = .1 x 2 = .2 and v = .25 x 4 = 1.
+
+    Without correction the step is .1 x .2 / sqrt(1) = .02. With it, m' = .2 / .1 = 2, v' = 1 / .25 = 4, and
+    the step is .1 x 2 / sqrt(4) = .1. A decay of .5 takes another .1 x .5 x 1 = .05.
+    """
+    parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    parameter.grad = torch.tensor(2.0, dtype=torch.float64)
+    AdamW([parameter], 0.1, (0.9, 0.75), 0.0, weight_decay, correct_bias).step()
+    assert parameter.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("correct_bias", [True, False])
+def test_equals_the_equations(correct_bias: bool) -> None:
+    """The docstring's equations, in float64, over 10 steps."""
+    lr, beta1, beta2, eps, decay = 0.05, 0.8, 0.95, 1e-3, 0.1
+    random = np.random.default_rng(0)
+    theta = random.normal(size=6)
+    parameter = nn.Parameter(torch.tensor(theta))
+    optimizer = AdamW([parameter], lr, (beta1, beta2), eps, decay, correct_bias)
+    m, v = np.zeros(6), np.zeros(6)
+    for t in range(1, 11):
+        g = random.normal(size=6)
+        parameter.grad = torch.tensor(g)
+        optimizer.step()
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = (m / (1 - beta1**t), v / (1 - beta2**t)) if correct_bias else (m, v)
+        theta = theta - lr * decay * theta - lr * m_hat / (np.sqrt(v_hat) + eps)
+        np.testing.assert_allclose(parameter.detach().numpy(), theta, rtol=1e-12, atol=1e-14)
+
+
+def test_parameter_without_gradient_is_left_alone() -> None:
+    """The idle one neither decays nor collects state; when its turn comes, that is its own first step: with
+    eps 0, of size lr whatever the gradient (see above), so 3 - .1 x .5 x 3 - .1 = 2.75."""
+    busy, idle = (nn.Parameter(torch.tensor([3.0])) for _ in range(2))
+    optimizer = AdamW([busy, idle], lr=0.1, eps=0.0, weight_decay=0.5)
+    for _ in range(3):
+        busy.grad = torch.tensor([1.0])
+        optimizer.step()
+    assert idle.item() == 3.0
+    assert idle not in optimizer.state
+    idle.grad = torch.tensor([0.01])
+    optimizer.step()
+    assert idle.item() == pytest.approx(2.75)
+    assert (optimizer.state[busy]["step"], optimizer.state[idle]["step"]) == (4, 1)
+    moments = {name: tensor.clone() for name, tensor in optimizer.state[idle].items() if name != "step"}
+    idle.grad, before = None, idle.item()
+    optimizer.step()
+    assert idle.item() == before
+    assert all(torch.equal(optimizer.state[idle][name], tensor) for name, tensor in moments.items())
+
+
+def test_parameter_groups() -> None:
+    model = BertModel(BertConfig(20, 8, 2, 2, 16, 10))
+    model.embeddings.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decaying, others = parameter_groups(model, 0.25)
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
+    found = [{names[id(parameter)] for parameter in group["params"]} for group in (decaying, others)]
+    trained = {name for name in names.values() if not name.startswith("embeddings.")}
+    assert found[1] == {name for name in trained if name.endswith("bias") or "norm" in name}
+    assert found[0] == trained - found[1]
+    assert {"pooler.weight", "layers.1.attention.query.weight"} <= found[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"eps": -1e-8},
+        {"weight_decay": -1.0},
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9, -0.1)},
+    ],
+)
+def test_bad_arguments(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        AdamW([nn.Parameter(torch.zeros(1))], **options)
+
+
+def test_sparse_gradient_is_refused() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse"):
+        AdamW(table.parameters()).step()
+
+
+def test_closure() -> None:
+    """With b1 = b2 = eps = 0 a step is lr x sign(g): the closure's own gradient, 2 x 3, moves 3 to 2."""
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    optimizer = AdamW([parameter], lr=1.0, betas=(0.0, 0.0), eps=0.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (parameter**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 9.0
+    assert parameter.item() == 2.0
+
+
+def test_state_dict_goes_on_exactly() -> None:
+    """Four steps in one go, or two, a reload into new objects, and two more."""
+
+    def advance(parameter: nn.Parameter, optimizer: AdamW, steps: range) -> None:
+        for step in steps:
+            parameter.grad = torch.tensor([1.0, -2.0]) / (step + 1)
+            optimizer.step()
+
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    whole, half = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    advance(whole, AdamW([whole], **options), range(4))
+    first = AdamW([half], **options, correct_bias=True)
+    advance(half, first, range(2))
+    rest = nn.Parameter(half.detach().clone())
+    second = AdamW([rest], lr=9.0, correct_bias=False)  # what was saved wins
+    second.load_state_dict(first.state_dict())
+    advance(rest, second, range(2, 4))
+    assert torch.equal(rest, whole)
+
+
+def test_constant_schedule_by_hand() -> None:
+    """A warm-up of 4 climbs in fifths, so that the first step after it is the first at 1."""
+    factors = [constant_schedule(step, 4) for step in range(7)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    assert [constant_schedule(step) for step in (0, 1, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_linear_schedule_by_hand() -> None:
+    """10 steps, 4 of them warm-up: fifths up, then 6 steps left, so sixths down; 0 from step 10 on."""
+    factors = [linear_schedule(step, 10, 4) for step in range(12)]
+    up, down = [1 / 5, 2 / 5, 3 / 5, 4 / 5], [6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert factors == pytest.approx([*up, *down, 0, 0])
+    assert [linear_schedule(step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert linear_schedule(4, 4, 4) == 0.0  # nothing but warm-up

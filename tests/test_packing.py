@@ -1,0 +1,57 @@
+"""packing.py: what goes in comes out again, zeros where nothing was, and gradients find their way back."""
+
+import pytest
+import torch
+
+from minbert.errors import InputError
+from minbert.packing import Packing
+
+# right padding, a hole, left padding, no padding
+MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
+
+
+def test_places_by_hand() -> None:
+    """Rows of 4: row 0 holds places 0 and 1, row 1 4 and 6, row 2 10 and 11, row 3 12 to 15; so the first
+    tokens are the 0th, 2nd, 4th and 6th of the packed list."""
+    packing = Packing.from_mask(MASK)
+    assert packing.tokens.tolist() == [0, 1, 4, 6, 10, 11, 12, 13, 14, 15]
+    assert packing.first.tolist() == [0, 2, 4, 6]
+    assert packing.mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("tail", [(), (3,), (3, 2)])
+def test_round_trip(dtype: torch.dtype, tail: tuple[int, ...]) -> None:
+    packing = Packing.from_mask(MASK.to(dtype))
+    padded = torch.randn(4, 4, *tail)
+    packed = packing.pack(padded)
+    assert packed.shape == (10, *tail)
+    assert torch.equal(packing.pack(packing.unpack(packed)), packed)
+    assert torch.equal(
+        packing.unpack(packed), torch.where(MASK.bool().view(4, 4, *[1] * len(tail)), padded, 0.0)
+    )
+
+
+def test_first_tokens() -> None:
+    """Row r's first token of the list [10 r + place] is that of its first True: 0, 10, 22 and 30."""
+    packing = Packing.from_mask(MASK)
+    values = torch.arange(4)[:, None] * 10 + torch.arange(4)
+    first = packing.pack(values)[packing.first]
+    assert first.tolist() == [0, 10, 22, 30]
+    layout = packing.first_tokens()
+    assert layout.unpack(first).tolist() == [[0], [10], [22], [30]]
+    assert layout.pack(layout.unpack(first)).tolist() == first.tolist()
+
+
+def test_gradients_pass_through() -> None:
+    """d/dx of sum(w unpack(pack(x))) is w at real tokens, and 0 at padding."""
+    packing = Packing.from_mask(MASK)
+    padded = torch.randn(4, 4, 3, requires_grad=True)
+    weight = torch.randn(4, 4, 3)
+    (weight * packing.unpack(packing.pack(padded))).sum().backward()
+    assert torch.equal(padded.grad, weight * MASK[..., None])
+
+
+def test_row_without_tokens_is_named() -> None:
+    with pytest.raises(InputError, match="row 1 of attention_mask is all zeros"):
+        Packing.from_mask(torch.tensor([[1, 1], [0, 0], [0, 0]]))

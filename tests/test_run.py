@@ -1,0 +1,590 @@
+"""The command line end to end, on small tables and a tiny model: files, exit status, one-line errors."""
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, metrics_without_clock, sentence, write_table, write_tables
+
+from multitask import MultitaskBert, jobs, train
+from multitask import predict as prediction
+from multitask.data import Row
+from multitask.run import main
+from multitask.tasks import BUILT_IN, SENTIMENT, read_task_file
+
+SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
+BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
+        "tokenizer_config.json", "vocab.txt"]  # fmt: skip
+PREDICTIONS = sorted(
+    f"{task}-{split}-{what}.csv"
+    for split in ("dev", "test")
+    for task, what in [("sst", "output"), ("para", "output"), ("sts", "output"), ("sst", "probabilities"),
+                       ("para", "probabilities")]
+)  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_tables(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finetune(tiny, data) -> list[str]:
+    return ["--option", "finetune", "--weights", str(tiny), "--data", str(data), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, finetune) -> Path:
+    """A run of 2 epochs of 9 updates; not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*finetune, "--out", str(run)]) == 0
+    (run.parent / "said.txt").write_text(out.getvalue())
+    return run
+
+
+@pytest.fixture
+def call(capsys):
+    """A function that runs a command line in this process: (exit status, standard output, standard error)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+# Training
+
+
+def test_finetune_leaves_a_whole_run_directory(finished, data, tiny):
+    assert names(finished) == ["best", "config.toml", "metrics.jsonl", "predictions", "state"]
+    assert names(finished / "best") == BEST
+    assert names(finished / "predictions") == PREDICTIONS
+    assert names(finished / "state") == ["step-00000009", "step-00000018"]
+    config = tomllib.loads((finished / "config.toml").read_text())
+    assert (config["option"], config["data"], config["weights"]) == ("finetune", str(data), str(tiny))
+    assert (config["epochs"], config["batch_size"], config["seed"]) == (2, 4, 0)
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [9, 18]
+
+
+def test_finetune_says_what_it_does(finished):
+    said = (finished.parent / "said.txt").read_text()
+    assert "shipped sample" not in said
+    for words in ("training rows: sentiment 12, paraphrase 12, similarity 12", "2 epochs of 9 updates on cpu",
+                  "epoch 1: loss", "(1 + r) / 2 = ", str(finished / "predictions")):  # fmt: skip
+        assert words in said
+
+
+def test_predictions_are_the_best_models_on_every_row_in_file_order(finished, data):
+    model = MultitaskBert.load(finished / "best")
+    for name, task in BUILT_IN.items():
+        for split, suffix, count in (("dev", "dev", 6), ("test-student", "test", 3)):
+            lines = (
+                (finished / "predictions" / f"{task.submission}-{suffix}-output.csv").read_text().splitlines()
+            )
+            rows = [line.split(" , ") for line in lines[1:]]
+            assert [row_id for row_id, _ in rows] == [f"{name}-{split}-{number}" for number in range(count)]
+            table = [line.split("\t") for line in task.path(data, split).read_text().splitlines()[1:]]
+            texts = [tuple(row[1 : 1 + len(task.texts)]) for row in table]
+            assert [float(value) for _, value in rows] == pytest.approx(model.predict(name, texts), abs=1e-5)
+
+
+def test_the_best_epoch_is_the_one_that_is_kept(finished, call):
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    best = max(record["dev"]["score"] for record in records)
+    _, out, _ = call("--option", "evaluate", "--run", finished)
+    assert f"{best:.3f}" in out.split("score")[-1]
+
+
+def test_pretrain_then_finetune_from_it(call, tiny, data, finetune, tmp_path):
+    status, _, _ = call("--option", "pretrain", "--weights", tiny, "--data", data, *SMALL,
+                        "--out", tmp_path / "heads")  # fmt: skip
+    assert status == 0
+    frozen = (tmp_path / "heads" / "best" / "model.safetensors").read_bytes()
+    assert frozen == (tiny / "model.safetensors").read_bytes()
+    words = [word for word in finetune if word not in ("--weights", str(tiny))]
+    status, _, err = call(*words, "--init", tmp_path / "heads", "--out", tmp_path / "all")
+    assert (status, err) == (0, "")
+    assert (tmp_path / "all" / "best" / "model.safetensors").read_bytes() != frozen
+
+
+def test_the_shipped_sample_runs_without_data_in_the_next_free_folder_and_says_so(
+    call, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "finetune-1").mkdir(parents=True)
+    status, out, err = call("--option", "finetune", "--weights", tiny, "--threads", 1, "--epochs", 1,
+                            "--steps-per-epoch", 3)  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "shipped sample" in out.split("\n")[0]
+    assert names(tmp_path / "runs" / "finetune-2" / "predictions") == PREDICTIONS
+    status, out, err = call("--option", "evaluate", "--run", "runs/finetune-2", "--threads", 1)
+    assert (status, err) == (0, "") and "the shipped sample" in out
+
+
+def test_tasks_are_left_out_with_their_tables(call, finetune, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("quora-*"))
+    words = [*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    status, _, err = call(*words)
+    assert status == 2 and "--tasks" in err
+    assert err.startswith(f"error: {tmp_path}/data/quora-train.csv: no such file")
+    assert not (tmp_path / "run").exists()
+    status, _, err = call(*words, "--tasks", "sentiment,similarity")
+    assert (status, err) == (0, "")
+    assert not [name for name in names(tmp_path / "run" / "predictions") if name.startswith("para")]
+
+
+@pytest.mark.parametrize("table", ["ids-sst-train.csv", "sts-dev.csv"])
+def test_a_missing_table_is_named(call, finetune, data, tmp_path, table):
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns(table))
+    status, _, err = call(*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {tmp_path}/data/{table}: no such file")
+
+
+def test_a_missing_test_table_only_means_no_test_predictions(call, finetune, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("sts-test*", "quora-test*"))
+    status, _, err = call(*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1)
+    assert (status, err) == (0, "")
+    missing = {"sts-test-output.csv", "para-test-output.csv", "para-test-probabilities.csv"}
+    assert set(names(tmp_path / "run" / "predictions")) == set(PREDICTIONS) - missing
+
+
+def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    path = SENTIMENT.path(tmp_path / "data", "train")
+    path.write_text(path.read_text() + "x\tgood\t9\n")
+    words = [*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1]
+    status, _, err = call(*words)
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert err.startswith(f"error: {path}:14: sentiment 9") and "1 bad rows of 13" in err
+    status, out, err = call(*words, "--skip-bad-rows")
+    assert (status, err) == (0, "")
+    assert f"{path}: dropped 1 bad rows, kept 12" in out
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(call, finetune, finished):
+    before = contents(finished / "best"), (finished / "config.toml").read_bytes()
+    status, _, err = call(*finetune, "--out", finished, "--lr", "1e-3")
+    assert status == 2
+    assert err == f"error: {finished}: holds a run already; go on with it (--resume), or name another --out\n"
+    assert before == (contents(finished / "best"), (finished / "config.toml").read_bytes())
+
+
+# Going on after a stop
+
+KILL = """
+import os, signal, sys
+from multitask import state, train
+from multitask.run import main
+
+def deadly(module, name, fatal):
+    real, calls = getattr(module, name), []
+    def counted(*args, **keywords):
+        calls.append(0)
+        if len(calls) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **keywords)
+    setattr(module, name, counted)
+
+deadly({"train": train, "state": state, "Path": state.Path}[sys.argv[1]], sys.argv[2], int(sys.argv[3]))
+main(sys.argv[4:])
+"""
+
+
+@pytest.mark.parametrize(
+    "module, function, call_number, going_on",
+    [
+        pytest.param("train", "update", 14, "going on after step 12", id="in mid-epoch"),
+        pytest.param("state", "_moments", 4, "going on after step 9", id="in saving a state"),
+        pytest.param("train", "write_metrics", 1, "going on after step 8", id="between best and metrics"),
+        pytest.param("Path", "rename", 8, "going on after step 16", id="between the renames of best"),
+        pytest.param("train", "update", 2, "nothing saved yet, starting at step 0", id="before any state"),
+    ],
+)
+def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
+    call, finetune, finished, tmp_path, module, function, call_number, going_on
+):
+    words = [*finetune, "--save-every", "4", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", KILL, module, function, str(call_number), *words]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run" / "predictions").exists()
+
+    status, out, err = call("--resume", "--out", tmp_path / "run")
+    assert (status, err) == (0, "")
+    assert going_on in out
+    assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
+    assert contents(tmp_path / "run" / "best") == contents(finished / "best")
+    assert contents(tmp_path / "run" / "predictions") == contents(finished / "predictions")
+
+
+def test_resume_with_nothing_there_starts_at_step_0_and_says_so(call, finetune, finished, tmp_path):
+    status, out, _ = call(*finetune, "--out", tmp_path / "run", "--resume")
+    assert status == 0
+    assert f"{tmp_path}/run: nothing saved yet, starting at step 0" in out
+    assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
+
+
+def test_resume_of_a_finished_run_trains_no_more(call, finished, tmp_path, monkeypatch):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    (run / "metrics.jsonl").unlink()  # the state remembers its lines
+    monkeypatch.setattr(train, "update", None)
+    status, out, err = call("--resume", "--out", run)
+    assert (status, err) == (0, "")
+    assert "going on after step 18" in out
+    assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    assert contents(run / "best") == contents(finished / "best")
+    assert contents(run / "predictions") == contents(finished / "predictions")
+
+
+def test_more_epochs_on_resume_equal_a_longer_run(call, finetune, tmp_path):
+    words = [*finetune, "--schedule", "constant", "--warmup", "0", "--tasks", "similarity"]
+    assert call(*words, "--out", tmp_path / "short", "--epochs", 1)[0] == 0
+    assert call("--resume", "--out", tmp_path / "short", "--epochs", 2)[0] == 0
+    assert call(*words, "--out", tmp_path / "long")[0] == 0
+    assert metrics_without_clock(tmp_path / "short") == metrics_without_clock(tmp_path / "long")
+    assert contents(tmp_path / "short" / "best") == contents(tmp_path / "long" / "best")
+    assert tomllib.loads((tmp_path / "short" / "config.toml").read_text())["epochs"] == 2
+    status, _, err = call("--resume", "--out", tmp_path / "short", "--epochs", 1)
+    assert status == 2 and "has 2 epochs behind it, more than --epochs 1" in err
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_other_tables_on_resume_are_refused(call, finetune, data, tmp_path, split):
+    shutil.copytree(data, tmp_path / "data")
+    words = [*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1]
+    assert call(*words)[0] == 0
+    path = SENTIMENT.path(tmp_path / "data", split)
+    path.write_text(path.read_text().replace("\t3\n", "\t2\n"))
+    status, _, err = call("--resume", "--out", tmp_path / "run")
+    assert status == 2 and "the tables are not those the run was started with" in err
+
+
+def test_a_torn_state_on_resume_is_one_line(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "state" / "step-00000018" / "model.safetensors").write_bytes(b"torn")
+    status, _, err = call("--resume", "--out", run)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {run}/state/step-00000018: not a whole state")
+    shutil.rmtree(run / "state" / "step-00000018")  # as the message says
+    assert call("--resume", "--out", run)[0] == 0
+    assert metrics_without_clock(run) == metrics_without_clock(finished)
+
+
+# Evaluating
+
+
+def test_evaluate_writes_the_same_predictions_again(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    status, out, err = call("--option", "evaluate", "--run", run, "--threads", 1)
+    assert (status, err) == (0, "")
+    assert contents(run / "predictions") == contents(finished / "predictions")
+    for word in ("sentiment", "paraphrase", "similarity", "score"):
+        assert word in out
+
+
+def test_evaluate_on_other_tables_and_fewer_tasks(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    write_tables(tmp_path / "data", {"sentiment": SENTIMENT}, {"dev": 9})
+    words = ("--option", "evaluate", "--run", run, "--data", tmp_path / "data", "--tasks", "sentiment")
+    status, out, err = call(*words)
+    assert (status, err) == (0, "") and str(tmp_path / "data") in out
+    assert names(run / "predictions") == ["sst-dev-output.csv", "sst-dev-probabilities.csv"]
+    assert len((run / "predictions" / "sst-dev-output.csv").read_text().splitlines()) == 10
+
+
+# Predicting
+
+TEXTS = {name: [[sentence(row + 50 * place) for place in range(len(task.texts))] for row in range(7)]
+         for name, task in BUILT_IN.items()}  # fmt: skip
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """A function that puts bytes on standard input."""
+    return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def expected(run: Path, name: str) -> list[float]:
+    model = MultitaskBert.load(run / "best")
+    return model.predict(name, [tuple(texts) for texts in TEXTS[name]])
+
+
+@pytest.mark.parametrize("name, columns", [("sentiment", 7), ("paraphrase", 4), ("similarity", 2)])
+@pytest.mark.parametrize("is_table", [True, False], ids=["table", "plain lines"])
+@pytest.mark.parametrize("through", ["files", "pipes"])
+def test_predict(call, stdin, finished, tmp_path, name, columns, is_table, through):
+    task = BUILT_IN[name]
+    rows = [[f"row {number}", *texts, "more"] for number, texts in enumerate(TEXTS[name])]
+    header = ["id", *task.texts, "extra"]
+    source = write_table(tmp_path / "in", [header, *rows] if is_table else TEXTS[name])
+    words = ["--option", "predict", "--run", finished, "--task", name, "--threads", 1]
+    if through == "pipes":
+        stdin(source.read_bytes())
+        status, out, err = call(*words)
+    else:
+        status, out, err = call(*words, "--input", source, "--output", tmp_path / "out")
+        assert out == ""
+        out = (tmp_path / "out").read_text()
+    assert (status, err) == (0, "")
+    head, *lines = [line.split("\t") for line in out.splitlines()]
+    assert head == ["id", task.label, *(f"class_{number}" for number in range(columns - 2))]
+    assert {len(line) for line in lines} == {columns}
+    assert [line[0] for line in lines] == [f"row {row}" if is_table else f"{row + 1}" for row in range(7)]
+    assert [float(line[1]) for line in lines] == pytest.approx(expected(finished, name), abs=1e-5)
+    if columns > 2:
+        assert all(sum(map(float, line[2:])) == pytest.approx(1, abs=1e-5) for line in lines)
+        assert all(line[1].isdigit() for line in lines)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_predict_takes_a_table_without_ids(call, stdin, finished):
+    stdin(b"sentence\r\ngood film\r\nbad film\r\n")
+    status, out, _ = call("--option", "predict", "--run", finished, "--task", "sentiment")
+    assert status == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["id", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"id\tsentence\n"])
+def test_predict_on_nothing(call, stdin, finished, content):
+    stdin(content)
+    status, out, err = call("--option", "predict", "--run", finished, "--task", "sentiment")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == ["id\tsentiment\tclass_0\tclass_1\tclass_2\tclass_3\tclass_4"]
+
+
+@pytest.mark.parametrize("bad", [b"\xff\n", b" \n", b"one\ttwo\n"])
+def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp_path, bad):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"good film\n" * 3 + bad + b"bad film\n" * 2)
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment", "--input", source]
+    status, out, err = call(*words)
+    assert status == 2 and err.startswith(f"error: {source}:4: ") and "--skip-bad-rows" in err
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["id", "1", "2", "3"]
+
+    status, _, err = call(*words, "--output", target)
+    assert status == 2 and f"{target}.partial" in err
+    assert not target.exists() and Path(f"{target}.partial").read_text() == out
+
+    status, _, err = call(*words, "--output", target, "--skip-bad-rows")
+    assert (status, err) == (0, f"{source}: dropped 1 bad rows\n")
+    assert [line.split("\t")[0] for line in target.read_text().splitlines()] == [
+        "id",
+        "1",
+        "2",
+        "3",
+        "5",
+        "6",
+    ]
+
+
+def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tmp_path, monkeypatch):
+    """A thousand rows through windows of 8: when row n is read, all but the last window before it stand in
+    the output, and the rows in memory are one window's."""
+    monkeypatch.setattr(prediction, "WINDOW", 8)
+    target, partial = tmp_path / "out", tmp_path / "out.partial"
+    behind, windows = [], []
+
+    class Source(io.BufferedIOBase):
+        lines = iter(b"film %d\n" % number for number in range(1000))
+        read_so_far = 0
+
+        def readline(self, *_) -> bytes:
+            return next(self)
+
+        def __iter__(self) -> Iterator[bytes]:
+            return self
+
+        def __next__(self) -> bytes:
+            line = next(self.lines)
+            written = partial.read_bytes().count(b"\n") - 1 if partial.exists() else 0
+            behind.append(self.read_so_far - written)
+            self.read_so_far += 1
+            return line
+
+    real = prediction.tokenize
+
+    def tokenize(rows: list[Row], *rest):
+        windows.append(len(rows))
+        return real(rows, *rest)
+
+    monkeypatch.setattr(prediction, "tokenize", tokenize)
+    monkeypatch.setattr(prediction, "_open_input", lambda source: (Source(), source))
+    model = MultitaskBert.load(finished / "best")
+    prediction.predict(model, model.tasks["sentiment"], "rows", str(target), skip_bad_rows=False)
+    assert len(target.read_text().splitlines()) == 1001
+    assert len(behind) == 1000 and max(behind[2:]) <= 8
+    assert windows == [8] * 125
+
+
+def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):
+    source = tmp_path / "in"
+    source.write_text("a good film\n" * 20_000)
+    command = [sys.executable, "-m", "multitask.run", "--option", "predict", "--run", str(finished), "--task",
+               "sentiment", "--threads", "1", "--input", str(source)]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("id\tsentiment")
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read().startswith("stopped: nobody reads the output")
+    process.stderr.close()
+
+
+# Mistakes
+
+MISTAKES = {
+    "nothing": "",
+    "unknown flag": "--option finetune --colour red",
+    "unknown option": "--option train",
+    "abbreviated flag": "--option finetune --epoch 3",
+    "not a number": "--option finetune --epochs many",
+    "out of range": "--option finetune --lr=-1",
+    "unused setting": "--option predict --run {run} --task sentiment --lr 1",
+    "no such recipe": "--recipe nope",
+    "no such data": "{finetune} --data {tmp}/nope",
+    "data is a file": "{finetune} --data {run}/config.toml",
+    "empty data": "{finetune} --data {tmp}",
+    "unknown task": "{finetune} --tasks sentiment,mood",
+    "empty task": "{finetune} --tasks sentiment,",
+    "no such task file": "{finetune} --task-file {tmp}/nope.toml",
+    "task file is no toml": "{finetune} --task-file {data}/sts-dev.csv",
+    "no such weights": "--option finetune --weights {tmp}/nope --data {data}",
+    "weights without files": "--option finetune --weights {tmp} --data {data}",
+    "no such init": "--option finetune --init {tmp}/nope --data {data}",
+    "init of another pooling": "--option finetune --init {run} --pooling cls --data {data} --threads 1",
+    "init and weights": "{finetune} --init {run}",
+    "no such device": "{finetune} --device abacus",
+    "device is not there": "{finetune} --device cuda:99",
+    "device without numbers": "{finetune} --device meta",
+    "rate too high": "{finetune} --lr 1e30 --out {tmp}/run",
+    "resume with fewer epochs": "--resume --out {run} --epochs 1",
+    "out is a file": "{finetune} --out {run}/config.toml",
+    "out is below a file": "{finetune} --out {run}/config.toml/x",
+    "out holds a run": "{finetune} --out {run}",
+    "resume without out": "{finetune} --resume",
+    "resume what is not there": "--resume --out {tmp}/nope",
+    "resume with another rate": "--resume --out {run} --lr 1",
+    "evaluate no run": "--option evaluate",
+    "evaluate what is not there": "--option evaluate --run {tmp}/nope",
+    "evaluate bare weights": "--option evaluate --run {tiny}",
+    "evaluate without its data": "--option evaluate --run {run} --data {tmp}",
+    "evaluate an unknown task": "--option evaluate --run {run} --tasks mood",
+    "predict no task": "--option predict --run {run}",
+    "predict an unknown task": "--option predict --run {run} --task mood",
+    "predict from nothing": "--option predict --run {run} --task sentiment --input {tmp}/nope",
+    "predict from a folder": "--option predict --run {run} --task sentiment --input {tmp}",
+    "predict a pair for one": "--option predict --run {run} --task sentiment --input {data}/sts-dev.csv",
+    "predict one for a pair": "--option predict --run {run} --task similarity --input {data}/ids-sst-dev.csv",
+    "predict into nothing": "--option predict --run {run} --task sentiment --input {sst} --output {tmp}/a/b",
+    "predict into a folder": "--option predict --run {run} --task sentiment --input {sst} --output {tmp}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(
+    call, finished, finetune, data, tiny, tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"finetune": " ".join(finetune), "run": finished, "data": data, "tiny": tiny, "tmp": tmp_path,
+              "sst": data / "ids-sst-dev.csv"}  # fmt: skip
+    before = contents(finished / "best"), (finished / "config.toml").read_bytes()
+    status, _, err = call(*words.format(**places).split())
+    assert status == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) > 20
+    assert before == (contents(finished / "best"), (finished / "config.toml").read_bytes())
+
+
+def test_the_process_prints_its_error_without_a_traceback(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "multitask.run",
+        "--option",
+        "finetune",
+        "--data",
+        str(tmp_path / "nope"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --data: {tmp_path}/nope is not a folder\n"
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [(KeyboardInterrupt(), 130, "--resume"), (OSError(28, "No space left on device"), 2, "error: ")],
+)
+def test_a_stop_from_outside_is_one_message(call, monkeypatch, error, status, said):
+    def stop(_):
+        raise error
+
+    monkeypatch.setitem(jobs.JOBS, "finetune", stop)
+    found, _, err = call("--option", "finetune")
+    assert found == status and said in err and "Traceback" not in err
+
+
+# Tasks of one's own
+
+
+def test_tasks_of_ones_own_end_to_end(call, tiny, tmp_path):
+    path = tmp_path / "tasks.toml"
+    path.write_text(
+        '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nnum_classes = 3\nid = "key"\n'
+        'files = "topic-{split}.tsv"\noutput = "t"\nheader = "Topic"\n'
+        '[closeness]\nkind = "regression"\ntexts = ["one", "two"]\nlabel = "y"\nfiles = "close-{split}.tsv"\n'
+    )
+    data, run = write_tables(tmp_path / "data", read_task_file(path)), tmp_path / "run"
+    status, out, err = call("--option", "finetune", "--weights", tiny, "--data", data, "--task-file", path,
+                            "--out", run, *SMALL)  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "training rows: topic 12, closeness 12" in out
+    assert names(run / "predictions") == [
+        "closeness-dev-output.csv", "closeness-test-output.csv", "t-dev-output.csv",
+        "t-dev-probabilities.csv", "t-test-output.csv", "t-test-probabilities.csv",
+    ]  # fmt: skip
+    lines = (run / "predictions" / "t-dev-output.csv").read_text().splitlines()
+    assert lines[0] == "id \t Topic " and lines[1].startswith("topic-dev-0 , ")
+    path.unlink()  # from here on, the model knows its tasks
+    assert call("--option", "evaluate", "--run", run)[0] == 0
+    source = write_table(tmp_path / "in", [["key", "text"], ["k1", "a good film"]])
+    status, out, _ = call("--option", "predict", "--run", run, "--task", "topic", "--input", source)
+    assert status == 0 and out.splitlines()[1].startswith("k1\t")
+    assert len(MultitaskBert.load(run / "best").predict_proba("topic", ["a man eats"])[0]) == 3
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_every_task_of_the_shipped_sample(call, tmp_path):
+    """The README's command: default flags, the sample, real weights. Chance is .2 to .3, .5 and 0."""
+    status, _, err = call("--option", "finetune", "--out", tmp_path / "run")
+    assert (status, err) == (0, "")
+    status, _, _ = call("--option", "evaluate", "--run", tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    dev = max((record["dev"] for record in records), key=lambda dev: dev["score"])
+    assert dev["sentiment"]["accuracy"] > 0.30
+    assert dev["paraphrase"]["accuracy"] > 0.65
+    assert dev["similarity"]["pearson"] > 0.6

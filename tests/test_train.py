@@ -1,0 +1,302 @@
+"""train.py: what one update does and leaves alone, the rate, and the same seed giving the same run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_model, metrics_without_clock, write_tables
+
+from minbert import AdamW
+from minbert.errors import InputError
+from minbert.optim import parameter_groups
+from multitask import train
+from multitask.build import best_folder, build_model, start_heads
+from multitask.config import Config
+from multitask.data import Examples, make_examples, read_split
+from multitask.state import Progress
+from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+
+FINETUNE = Config("finetune", encoder_dropout=0.0, epochs=2, batch_size=4, pooling="mean")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    directory = write_tables(tmp_path_factory.mktemp("data"))
+    return {split: read_split(directory, split, BUILT_IN, False) for split in ("train", "dev")}
+
+
+def examples(model, rows, split="train") -> dict[str, Examples]:
+    return {name: make_examples(rows[split][name], model.tokenizer, 512) for name in model.tasks}
+
+
+def build(tiny, config=FINETUNE, tasks=BUILT_IN):
+    return build_model(replace(config, weights=str(tiny)), tasks)
+
+
+def make_optimizer(model, config):
+    return AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+
+
+def batches(model, rows, name, size, count=1):
+    data = examples(model, rows)[name]
+    return [train.collate(model, data, range(n * size, (n + 1) * size)) for n in range(count)]
+
+
+def tensors(module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(before, after) -> bool:
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_updates_overfit_a_batch(tiny, rows, name):
+    model = build(tiny)
+    optimizer = make_optimizer(model, replace(FINETUNE, lr=3e-3))
+    train.set_training_mode(model)
+    batch = batches(model, rows, name, 8)
+    losses = [train.update(model, optimizer, BUILT_IN[name], batch, 1.0) for _ in range(60)]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_loss_returned_is_the_mean_over_the_batches(tiny, rows):
+    model = build(tiny)
+    optimizer = make_optimizer(model, replace(FINETUNE, lr=0.0))
+    two = batches(model, rows, "similarity", 6, 2)
+    apart = [train.update(model, optimizer, SIMILARITY, [batch], 0.0) for batch in two]
+    assert train.update(model, optimizer, SIMILARITY, two, 0.0) == pytest.approx(sum(apart) / 2)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_accumulating_two_batches_is_one_batch_of_both(tiny, rows, name):
+    """With plain SGD, which keeps the gradient's size; AdamW would hide a factor."""
+    results = []
+    for size, count in ((12, 1), (6, 2)):
+        model = build(tiny)
+        before = tensors(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        train.update(model, optimizer, BUILT_IN[name], batches(model, rows, name, size, count), 0.0)
+        results.append({key: value - before[key] for key, value in tensors(model).items()})
+    largest = max(value.abs().max() for value in results[0].values())
+    for key, change in results[0].items():
+        torch.testing.assert_close(results[1][key], change, rtol=1e-4, atol=1e-5 * float(largest))
+
+
+@pytest.mark.parametrize("clip_norm, length", [(0.0, None), (0.01, 0.01), (1e9, None)])
+def test_clip_norm_bounds_the_whole_gradient(tiny, rows, clip_norm, length):
+    model = build(tiny)
+    before = tensors(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    train.update(model, optimizer, SIMILARITY, batches(model, rows, "similarity", 8), clip_norm)
+    moved = torch.cat([(value - before[name]).flatten() for name, value in tensors(model).items()]).norm()
+    if length is None:
+        assert moved > 1
+    else:
+        assert moved == pytest.approx(length, rel=1e-2)
+
+
+def test_an_idle_head_is_left_alone_by_another_tasks_update(tiny, rows):
+    """Also by weight decay and by the moments that its own updates have left."""
+    model = build(tiny)
+    optimizer = make_optimizer(model, replace(FINETUNE, lr=0.01, weight_decay=0.1))
+    for name in BUILT_IN:
+        train.update(model, optimizer, BUILT_IN[name], batches(model, rows, name, 4), 1.0)
+    before = {name: tensors(head) for name, head in model.heads.items()}
+    moments = optimizer.state[model.heads["similarity"].weight]["exp_avg"].clone()
+    train.update(model, optimizer, SENTIMENT, batches(model, rows, "sentiment", 4), 1.0)
+    changed = [name for name, head in model.heads.items() if not same(before[name], tensors(head))]
+    assert changed == ["sentiment"]
+    assert torch.equal(optimizer.state[model.heads["similarity"].weight]["exp_avg"], moments)
+
+
+def test_pretrain_leaves_the_encoder_as_it_is(tiny, rows, tmp_path):
+    config = Config("pretrain", weights=str(tiny), epochs=1, batch_size=4, weight_decay=0.1)
+    model = fit(config, rows, tmp_path)
+    assert same(tensors(build(tiny).encoder), tensors(model.encoder))
+    fresh = build(tiny, config)
+    assert not any(same(tensors(fresh.heads[name]), tensors(model.heads[name])) for name in BUILT_IN)
+
+
+@pytest.mark.parametrize("option, encoder_trains", [("finetune", True), ("pretrain", False)])
+def test_dropout_is_off_in_a_frozen_encoder(tiny, option, encoder_trains):
+    model = build(tiny, Config(option))
+    train.set_training_mode(model)
+    assert model.training and model.dropout.training
+    assert model.encoder.training == encoder_trains
+
+
+def test_a_regression_head_starts_at_the_training_mean(tiny, rows):
+    model = build(tiny)
+    data = examples(model, rows)
+    start_heads(model, data, FINETUNE)
+    assert model.heads["similarity"].bias.item() == pytest.approx(np.mean(data["similarity"].labels))
+    assert model.heads["paraphrase"].bias.item() == 0
+
+
+def test_the_heads_depend_on_the_seed(tiny):
+    first, second = (build(tiny, replace(FINETUNE, seed=seed)) for seed in (0, 1))
+    assert same(tensors(first), tensors(build(tiny)))
+    assert not same(tensors(first.heads), tensors(second.heads))
+    assert same(tensors(first.encoder), tensors(second.encoder))
+
+
+def test_init_brings_encoder_and_heads(tiny, rows, tmp_path):
+    torch.manual_seed(1)
+    source = build(
+        tiny, replace(FINETUNE, seed=5), {name: BUILT_IN[name] for name in ("similarity", "sentiment")}
+    )
+    torch.nn.init.normal_(source.encoder.pooler.weight)
+    torch.nn.init.constant_(source.heads["similarity"].bias, 1.25)
+    source.save(tmp_path / "run" / "best")
+    config = replace(FINETUNE, init=str(tmp_path / "run"))
+    model = build_model(config, BUILT_IN)
+    start_heads(model, examples(model, rows), config)
+    assert same(tensors(source.encoder), tensors(model.encoder))
+    for name in source.heads:
+        assert same(tensors(source.heads[name]), tensors(model.heads[name]))
+    assert model.heads["paraphrase"].bias.item() == 0  # a task that the run did not have starts afresh
+
+
+@pytest.mark.parametrize(
+    "tasks, pooling, problem",
+    [
+        (BUILT_IN, "cls", "its --pooling is cls; take the same"),
+        (
+            {"sentiment": replace(SENTIMENT, num_classes=3)},
+            "mean",
+            "its task sentiment is .* with 3 outputs",
+        ),
+        ({"paraphrase": replace(SIMILARITY, name="paraphrase")}, "mean", "its task paraphrase is regression"),
+    ],
+)
+def test_init_that_does_not_fit(tiny, rows, tmp_path, tasks, pooling, problem):
+    make_model(tiny, tasks, pooling=pooling).save(tmp_path / "best")
+    config = replace(FINETUNE, init=str(tmp_path))
+    model = build_model(config, BUILT_IN)
+    with pytest.raises(InputError, match=f"--init {tmp_path}: .*{problem}"):
+        start_heads(model, examples(model, rows), config)
+
+
+def test_best_folder(tiny, tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}: holds no finished model"):
+        best_folder(str(tmp_path))
+    make_model(tiny).save(
+        tmp_path / "best.old"
+    )  # as a replacement leaves it when cut off between its renames
+    assert best_folder(str(tmp_path)) == tmp_path / "best.old"
+    (tmp_path / "best.old").rename(tmp_path / "best")
+    assert best_folder(str(tmp_path)) == best_folder(str(tmp_path / "best")) == tmp_path / "best"
+
+
+def test_rate_schedule():
+    def rates(**settings):
+        rate = train.rate_schedule(Config("finetune", **settings), 10)
+        return [round(rate(step), 3) for step in range(10)]
+
+    assert rates(schedule="constant", warmup=0.0) == [1] * 10
+    assert rates(schedule="constant", warmup=0.3) == [0.25, 0.5, 0.75, *[1] * 7]
+    assert rates(schedule="linear", warmup=0.0) == [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert rates(schedule="linear", warmup=0.2) == [
+        0.333,
+        0.667,
+        1,
+        0.875,
+        0.75,
+        0.625,
+        0.5,
+        0.375,
+        0.25,
+        0.125,
+    ]
+
+
+def test_fit_sets_the_rate_of_every_update(tiny, rows, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        train, "update", lambda model, optimizer, *_: used.append(optimizer.param_groups[0]["lr"]) or 1.0
+    )
+    config = replace(FINETUNE, weights=str(tiny), epochs=1, steps_per_epoch=4, lr=0.1, warmup=0.0)
+    fit(config, rows, tmp_path)
+    assert used == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize(
+    "sizes, settings, steps",
+    [
+        ((100, 60), {"batch_size": 16}, 10),
+        ((100, 61), {"batch_size": 16}, 11),
+        ((100, 60), {"batch_size": 8, "accumulate": 4}, 5),
+        ((1,), {"batch_size": 16}, 1),
+        ((1_000_000,), {"batch_size": 16}, 2000),
+        ((31_984, 16), {"batch_size": 16}, 2000),
+        ((31_968, 16), {"batch_size": 16}, 1999),
+        ((100,), {"steps_per_epoch": 7}, 7),
+        ((100,), {"steps_per_epoch": 5000}, 5000),
+    ],
+)
+def test_an_epoch_is_one_pass_but_at_most_2000_updates(sizes, settings, steps):
+    data = {str(size): range(size) for size in sizes}
+    assert train.epoch_steps(data, Config("finetune", **settings)) == steps
+
+
+def fit(config, rows, run, progress=None):
+    model = build_model(config, BUILT_IN)
+    data = examples(model, rows)
+    start_heads(model, data, config)
+    train.fit(
+        model, make_optimizer(model, config), data, examples(model, rows, "dev"), config, run,
+        progress or Progress(),
+    )  # fmt: skip
+    return model
+
+
+def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
+    config = replace(FINETUNE, weights=str(tiny), encoder_dropout=0.1, head_dropout=0.1, accumulate=2)
+    models = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        models[name] = tensors(fit(replace(config, seed=seed), rows, tmp_path / name))
+        torch.rand(7)  # what a caller draws in between changes nothing
+    assert same(models["a"], models["b"]) and not same(models["a"], models["c"])
+    lines = {name: metrics_without_clock(tmp_path / name) for name in models}
+    assert len(lines["a"]) == 2
+    assert lines["a"] == lines["b"] != lines["c"]
+
+
+def test_metrics_of_a_run(tiny, rows, tmp_path):
+    fit(replace(FINETUNE, weights=str(tiny)), rows, tmp_path)
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [first["epoch"], first["step"], second["epoch"], second["step"]] == [1, 9, 2, 18]
+    for record in (first, second):
+        assert record.keys() == {"epoch", "step", "seconds", "examples_per_second", "loss", "dev"}
+        assert record["seconds"] > 0 and record["examples_per_second"] > 0
+        losses = record["loss"]
+        assert losses["all"] == pytest.approx(np.mean([losses[name] for name in BUILT_IN]))
+        dev = record["dev"]
+        assert {name: list(dev[name]) for name in BUILT_IN} == {
+            name: [task.metric] for name, task in BUILT_IN.items()
+        }
+        assert 0 <= dev["score"] <= 1
+
+
+def test_a_run_that_diverges_says_so(tiny, rows, tmp_path):
+    with pytest.raises(InputError, match="--lr"):
+        fit(replace(FINETUNE, weights=str(tiny), lr=1e30), rows, tmp_path)
+
+
+def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
+    """Scores of .5, .7, .7 and .6: the second is the best, and an equal one does not replace it."""
+    results = iter([0.5, 0.7, 0.7, 0.6])
+    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
+    monkeypatch.setattr(train.evaluate, "scores", lambda *_: dev | {"score": next(results)})
+    weights = []
+    monkeypatch.setattr(
+        train, "write_folder", lambda path, _: weights.append(len(progress.records) + 1), raising=True
+    )
+    monkeypatch.setattr(train.state, "save", lambda *_: None)
+    progress = Progress()
+    fit(replace(FINETUNE, weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
+    assert weights == [1, 2]
+    assert (progress.best_score, progress.best_epoch) == (0.7, 2)
