@@ -20,6 +20,8 @@ from minbert.errors import InputError
 from minbert.files import write_text
 from minbert.packing import Packing
 
+POOLINGS = ("cls", "mean")  # how one vector is made of a sentence's tokens: `BertModel.pool`
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -286,7 +288,7 @@ class BertModel(nn.Module):
             return torch.tanh(self.pooler(hidden_states[packing.first]))
         if pooling == "mean":
             return packing.unpack(hidden_states).sum(dim=1) / packing.mask.sum(dim=1, keepdim=True)
-        raise InputError(f'pooling is "cls" or "mean", not {pooling!r}')
+        raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing, pooling: str) -> Tensor:
         """`encode` and `pool` in one: with "cls" the last layer computes only the rows that are used."""

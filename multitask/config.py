@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -43,8 +42,8 @@ def setting(
     kind: type = str,
     options: Sequence[str] = TRAINING,
     choices: Sequence[str] = (),
-    low: float = -math.inf,
-    below: float = math.inf,
+    low: float = 0,
+    below: float = 1e9,
     many: bool = False,
 ) -> Any:
     """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any; `many` is
@@ -236,10 +235,9 @@ def check(name: str, value: Any, source: str) -> Any:
         raise InputError(f"{source}: {value!r} is not of type {kind.__name__}")
     if meta["choices"] and value not in meta["choices"]:
         raise InputError(f"{source}: {value!r} is none of {', '.join(meta['choices'])}")
-    if kind in (int, float) and not (math.isfinite(value) and meta["low"] <= value < meta["below"]):
-        bounds = [f"at least {meta['low']:g}"] * (meta["low"] > -math.inf)
-        bounds += [f"below {meta['below']:g}"] * (meta["below"] < math.inf)
-        raise InputError(f"{source}: {value!r} must be a finite number, {' and '.join(bounds)}")
+    if kind in (int, float) and not meta["low"] <= value < meta["below"]:
+        bounds = f"at least {meta['low']:g} and below {meta['below']:g}"
+        raise InputError(f"{source}: {value!r} must be a finite number, {bounds}")
     return kind(value)
 
 

@@ -21,6 +21,7 @@ from minbert.tokenizer import BertTokenizer
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPORTED = 20  # problems spelled out in one report
 
 csv.field_size_limit(1 << 24)  # characters in one field
@@ -85,7 +86,7 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
     nothing."""
     for number, line in enumerate(lines, start=1):
         try:
-            fields = _decode(line).split("\t")
+            fields = _decode(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).split("\t")
             if len(fields) != len(task.texts):
                 raise ValueError(
                     f"{len(fields)} tab-separated fields where {task.name} takes {len(task.texts)}; "
@@ -110,7 +111,7 @@ def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> R
 def read_header(line: bytes, name: str) -> list[str]:
     """The column names in a table's first line."""
     try:
-        return _fields(line.removeprefix(b"\xef\xbb\xbf"))
+        return _fields(line.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
         raise InputError(f"{name}:1: the header line: {error}") from None
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minbert.bert import BertModel
+from minbert.bert import POOLINGS, BertModel
 from minbert.errors import InputError
 from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
@@ -55,6 +55,8 @@ class MultitaskBert(nn.Module):
             self.heads = nn.ModuleDict(heads)
         except KeyError as error:  # torch keeps modules as attributes
             raise InputError(f"a task cannot be called so: {error.args[0]}; choose another name") from None
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
@@ -99,8 +101,8 @@ class MultitaskBert(nn.Module):
             raise InputError("texts is one string; pass a list")
         columns: list[list[str]] = [[] for _ in range(wanted)]
         for number, text in enumerate(texts):
-            parts = (text,) if isinstance(text, str) else tuple(text)
-            if len(parts) != wanted:
+            parts = (text,) if isinstance(text, str) else text
+            if not isinstance(parts, list | tuple) or len(parts) != wanted:
                 raise InputError(
                     f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}"
                 )
@@ -156,6 +158,8 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         types = {"pooling": str, "head_dropout": float, "max_length": int}
         if {name: type(value) for name, value in settings.items()} != types:
             raise ValueError(f"needs {', '.join(types)} and the tables of tasks")
+        if settings["pooling"] not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}")
         path = directory / "heads.safetensors"
         return settings, tasks, load_file(path)
     except InputError:

@@ -403,7 +403,7 @@ def test_bad_inputs(inputs: tuple, message: str, model: BertModel) -> None:
 
 
 def test_unknown_pooling(model: BertModel) -> None:
-    with pytest.raises(InputError, match='pooling is "cls" or "mean", not \'max\''):
+    with pytest.raises(InputError, match="pooling is one of cls, mean, not 'max'"):
         model.pooled(torch.tensor(IDS), pooling="max")
 
 

@@ -146,13 +146,7 @@ def test_no_option():
         ('pooling = "max"', "pooling: 'max' is none of cls, mean"),
         ("head_dropout = 1", "head_dropout: 1 must be a finite number, at least 0 and below 1"),
         ('option = "train"', "option: 'train' is none of"),
-        pytest.param(
-            f"lr = 1{'0' * 400}",
-            "lr: ",
-            marks=pytest.mark.xfail(
-                raises=OverflowError, reason="math.isfinite of an int too large", strict=True
-            ),
-        ),
+        (f"lr = 1{'0' * 400}", "must be a finite number, at least 0 and below 1e+09"),
     ],
 )
 def test_a_bad_recipe_is_named_with_its_key(tmp_path, text, problem):

@@ -191,7 +191,6 @@ def test_plain_pairs():
     assert half == Problem(3, "sentence2 is empty")
 
 
-@pytest.mark.xfail(reason="parse_plain keeps the mark as part of the first text", strict=True)
 def test_plain_lines_after_a_byte_order_mark():
     assert list(parse_plain([b"\xef\xbb\xbfgood\n"], SENTIMENT)) == [Row(1, "1", ("good",), None)]
 
