@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from multitask.state import Progress
 
-LINES_PER_EPOCH = 5
+SECONDS_BETWEEN_LINES = 10
 
 
 class Meter:
@@ -20,7 +20,8 @@ class Meter:
         self.total = steps_per_epoch * epochs
         self.epochs = epochs
         self.rows_per_step = rows_per_step
-        self.started, self.first_step = time.perf_counter(), -1
+        self.started = self.shown = time.perf_counter()
+        self.first_step = -1
         self.bar: tqdm | None = None
 
     def update(self, progress: Progress) -> None:
@@ -40,7 +41,8 @@ class Meter:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} examples/s", refresh=False)
             self.bar.update()
             return
-        if progress.step % max(1, self.steps_per_epoch // LINES_PER_EPOCH) == 0:
+        if time.perf_counter() - self.shown >= SECONDS_BETWEEN_LINES:
+            self.shown = time.perf_counter()
             left = tqdm.format_interval((self.total - progress.step) * seconds / done)
             print(
                 f"epoch {epoch}/{self.epochs}, step {progress.step}/{self.total}: "
