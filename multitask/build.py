@@ -52,7 +52,7 @@ def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Con
     for name, task in model.tasks.items():
         if task.kind == "regression":
             bias = cast(Tensor, model.heads[name].bias)
-            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)))
+            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)) / task.unit)
     if config.init is not None:
         settings, tasks, heads = load_heads(best_folder(config.init))
         if settings["pooling"] != model.pooling:

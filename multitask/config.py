@@ -196,6 +196,8 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         raise InputError("--resume needs --out, the folder of the run to go on with")
     path = Path(values["out"]) / "config.toml"
     if not path.is_file():
+        if "option" not in values:
+            raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
         return values
     saved = read_toml(path)
     looks_ahead = saved.get("schedule") != "constant" or saved.get("warmup") != 0
@@ -288,8 +290,9 @@ def _parser() -> argparse.ArgumentParser:
     explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     parser = _Parser(
         prog="python -m multitask.run",
-        description="Fine-tune one BERT for several tasks at once: the course's three, or your own.",
-        epilog=f"options:\n{explained}\n\nA flag beats the recipe, and the recipe beats the defaults.",
+        description="Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
+        f"--option is one of\n{explained}",
+        epilog="A flag beats the recipe, and the recipe beats the defaults.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

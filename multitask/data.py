@@ -7,6 +7,7 @@ name.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import math
@@ -21,7 +22,6 @@ from minbert.tokenizer import BertTokenizer
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 REPORTED = 20  # problems spelled out in one report
 
 csv.field_size_limit(1 << 24)  # characters in one field
@@ -64,9 +64,15 @@ def parse(
     wanted = [task.id] * (with_id or task.id in header) + [*task.texts] + [task.label] * labelled
     missing = [column for column in wanted if header.count(column) != 1]
     if missing:
-        raise InputError(
-            f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; "
+        found = (
             f"the tab-separated header names {', '.join(map(repr, header))}"
+            if header
+            else "the file is empty"
+        )
+        if len(header) == 1 and ("," in header[0] or ";" in header[0]):
+            found += "; this looks comma-separated: save it as tab-separated text"
+        raise InputError(
+            f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; {found}"
         )
     places = {column: header.index(column) for column in wanted}
     for number, line in numbered:
@@ -86,7 +92,7 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
     nothing."""
     for number, line in enumerate(lines, start=1):
         try:
-            fields = _decode(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).split("\t")
+            fields = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split("\t")
             if len(fields) != len(task.texts):
                 raise ValueError(
                     f"{len(fields)} tab-separated fields where {task.name} takes {len(task.texts)}; "
@@ -110,8 +116,10 @@ def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> R
 
 def read_header(line: bytes, name: str) -> list[str]:
     """The column names in a table's first line."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{name}: is UTF-16, as Excel's Unicode text; save it as UTF-8")
     try:
-        return _fields(line.removeprefix(BYTE_ORDER_MARK))
+        return _fields(line.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise InputError(f"{name}:1: the header line: {error}") from None
 

@@ -103,7 +103,13 @@ def read_splits(
 
 
 def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str, Examples]:
-    return {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    """Every task's rows, tokenised; says how many fill the longest input, and may have been cut."""
+    examples = {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    for name in examples:
+        full = sum(len(ids) == model.max_length for ids, _ in examples[name].encoded)
+        if full:
+            print(f"{name}: {full} rows fill all {model.max_length} tokens; what is longer is cut")
+    return examples
 
 
 def claim_folder(config: Config) -> Path:

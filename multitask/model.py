@@ -79,7 +79,7 @@ class MultitaskBert(nn.Module):
     def logits_from_embeddings(self, task: str, embeddings: Tensor, packing: Packing) -> Tensor:
         """Logits (B, C) of packed embeddings (T, H): the seam at which embeddings can be perturbed."""
         pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
-        return self.heads[task](self.dropout(pooled))
+        return self.heads[task](self.dropout(pooled)) * self.tasks[task].unit
 
     def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
         """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
@@ -153,7 +153,9 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         raise InputError(f"{directory}: not a saved model (no tasks.toml); name a run's best/ folder")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables = settings.pop("tasks")
+        tables = settings.pop("tasks", None)
+        if not isinstance(tables, dict):
+            raise ValueError("lacks the tables of tasks")
         tasks = {name: from_table(name, table, path) for name, table in tables.items()}
         types = {"pooling": str, "head_dropout": float, "max_length": int}
         if {name: type(value) for name, value in settings.items()} != types:

@@ -28,6 +28,8 @@ def predict(model: MultitaskBert, task: Task, source: str, target: str, skip_bad
     plain lines: one sentence, or two with a tab between. A file to write appears under its name when it is
     complete.
     """
+    if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"{target}: is the input too; name another --output")
     reader, name = _open_input(source)
     size = WINDOW if source != "-" else 1 if reader.isatty() else PIPE_WINDOW
     with reader:

@@ -7,16 +7,17 @@ import sys
 from collections.abc import Sequence
 
 from minbert.errors import InputError
-from multitask.config import resolve
-
-GO_ON = "a training run goes on from its last saved state with --resume --out RUN"
+from multitask.config import TRAINING, resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a mistake in the input or an error of the disk, with one line that says which;
     130 after Ctrl-C and 141 where nobody reads the output any more."""
+    go_on = ""
     try:
         config = resolve(sys.argv[1:] if argv is None else argv)
+        if config.option in TRAINING:
+            go_on = f"; go on from the last saved state with --resume --out {config.out or 'RUN'}"
         from multitask import jobs  # brings torch, which help and usage errors do without
 
         jobs.JOBS[config.option](config)
@@ -26,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"stopped: nobody reads the output; {GO_ON}", file=sys.stderr)
+        print(f"stopped: nobody reads the output{go_on}", file=sys.stderr)
         return 141
     except OSError as error:  # such as a full disk
-        print(f"error: {error}; {GO_ON}", file=sys.stderr)
+        print(f"error: {error}{go_on}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; {GO_ON}", file=sys.stderr)
+        print(f"\nstopped{go_on}", file=sys.stderr)
         return 130
 
 

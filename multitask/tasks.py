@@ -35,8 +35,8 @@ class Task:
     )
     header: str = "Prediction"  # the value's name in a submission file
     id: str = "id"  # the column of unique row names
-    num_classes: int = 2
-    low: float = -math.inf
+    num_classes: int = 0  # of a classification
+    low: float = -math.inf  # of a regression, as is high
     high: float = math.inf
 
     def __post_init__(self) -> None:
@@ -55,8 +55,13 @@ class Task:
         check(len(self.texts) in (1, 2), f"texts names one or two columns, not {len(self.texts)}")
         check("{split}" in self.files, "files needs {split} where train, dev or test-student goes")
         check(Path(self.files).name == self.files, "files is a file name, without folders")
-        check(self.num_classes >= 2, "num_classes must be at least 2")
         check(self.low < self.high, "low must be below high")
+        if self.kind == "classification":
+            check(self.num_classes >= 2, "a classification needs num_classes, at least 2")
+        else:
+            check(self.num_classes == 0, "num_classes belongs to a classification")
+        if self.kind != "regression":
+            check(math.isinf(self.low) and math.isinf(self.high), "low and high belong to a regression")
         columns = (self.id, *self.texts, self.label)
         check(len(set(columns)) == len(columns), f"columns must differ: {', '.join(columns)}")
 
@@ -64,6 +69,13 @@ class Task:
     def outputs(self) -> int:
         """How many numbers the head gives."""
         return self.num_classes if self.kind == "classification" else 1
+
+    @property
+    def unit(self) -> float:
+        """What the head counts in: a fifth of a regression's range, so that any range is learned as 0 to 5
+        is."""
+        width = self.high - self.low
+        return width / 5 if math.isfinite(width) else 1.0
 
     @property
     def metric(self) -> str:
@@ -136,12 +148,18 @@ def read_task_file(path: Path) -> dict[str, Task]:
 def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """A `Task` from a TOML table; InputError names the file and the field."""
     types = {field.name: field.type for field in fields(Task) if field.name != "name"}
+    words = {
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "tuple[str, ...]": "a list of columns",
+    }
     accepted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
     for key, value in table.items():
         if key not in types:
             raise InputError(f"{path}: [{name}] has an unknown key {key!r}; known are {', '.join(types)}")
         if isinstance(value, bool) or not isinstance(value, accepted[str(types[key])]):
-            raise InputError(f"{path}: [{name}] {key} must be {types[key]}, not {value!r}")
+            raise InputError(f"{path}: [{name}] {key} must be {words[str(types[key])]}, not {value!r}")
     missing = [key for key in ("kind", "texts", "label", "files") if key not in table]
     if missing:
         raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")

@@ -40,7 +40,7 @@ def update(
     batches = list(batches)
     total = 0.0
     for inputs, labels in batches:
-        loss = LOSSES[task.kind](model(task.name, inputs), labels) / len(batches)
+        loss = LOSSES[task.kind](model(task.name, inputs), labels) / task.unit**2 / len(batches)
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):
@@ -103,7 +103,7 @@ def end_epoch(
 ) -> None:
     """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
     scores = evaluate.scores(model, evaluate.all_logits(model, dev), dev)
-    losses = {name: total / updates for name, (total, updates) in progress.losses.items()}
+    losses = {name: total / updates for name, (total, updates) in sorted(progress.losses.items())}
     losses["all"] = sum(total for total, _ in progress.losses.values()) / steps
     record: dict[str, Any] = {
         "epoch": progress.step // steps,

@@ -16,9 +16,9 @@ from helpers import ROOT, metrics_without_clock, sentence, write_table, write_ta
 
 from multitask import MultitaskBert, jobs, train
 from multitask import predict as prediction
-from multitask.data import SAMPLE, Row
+from multitask.data import Row
 from multitask.run import main
-from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, read_task_file
+from multitask.tasks import BUILT_IN, SENTIMENT, read_task_file
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
 BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
@@ -589,17 +589,12 @@ def area_under_curve(probabilities: Path, table: Path) -> float:
 
 @pytest.mark.slow
 def test_the_main_job_learns_every_task_of_the_shipped_sample(call, tmp_path):
-    """The README's command: default flags, the sample, real weights.
-
-    One run (seed 0) gave sentiment .742 (the largest class is .236), similarity r .754 and paraphrase .639.
-    That last is no better than always answering 0, which gives .614 of these 83 rows: so paraphrase is held
-    to its order of the pairs instead, .704 in that run (95% of resamplings within .59 to .81).
-    """
-    status, _, err = call("--option", "finetune", "--out", tmp_path / "run")
+    """The README's command: default flags, the sample, real weights. Always giving the largest class would
+    reach .236 on sentiment and .575 on paraphrase, and a correlation of 0 on similarity."""
+    status, _, err = call("--option", "finetune", "--threads", "2", "--out", tmp_path / "run")
     assert (status, err) == (0, "")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     dev = max((record["dev"] for record in records), key=lambda dev: dev["score"])
     assert dev["sentiment"]["accuracy"] > 0.5
     assert dev["similarity"]["pearson"] > 0.6
-    probabilities = tmp_path / "run" / "predictions" / "para-dev-probabilities.csv"
-    assert area_under_curve(probabilities, PARAPHRASE.path(SAMPLE, "dev")) > 0.6
+    assert dev["paraphrase"]["accuracy"] > 0.75

@@ -21,7 +21,8 @@ from multitask.tasks import (
     to_table,
 )
 
-TOPIC = '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nfiles = "topic-{split}.csv"\n'
+TOPIC = '[topic]\nkind = "binary"\ntexts = ["text"]\nlabel = "topic"\nfiles = "topic-{split}.csv"\n'
+CLASSES = TOPIC.replace("binary", "classification")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ TOPIC = '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nfi
         ({"files": "train.csv"}, "files needs {split}"),
         ({"files": "../{split}.csv"}, "without folders"),
         ({"num_classes": 1}, "at least 2"),
+        ({"kind": "binary"}, "num_classes belongs to a classification"),
+        ({"high": 5.0}, "low and high belong to a regression"),
         ({"low": 5.0, "high": 5.0}, "low must be below high"),
         ({"low": math.nan}, "low must be below high"),
         ({"texts": ("a", "a")}, "columns must differ"),
@@ -52,6 +55,12 @@ def test_outputs_metric_and_score():
     assert [task.metric for task in BUILT_IN.values()] == ["accuracy", "accuracy", "pearson"]
     assert SENTIMENT.score(0.5) == 0.5
     assert SIMILARITY.score(0.5) == 0.75  # (1 + r) / 2
+
+
+def test_unit_is_a_fifth_of_a_regressions_range():
+    assert [task.unit for task in BUILT_IN.values()] == [1, 1, 1]
+    assert replace(SIMILARITY, low=0.0, high=100.0).unit == 20
+    assert replace(SIMILARITY, low=-math.inf).unit == 1
 
 
 def test_submission_is_the_output_or_the_name():
@@ -91,7 +100,6 @@ def test_labels_that_no_kind_takes(task, text):
         (SENTIMENT, "5", "sentiment 5 is not a whole number from 0 to 4"),
         (PARAPHRASE, "0.5", "is_duplicate 0.5 is not a whole number from 0 to 1"),
         (PARAPHRASE, "2", "is_duplicate 2 is not a whole number from 0 to 1"),
-        (replace(PARAPHRASE, num_classes=7), "2", "is_duplicate 2 is not a whole number from 0 to 1"),
         (SIMILARITY, "5.01", "similarity 5.01 is outside 0 to 5"),
         (SIMILARITY, "warm", "similarity 'warm' is not a number"),
     ],
@@ -125,7 +133,8 @@ def test_select_keeps_the_order_asked_for():
     [
         *BUILT_IN.values(),
         Task("plain", "regression", ("a", "b"), "y", "{split}.tsv"),
-        Task("full", "regression", ("a",), "y", "{split}.tsv", "o", "H", "key", 3, -1.5, 2.0),
+        Task("full", "regression", ("a",), "y", "{split}.tsv", "o", "H", "key", 0, -1.5, 2.0),
+        Task("two", "classification", ("a",), "y", "{split}.tsv", num_classes=2),
     ],
     ids=lambda task: task.name,
 )
@@ -142,7 +151,7 @@ def test_a_table_holds_no_defaults():
 
 def test_a_task_file_defines_tasks(tmp_path):
     path = tmp_path / "tasks.toml"
-    path.write_text(TOPIC + 'num_classes = 7\n[mood]\nkind = "regression"\ntexts = ["a", "b"]\n'
+    path.write_text(CLASSES + 'num_classes = 7\n[mood]\nkind = "regression"\ntexts = ["a", "b"]\n'
                     'label = "mood"\nfiles = "mood-{split}.tsv"\nlow = -1\nhigh = 1.5\n')  # fmt: skip
     topic, mood = read_task_file(path).values()
     assert topic == Task("topic", "classification", ("text",), "topic", "topic-{split}.csv", num_classes=7)
@@ -157,13 +166,14 @@ def test_a_task_file_defines_tasks(tmp_path):
         ("kind = 'binary'", "holds no tables"),
         (TOPIC + "colour = 1\n", "[topic] has an unknown key 'colour'; known are kind, texts"),
         (TOPIC + "name = 'x'\n", "[topic] has an unknown key 'name'"),
-        (TOPIC + "num_classes = '7'\n", "[topic] num_classes must be int, not '7'"),
-        (TOPIC + "num_classes = true\n", "[topic] num_classes must be int, not True"),
-        (TOPIC + "low = 'a'\n", "[topic] low must be float, not 'a'"),
-        (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be tuple[str, ...], not 'text'"),
+        (TOPIC + "num_classes = '7'\n", "[topic] num_classes must be a whole number, not '7'"),
+        (TOPIC + "num_classes = true\n", "[topic] num_classes must be a whole number, not True"),
+        (TOPIC + "low = 'a'\n", "[topic] low must be a number, not 'a'"),
+        (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be a list of columns, not 'text'"),
         (TOPIC.replace('label = "topic"\n', ""), "[topic] lacks label"),
         ("[topic]\n", "[topic] lacks kind, texts, label, files"),
-        (TOPIC + "num_classes = 1\n", "task topic: num_classes must be at least 2"),
+        (CLASSES, "task topic: a classification needs num_classes, at least 2"),
+        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes, at least 2"),
         (TOPIC.replace('["text"]', "[1, 2]"), "task topic: texts is a list of column names"),
         (TOPIC.replace('["text"]', '["text", 1]'), "task topic: texts is a list of column names"),
         (TOPIC.replace("[topic]", "[score]"), "task score: this name stands for all tasks"),  # a key of dev
