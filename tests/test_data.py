@@ -81,7 +81,8 @@ def test_a_regression_label_outside_its_range(tmp_path, label):
         (b"id\tsentence\tsentiment\tsentence\n", "needs exactly one column named sentence;"),
         (b"id\tid\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"ID\tsentence\tsentiment\n", "needs exactly one column named id;"),
-        (b"", "needs exactly one column named id"),
+        (b"", "the file is empty"),
+        (b"id;sentence;sentiment\n", "this looks comma-separated: save it as tab-separated text"),
         (b"\n", "needs exactly one column named id"),
         (b"id\tsent\xe9nce\tsentiment\n", ":1: the header line: not UTF-8"),
         (b'id\t"sentence\tsentiment\n', ":1: the header line: a quote"),
@@ -93,6 +94,13 @@ def test_a_bad_header_stops_the_reading(tmp_path, header, problem, skip_bad_rows
     with pytest.raises(InputError) as caught:
         read_table(path, SENTIMENT, labelled=True, skip_bad_rows=skip_bad_rows)
     assert str(caught.value).startswith(f"{path}:1: ") and problem in str(caught.value)
+
+
+def test_an_excel_export_in_utf16_is_recognised(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("id\tsentence\tsentiment\na\tgood\t3\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"t\.csv: is UTF-16.*save it as UTF-8"):
+        read_table(path, SENTIMENT, labelled=True)
 
 
 @pytest.mark.parametrize(

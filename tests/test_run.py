@@ -169,6 +169,28 @@ def test_a_missing_test_table_only_means_no_test_predictions(call, finetune, dat
     assert set(names(tmp_path / "run" / "predictions")) == set(PREDICTIONS) - missing
 
 
+def test_inputs_that_fill_the_longest_length_are_counted(call, finetune, data, tmp_path):
+    status, out, _ = call(
+        *finetune, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--max-length", 8
+    )
+    assert status == 0
+    assert "similarity: 12 rows fill all 8 tokens; what is longer is cut" in out
+
+
+def test_resuming_what_is_no_run_is_refused(call, tmp_path):
+    status, _, err = call("--resume", "--out", tmp_path / "typo")
+    assert (status, err) == (2, f"error: {tmp_path / 'typo'}: holds no run to go on with (no config.toml)\n")
+
+
+def test_predict_does_not_write_over_its_input(call, finished, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("good\n")
+    predict = ["--option", "predict", "--run", finished, "--task", "sentiment"]
+    status, _, err = call(*predict, "--input", texts, "--output", texts)
+    assert status == 2 and "is the input too" in err
+    assert texts.read_text() == "good\n"
+
+
 def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     path = SENTIMENT.path(tmp_path / "data", "train")

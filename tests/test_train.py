@@ -62,6 +62,23 @@ def test_updates_overfit_a_batch(tiny, rows, name):
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_a_regression_learns_in_units_of_its_range(tiny, rows):
+    """Labels twenty times as large over a range twenty times as wide: the same loss and the same head, and
+    outputs twenty times as large."""
+    results = []
+    for factor in (1, 20):
+        task = replace(SIMILARITY, high=5.0 * factor)
+        model = build(tiny, tasks={"similarity": task})
+        data = examples(model, rows)["similarity"]
+        data = replace(data, labels=data.labels * factor)
+        start_heads(model, {"similarity": data}, FINETUNE)
+        inputs, labels = train.collate(model, data, range(8))
+        loss = train.update(model, make_optimizer(model, FINETUNE), task, [(inputs, labels)], 1.0)
+        results.append((loss, model.heads["similarity"].weight, model("similarity", inputs) / factor))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_the_loss_returned_is_the_mean_over_the_batches(tiny, rows):
     model = build(tiny)
     optimizer = make_optimizer(model, replace(FINETUNE, lr=0.0))
