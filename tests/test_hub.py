@@ -163,8 +163,15 @@ def resolved(name: str) -> str:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "minbert.hub", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A background job of a shell is born deaf to Ctrl-C, and so would be what it starts: hence the signal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "minbert.hub", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
