@@ -163,7 +163,7 @@ def resolved(name: str) -> str:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """A background job of a shell is born deaf to Ctrl-C, and so would be what it starts: hence the signal."""
+    """A shell makes its background jobs deaf to Ctrl-C, and so what they start: hence the signal."""
     return subprocess.Popen(
         [sys.executable, "-m", "minbert.hub", *arguments],
         cwd=ROOT,
