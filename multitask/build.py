@@ -21,7 +21,7 @@ from multitask.sampling import random_seed
 from multitask.tasks import Task
 
 
-def best_folder(run: str) -> Path:
+def best_folder(run: str | Path) -> Path:
     """The model of a run: its best/, or the folder itself where it is one."""
     best = Path(run) / "best"
     for candidate in (best, previous(best), Path(run)):
@@ -42,7 +42,7 @@ def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
     tokenizer = BertTokenizer.from_pretrained(source, config.allow_pickle)
     torch.manual_seed(random_seed(config.seed, "heads"))
     model = MultitaskBert(encoder, tokenizer, tasks, config.pooling, config.head_dropout, config.max_length)
-    encoder.requires_grad_(config.option == "finetune")
+    encoder.requires_grad_(config.option != "pretrain")
     return model
 
 

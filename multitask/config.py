@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,15 +19,21 @@ from minbert.hub import CHECKPOINTS, DEFAULT
 
 RECIPES = Path(__file__).parent / "recipes"
 
-TRAINING = ("pretrain", "finetune")
+TASKS_TRAINING = ("pretrain", "finetune")
+TRAINING = (*TASKS_TRAINING, "mnrl")
 OPTIONS = {
     "pretrain": "train the heads on a frozen encoder",
+    "mnrl": "train an encoder so that sentences of one class lie together, for --init or --weights",
     "finetune": "train encoder and heads together: the main job",
     "evaluate": "score a run on the dev tables and write its dev and test predictions",
+    "ensemble": "average the runs of --run, for each task those that reach its threshold",
+    "report": "draw a run: report.html and its figures",
     "predict": "read texts from a file or standard input, write predictions as it goes",
 }
 MAX_STEPS_PER_EPOCH = 2000
-REQUIRED = {"evaluate": ("run",), "predict": ("run", "task")}
+REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run", "out")}
+ONE_RUN = ("evaluate", "report", "predict")
+SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
 PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
@@ -44,10 +50,10 @@ def setting(
     choices: Sequence[str] = (),
     low: float = 0,
     below: float = 1e9,
-    many: bool = False,
+    many: str = "",
 ) -> Any:
-    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any; `many` is
-    a list."""
+    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any. With
+    `many`, a list: the separator of its items on the command line, a comma or the space between words."""
     metadata = {"group": group, "help": help, "kind": kind, "options": options}
     metadata |= {"choices": tuple(choices), "low": low, "below": below, "many": many}
     return field(default=default, metadata=metadata)
@@ -62,15 +68,15 @@ class Config:
     data: str | None = setting(
         None,
         "data",
-        "folder of tables; the shipped sample where none is named",
-        options=(*TRAINING, "evaluate"),
+        "folder of tables; the shipped sample, or the run's own, where none is named",
+        options=(*TRAINING, "evaluate", "report", "ensemble"),
     )
     tasks: tuple[str, ...] = setting(
         (),
         "data",
         "tasks to use, as NAME,NAME; all where none is named",
-        options=(*TRAINING, "evaluate"),
-        many=True,
+        options=(*TRAINING, "evaluate", "ensemble"),
+        many=",",
     )
     task_file: str | None = setting(
         None, "data", "TOML file that defines tasks of your own, to train instead of the built-in ones"
@@ -95,9 +101,11 @@ class Config:
         "mean", "model", "sentence vector: first token, or mean over tokens", choices=("cls", "mean")
     )
     encoder_dropout: float = setting(
-        0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune",)
+        0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune", "mnrl")
     )
-    head_dropout: float = setting(0.0, "model", "dropout before the heads", kind=float, low=0, below=1)
+    head_dropout: float = setting(
+        0.0, "model", "dropout before the heads", kind=float, low=0, below=1, options=TASKS_TRAINING
+    )
 
     epochs: int = setting(10, "training", "epochs", kind=int, low=1)
     steps_per_epoch: int | None = setting(
@@ -107,13 +115,16 @@ class Config:
         kind=int,
         low=1,
     )
-    batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1)
+    batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1, options=TASKS_TRAINING)
+    sampling: str = setting(
+        "round-robin", "training", "how an update's task is chosen", choices=SAMPLINGS, options=TASKS_TRAINING
+    )
     accumulate: int = setting(1, "training", "batches in an update, all of one task", kind=int, low=1)
     lr: float = setting(
         5e-5, "training", "highest learning rate; pretrain's default is 1e-3", kind=float, low=0
     )
     schedule: str = setting(
-        "linear", "training", "the rate after its warm-up", choices=("constant", "linear")
+        "linear", "training", "the rate after its warm-up", choices=("constant", "linear", "halve-on-rise")
     )
     warmup: float = setting(
         0.06, "training", "share of all updates in which the rate rises", kind=float, low=0, below=1
@@ -124,11 +135,92 @@ class Config:
     clip_norm: float = setting(
         1.0, "training", "longest gradient (L2); longer ones are scaled down; 0: never", kind=float, low=0
     )
+    patience: int = setting(0, "training", "epochs without a better score before the end; 0: all", kind=int)
     seed: int = setting(0, "training", "seed of every random choice", kind=int, low=0, below=2**63)
 
-    run: str = setting("", "run", "finished run to work on", options=("evaluate", "predict"))
+    smart_weight: float = setting(
+        0.0,
+        "SMART",
+        "lambda, the weight of the smoothness regulariser; 0: off",
+        kind=float,
+        options=TASKS_TRAINING,
+    )
+    smart_mode: str = setting(
+        "ball",
+        "SMART",
+        "how the perturbation is bounded",
+        choices=("ball", "normalize"),
+        options=TASKS_TRAINING,
+    )
+    smart_steps: int = setting(1, "SMART", "ascent steps", kind=int, options=TASKS_TRAINING)
+    smart_epsilon: float | None = setting(
+        None,
+        "SMART",
+        "radius of the ball (default 1e-2); normalize: division guard (1e-6)",
+        kind=float,
+        options=TASKS_TRAINING,
+    )
+    smart_step_size: float | None = setting(
+        None,
+        "SMART",
+        "length of a step (default epsilon; normalize: 1e-3)",
+        kind=float,
+        options=TASKS_TRAINING,
+    )
+    smart_noise_std: float | None = setting(
+        None,
+        "SMART",
+        "standard deviation of the first noise (default epsilon / 10; normalize: 1e-5)",
+        kind=float,
+        options=TASKS_TRAINING,
+    )
+    smart_norm: str = setting(
+        "inf", "SMART", "norm of a token's perturbation", choices=("inf", "2"), options=TASKS_TRAINING
+    )
+
+    bregman_weight: float = setting(
+        0.0,
+        "BPPO",
+        "mu, the weight of the divergence from the teacher; 0: off",
+        kind=float,
+        options=TASKS_TRAINING,
+    )
+    bregman_beta: str = setting(
+        "0.99",
+        "BPPO",
+        "momentum of the teacher, X or X:X to change after a tenth of the run",
+        options=TASKS_TRAINING,
+    )
+
+    groups: int = setting(
+        3,
+        "MNRL",
+        "groups in a batch, each of two sentences of every class",
+        kind=int,
+        low=1,
+        options=("mnrl",),
+    )
+    scale: float = setting(20.0, "MNRL", "C, the scale of the similarities", kind=float, options=("mnrl",))
+
+    run: tuple[str, ...] = setting(
+        (),
+        "run",
+        "finished run to work on; several for ensemble",
+        options=("evaluate", "predict", "report", "ensemble"),
+        many=" ",
+    )
+    thresholds: tuple[str, ...] = setting(
+        (),
+        "run",
+        "least dev score of a member, as TASK=X,...; without one, 0",
+        options=("ensemble",),
+        many=",",
+    )
     out: str | None = setting(
-        None, "run", "folder of this run; the next free runs/OPTION-N where none is named"
+        None,
+        "run",
+        "folder of this run; the next free runs/OPTION-N where none is named",
+        options=(*TRAINING, "ensemble"),
     )
     resume: bool = setting(False, "run", "go on with the run in --out from its last saved state", kind=bool)
     save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
@@ -140,6 +232,40 @@ class Config:
     output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))
 
     @property
+    def betas(self) -> tuple[float, ...]:
+        """The teacher's momentum: at first, and where it changes after a tenth of the run."""
+        betas = self.bregman_beta.split(":")
+        try:
+            if len(betas) > 2 or not all(0 <= float(beta) <= 1 for beta in betas):
+                raise ValueError
+        except ValueError:
+            problem = f"{self.bregman_beta!r} is not X or X:X with numbers from 0 to 1"
+            raise InputError(f"--bregman-beta: {problem}") from None
+        return tuple(map(float, betas))
+
+    @property
+    def least_scores(self) -> dict[str, float]:
+        """The thresholds by task."""
+        try:
+            return {task: float(least) for task, least in (item.split("=") for item in self.thresholds)}
+        except ValueError:
+            raise InputError(f"--thresholds: {','.join(self.thresholds)!r} is not TASK=X,TASK=X") from None
+
+    @property
+    def ascent(self) -> dict[str, Any]:
+        """SMART's search, as `smart.adversarial_noise` takes it; defaults depend on the mode."""
+        ball = self.smart_mode == "ball"
+        epsilon = _or(self.smart_epsilon, 1e-2 if ball else 1e-6)
+        return {
+            "mode": self.smart_mode,
+            "norm": self.smart_norm,
+            "num_steps": self.smart_steps,
+            "epsilon": epsilon,
+            "step_size": _or(self.smart_step_size, epsilon if ball else 1e-3),
+            "noise_std": _or(self.smart_noise_std, epsilon / 10 if ball else 1e-5),
+        }
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What is saved as `config.toml`: every setting of this option that has a value, but for --resume,
         and for --weights where --init stands in for it."""
@@ -147,6 +273,10 @@ class Config:
         names = [name for name, meta in SETTINGS.items() if self.option in meta["options"]]
         values = {name: getattr(self, name) for name in ("option", *names) if name not in left_out}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 SETTINGS = {f.name: f.metadata for f in fields(Config) if f.name != "option"}
@@ -159,7 +289,7 @@ def resolve(argv: Sequence[str]) -> Config:
     recipe = given.pop("recipe", None)
     values = {name: check(name, value, _flag(name)) for name, value in given.items()}
     if recipe is not None:
-        values = _layered(read_toml(recipe_path(recipe)), values)
+        values = _layered(read_recipe(recipe_path(recipe)), values)
     if {"init", "weights"} <= values.keys():
         raise InputError("init brings its own encoder: name it or weights, not both")
     values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
@@ -174,7 +304,11 @@ def resolve(argv: Sequence[str]) -> Config:
     missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
     if missing:
         raise InputError(f"--option {option} needs {' and '.join(map(_flag, missing))}")
-    return Config(**DEFAULTS.get(option, {}) | values)
+    if option in ONE_RUN and len(values["run"]) > 1:
+        raise InputError(f"--option {option} works on one run, not on {len(values['run'])}")
+    config = Config(**DEFAULTS.get(option, {}) | values)
+    _ = config.betas, config.least_scores  # both are text with a form of its own
+    return config
 
 
 def _layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +334,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
         return values
     saved = read_toml(path)
-    looks_ahead = saved.get("schedule") != "constant" or saved.get("warmup") != 0
-    changeable = RESUMABLE - {"epochs"} if looks_ahead else RESUMABLE
+    changeable = RESUMABLE - {"epochs"} if _looks_ahead(saved) else RESUMABLE
     for name in values.keys() - changeable - {"out", "resume"}:
         before = saved.get(name, _default(name))
         if values[name] != before:
@@ -210,6 +343,13 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
     return saved | values
+
+
+def _looks_ahead(saved: Mapping[str, Any]) -> bool:
+    """Whether what an update does depends on how many are to follow."""
+    rate = (saved.get("schedule"), saved.get("warmup")) != ("constant", 0)
+    teacher = saved.get("bregman_weight", 0) > 0 and ":" in saved.get("bregman_beta", "")
+    return rate or teacher or saved.get("sampling") == "annealed"
 
 
 def _flag(name: str) -> str:
@@ -254,18 +394,32 @@ def recipe_path(name: str) -> Path:
     return Path(name)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The checked settings of a recipe or of a run's config.toml."""
+def read_recipe(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's settings over those of the recipe that it `extends`."""
+    if path in behind:
+        raise InputError(f"{path}: extends itself")
+    values = read_toml(path, extra=("extends",))
+    base = values.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise InputError(f"{path}: extends: {base!r} is not a recipe's name")
+    return values if base is None else _layered(read_recipe(recipe_path(base), (*behind, path)), values)
+
+
+def read_toml(path: Path, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked settings of a run's config.toml, or of a recipe with its `extra` keys."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as TOML ({error})") from None
     for name in values:
-        if name not in SETTINGS and name != "option":
+        if name not in SETTINGS and name not in ("option", *extra):
             close = difflib.get_close_matches(name, SETTINGS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InputError(f"{path}: unknown key {name!r}{hint}")
-    return {name: check(name, value, f"{path}: {name}") for name, value in values.items()}
+    return {
+        name: value if name in extra else check(name, value, f"{path}: {name}")
+        for name, value in values.items()
+    }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -312,6 +466,9 @@ def _parser() -> argparse.ArgumentParser:
             group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
             continue
         metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
+        if meta["many"] == " ":
+            group.add_argument(_flag(name), nargs="+", metavar=metavar, help=meta["help"])
+            continue
         kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
         group.add_argument(
             _flag(name), type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minbert.tokenizer import BertTokenizer
 from multitask.data import Examples, length_sorted_batches
 from multitask.tasks import Task
 
@@ -24,6 +25,18 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def in_length_order(
+    tokenizer: BertTokenizer,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+    compute: Callable[[Mapping[str, Tensor]], Tensor],
+) -> Tensor:
+    """`compute` on batches of like length; its rows on the CPU, in float32 and in the examples' own order."""
+    batches = length_sorted_batches([len(ids) for ids, _ in encoded], batch_size)
+    rows = [compute(tokenizer.pad([encoded[row] for row in batch])).float().cpu() for batch in batches]
+    return torch.cat(rows)[np.argsort(np.concatenate(batches))]
+
+
 @torch.inference_mode()
 def predict_logits(
     model: MultitaskBert,
@@ -34,11 +47,11 @@ def predict_logits(
     """Logits (N, C) of tokenised examples, on the CPU, in their own order; leaves the model in evaluation
     mode."""
     model.eval()
-    out = torch.empty(len(encoded), model.tasks[task].outputs)
-    for rows in length_sorted_batches([len(ids) for ids, _ in encoded], batch_size):
-        batch = model.tokenizer.pad([encoded[row] for row in rows])
-        out[rows] = model(task, to_device(batch, model.device)).float().cpu()
-    return out
+    if not encoded:
+        return torch.empty(0, model.tasks[task].outputs)
+    return in_length_order(
+        model.tokenizer, encoded, batch_size, lambda batch: model(task, to_device(batch, model.device))
+    )
 
 
 def decode(kind: str, logits: Tensor) -> Tensor:
@@ -72,15 +85,15 @@ METRICS = {"accuracy": accuracy, "pearson": pearson}
 
 
 def scores(
-    model: MultitaskBert, outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
+    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
 ) -> dict[str, Any]:
     """{task: {metric: value}} from each task's logits, and `score`, the mean of the tasks' scores."""
     result: dict[str, Any] = {}
     for name, logits in outputs.items():
-        task = model.tasks[name]
+        task = tasks[name]
         predictions = decode(task.kind, logits).double().numpy()
         result[name] = {task.metric: METRICS[task.metric](predictions, data[name].labels)}
-    shares = [model.tasks[name].score(value) for name in outputs for value in result[name].values()]
+    shares = [tasks[name].score(value) for name in outputs for value in result[name].values()]
     return result | {"score": sum(shares) / len(shares)}
 
 
@@ -107,13 +120,10 @@ def table(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  {'score':12} {'':9} {dev['score']:.3f}"])
 
 
-def write_predictions(
-    directory: Path, model: MultitaskBert, split: str, name: str, ids: Iterable[str], logits: Tensor
-) -> Path:
+def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:
     """One split's submission file in the course's format, and beside it the probabilities where there are
     classes."""
     directory.mkdir(parents=True, exist_ok=True)
-    task = model.tasks[name]
     ids = list(ids)
     path = directory / f"{task.submission}-{split}-output.csv"
     values = decode(task.kind, logits).tolist()

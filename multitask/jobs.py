@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import tomli_w
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from minbert.errors import InputError
@@ -20,75 +22,183 @@ from multitask import evaluate, state, tasks
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
+from multitask.ensemble import average, members
+from multitask.finetune import Finetuning
 from multitask.model import MultitaskBert
 from multitask.predict import predict
+from multitask.ranking import Ranking
+from multitask.report import write_report
+from multitask.sampling import plan_table
 from multitask.tasks import Task
-from multitask.train import epoch_steps, fit, write_metrics
+from multitask.train import Method, epoch_steps, fit, write_metrics
 
 SPLITS = ("train", "dev", "test-student")
+Splits = dict[str, dict[str, list[Row]]]  # split -> task -> rows
+Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
+Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
 
 def run_training(config: Config) -> None:
     """pretrain and finetune: train, then predict dev and test with the best model."""
-    if config.data is None:
-        print("no --data given: training on the shipped sample, too small for its scores to mean anything")
-    known = tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
-    selected = tasks.select(config.tasks, known)
-    device = set_up_machine(config)
+    selected = tasks.select(config.tasks, known_tasks(config))
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
-    run = claim_folder(config)
+    run, device = claim_folder(config), set_up_machine(config)
 
     model = build_model(config, selected).to(device)
     train_data, dev_data, test_data = (encode(rows[split], model) for split in SPLITS)
-    config = replace(config, out=str(run), steps_per_epoch=epoch_steps(train_data, config))
     start_heads(model, train_data, config)
-    optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
-    progress = start_or_resume(config, model, optimizer, fingerprint([rows["train"], rows["dev"]]))
-    write_text(run / "config.toml", tomli_w.dumps(config.settings))
-    print("training rows:", ", ".join(f"{name} {len(examples):,}" for name, examples in train_data.items()))
-    print(f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {device}, writing {run}")
-
-    fit(model, optimizer, train_data, dev_data, config, run, progress)
+    sizes = [len(examples) for examples in train_data.values()]
+    rows_per_step = config.batch_size * config.accumulate
+    config = replace(config, out=str(run), steps_per_epoch=epoch_steps(sum(sizes), rows_per_step, config))
+    print(
+        plan_table(
+            config.sampling, list(selected), sizes, rows_per_step, config.steps_per_epoch or 0, config.epochs
+        )
+    )
+    progress = train(Finetuning(model, train_data, dev_data, config), model, rows, rows_per_step, config)
 
     best = MultitaskBert.load(run / "best", device)
-    scores = write_all_predictions(run / "predictions", best, dev_data, test_data)
-    print(f"best epoch {progress.best_epoch} of {config.epochs}, on dev:\n{evaluate.table(selected, scores)}")
+    scores = predict_all(run / "predictions", best, dev_data, test_data)
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
+    print(evaluate.table(selected, scores))
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
+
+
+def run_ranking(config: Config) -> None:
+    """mnrl: an encoder in which sentences of one class lie together, from the first task of single texts in
+    classes."""
+    task = tasks.first_of_single_texts_in_classes(tasks.select(config.tasks, known_tasks(config)))
+    rows = read_splits(config.data, SPLITS[:2], {task.name: task}, config.skip_bad_rows)
+    run, device = claim_folder(config), set_up_machine(config)
+
+    model = build_model(config, {}).to(device)
+    train_data, dev_data = (encode(rows[split], model)[task.name] for split in SPLITS[:2])
+    rows_per_step = 2 * task.num_classes * config.groups * config.accumulate
+    config = replace(
+        config, out=str(run), steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config)
+    )
+    print(f"{task.name}: {len(train_data):,} rows; {config.groups} groups of sentences a batch")
+    progress = train(Ranking(model, train_data, dev_data, config), model, rows, rows_per_step, config)
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
+
+
+def train(
+    method: Method, model: MultitaskBert, rows: Splits, rows_per_step: int, config: Config
+) -> state.Progress:
+    """From step 0 or the last saved state to the end."""
+    optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    progress = start_or_resume(config, method, optimizer, fingerprint([rows["train"], rows["dev"]]))
+    run = Path(config.out or "")
+    write_text(run / "config.toml", tomli_w.dumps(config.settings))
+    print(
+        f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {model.device}, writing {run}",
+        flush=True,
+    )
+    fit(method, optimizer, rows_per_step, config, run, progress)
+    return progress
+
+
+def known_tasks(config: Config) -> dict[str, Task]:
+    if config.data is None:
+        print("no --data given: training on the shipped sample, too small for its scores to mean anything")
+    return tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
 
 
 def run_evaluation(config: Config) -> None:
     """Score a finished run's best model on the dev tables and write its dev and test predictions again."""
-    run, saved = Path(config.run), Path(config.run) / "config.toml"
-    data = config.data or (read_toml(saved).get("data") if saved.is_file() else None)
-    device = set_up_machine(config)
-    model = MultitaskBert.load(best_folder(config.run), device)
+    run, device = Path(config.run[0]), set_up_machine(config)
+    data = config.data or data_of(run)
+    model = MultitaskBert.load(best_folder(run), device)
     selected = tasks.select(config.tasks, model.tasks)
     rows = read_splits(data, SPLITS[1:], selected, config.skip_bad_rows)
     dev_data, test_data = (encode(rows[split], model) for split in SPLITS[1:])
-    scores = write_all_predictions(run / "predictions", model, dev_data, test_data)
+    scores = predict_all(run / "predictions", model, dev_data, test_data)
     print(f"{run} on the dev tables of {data or 'the shipped sample'}:\n{evaluate.table(selected, scores)}")
     print(f"predictions {run / 'predictions'}")
+
+
+def run_ensemble(config: Config) -> None:
+    """Average the runs' predictions, for each task those of the runs that reach its threshold."""
+    device, out = set_up_machine(config), claim_folder(config)
+    known, examples, logits = logits_of_runs(config, device)
+    tasks.select(list(config.least_scores), known)  # a threshold of an unknown task is a mistake
+    dev, test = SPLITS[1:]
+
+    chosen: dict[str, Any] = {}
+    for name in known:
+        scores = {
+            run: evaluate.scores(known, {name: one}, examples[dev])["score"]
+            for run, one in logits[dev][name].items()
+        }
+        threshold = config.least_scores.get(name, 0.0)
+        chosen[name] = {"threshold": threshold, "scores": scores, "members": members(name, scores, threshold)}
+    averaged = {
+        split: {
+            name: average(known[name].kind, [runs[run] for run in chosen[name]["members"]])
+            for name, runs in logits[split].items()
+        }
+        for split in (dev, test)
+    }
+
+    predictions = out / "predictions"
+    result = write_all_predictions(
+        predictions, known, examples[dev], examples[test], averaged[dev], averaged[test]
+    )
+    write_text(out / "config.toml", tomli_w.dumps(config.settings))
+    write_text(out / "ensemble.json", json.dumps({"dev": result, "tasks": chosen}, indent=2) + "\n")
+    for name, entry in chosen.items():
+        inside, all_runs = entry["members"], entry["scores"]
+        print(f"{name}: {len(inside)} of {len(all_runs)} runs: {', '.join(inside)}")
+    print(f"on dev:\n{evaluate.table(known, result)}\npredictions {predictions}")
+
+
+def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Encoded, Logits]:
+    """The tasks of all runs, their dev and test tables, and every run's logits on them."""
+    data = config.data or data_of(Path(config.run[0]))
+    known: dict[str, Task] = {}
+    examples: Encoded = {split: {} for split in SPLITS[1:]}
+    logits: Logits = {split: {} for split in SPLITS[1:]}
+    for run in dict.fromkeys(config.run):
+        model = MultitaskBert.load(best_folder(run), device)
+        selected = tasks.select(config.tasks, model.tasks)
+        known |= selected
+        for split, rows in read_splits(data, SPLITS[1:], selected, config.skip_bad_rows).items():
+            examples[split] |= encode(rows, model)
+            for name, one in evaluate.all_logits(
+                model, {name: examples[split][name] for name in rows}
+            ).items():
+                logits[split].setdefault(name, {})[run] = one
+    return known, examples, logits
+
+
+def run_report(config: Config) -> None:
+    """Draw a run: report.html, self-contained, and the figures beside it."""
+    run = Path(config.run[0])
+    print(f"report {write_report(run, config.data or data_of(run), set_up_machine(config))}")
 
 
 def run_prediction(config: Config) -> None:
     """A stream of texts in, predictions out."""
     device = set_up_machine(config)
-    model = MultitaskBert.load(best_folder(config.run), device)
+    model = MultitaskBert.load(best_folder(config.run[0]), device)
     task = tasks.select([config.task], model.tasks)[config.task]
     predict(model, task, config.input, config.output, config.skip_bad_rows)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {
     "pretrain": run_training,
+    "mnrl": run_ranking,
     "finetune": run_training,
     "evaluate": run_evaluation,
+    "ensemble": run_ensemble,
+    "report": run_report,
     "predict": run_prediction,
 }
 
 
 def read_splits(
     data: str | None, splits: Sequence[str], selected: Mapping[str, Task], skip_bad_rows: bool
-) -> dict[str, dict[str, list[Row]]]:
+) -> Splits:
     """Every table's rows, by split and task. All are read and checked before anything takes time; only the
     test tables may be missing."""
     directory = SAMPLE if data is None else Path(data)
@@ -139,10 +249,10 @@ def next_free(folder: Path, option: str) -> Path:
     return run
 
 
-def start_or_resume(config: Config, model: MultitaskBert, optimizer: Optimizer, data: str) -> state.Progress:
-    """Step 0, or with --resume the last saved state, put into model and optimizer."""
+def start_or_resume(config: Config, method: Method, optimizer: Optimizer, data: str) -> state.Progress:
+    """Step 0, or with --resume the last saved state, put into the method's parts and the optimizer."""
     run = Path(config.out or "")
-    progress = state.load(run, model, optimizer) if config.resume else None
+    progress = state.load(run, method.parts, optimizer) if config.resume else None
     if progress is None:
         if config.resume:
             print(f"{run}: nothing saved yet, starting at step 0")
@@ -159,14 +269,32 @@ def start_or_resume(config: Config, model: MultitaskBert, optimizer: Optimizer, 
 
 
 def write_all_predictions(
-    directory: Path, model: MultitaskBert, dev: Mapping[str, Examples], test: Mapping[str, Examples]
+    directory: Path,
+    selected: Mapping[str, Task],
+    dev: Mapping[str, Examples],
+    test: Mapping[str, Examples],
+    dev_logits: Mapping[str, Tensor],
+    test_logits: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Submission files for dev, and for test where there are tables; returns the dev scores."""
-    dev_logits = evaluate.all_logits(model, dev)
-    for split, data, logits in (("dev", dev, dev_logits), ("test", test, evaluate.all_logits(model, test))):
+    for split, data, logits in (("dev", dev, dev_logits), ("test", test, test_logits)):
         for name, examples in data.items():
-            evaluate.write_predictions(directory, model, split, name, examples.ids, logits[name])
-    return evaluate.scores(model, dev_logits, dev)
+            evaluate.write_predictions(directory, selected[name], split, examples.ids, logits[name])
+    return evaluate.scores(selected, dev_logits, dev)
+
+
+def predict_all(
+    directory: Path, model: MultitaskBert, dev: Mapping[str, Examples], test: Mapping[str, Examples]
+) -> dict[str, Any]:
+    """`write_all_predictions` of one model."""
+    logits = (evaluate.all_logits(model, examples) for examples in (dev, test))
+    return write_all_predictions(directory, model.tasks, dev, test, *logits)
+
+
+def data_of(run: Path) -> str | None:
+    """The data folder that a run was trained on; None for the shipped sample."""
+    saved = run / "config.toml"
+    return read_toml(saved).get("data") if saved.is_file() else None
 
 
 def set_up_machine(config: Config) -> torch.device:

@@ -1,5 +1,7 @@
-"""Task losses: logits (B, C) and labels (B,) in, one scalar out, the mean over the batch's B examples.
+"""Task losses and divergences: one scalar each, the mean over the batch's B examples.
 
+A task loss compares logits (B, C) with labels (B,). A divergence l(., .) compares the logits (B, C) of two
+passes; it is what SMART and BPPO keep small (Jiang et al. 2020, https://arxiv.org/abs/1911.03437, section 3).
 Every shape is checked: (B, 1) against (B,) would broadcast into a B x B loss and say nothing.
 """
 
@@ -27,10 +29,37 @@ def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
 
 
+def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(P||Q) + KL(Q||P), the sum and not half of it; logits (B, C) each.
+
+    Over the classes it is sum_c (p_c - q_c) (log p_c - log q_c). One column is the logit of a Bernoulli
+    distribution, whose two classes make it (p - q) (logit_p - logit_q). Gradient flows to both sides.
+    """
+    _check_pair(logits_p, logits_q)
+    if logits_p.shape[1] == 1:
+        return ((logits_p.sigmoid() - logits_q.sigmoid()) * (logits_p - logits_q)).mean()
+    log_p, log_q = logits_p.log_softmax(dim=1), logits_q.log_softmax(dim=1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=1).mean()
+
+
+def squared_difference(outputs_p: Tensor, outputs_q: Tensor) -> Tensor:
+    """(p - q)^2; outputs (B, 1) each."""
+    _check_pair(outputs_p, outputs_q)
+    return F.mse_loss(outputs_p, outputs_q)
+
+
 LOSSES = {"classification": cross_entropy, "binary": binary_cross_entropy, "regression": squared_error}
+DIVERGENCES = {"classification": symmetric_kl, "binary": symmetric_kl, "regression": squared_difference}
 
 
 def _check(logits: Tensor, labels: Tensor, columns: int | None = None) -> None:
     wanted = (labels.shape[0], columns or logits.shape[-1])
     if labels.ndim != 1 or logits.shape != wanted:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
+
+
+def _check_pair(p: Tensor, q: Tensor) -> None:
+    if p.ndim != 2 or p.shape != q.shape:
+        raise ValueError(
+            f"a divergence takes two (B, C) of one shape, not {tuple(p.shape)} and {tuple(q.shape)}"
+        )

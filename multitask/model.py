@@ -64,6 +64,13 @@ class MultitaskBert(nn.Module):
             )
 
     @property
+    def drops(self) -> bool:
+        """Whether there is dropout anywhere in training."""
+        config = self.encoder.config
+        encoder = (config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+        return self.dropout.p > 0 or (max(encoder) > 0 and not self.frozen)
+
+    @property
     def frozen(self) -> bool:
         """Whether only the heads are trained."""
         return not self.encoder.pooler.weight.requires_grad

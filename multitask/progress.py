@@ -30,8 +30,8 @@ class Meter:
             self.first_step = progress.step - 1
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=self.first_step, unit="step", dynamic_ncols=True)
-        total = sum(losses[0] for losses in progress.losses.values())
-        loss = total / sum(losses[1] for losses in progress.losses.values())
+        total, updates = progress.sums["loss/all"]
+        loss = total / updates
         done = progress.step - self.first_step
         seconds = time.perf_counter() - self.started
         rate = done * self.rows_per_step / seconds

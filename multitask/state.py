@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,30 +31,42 @@ class Progress:
     """Where a run stands after `step` updates. Floats survive JSON to the last bit."""
 
     step: int = 0
-    losses: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # of the epoch under way: task -> [sum, updates]
+    sums: dict[str, list[float]] = field(default_factory=dict)  # of this epoch: term -> [sum, updates]
     seconds: float = 0.0  # of the epoch under way
     best_score: float | None = None
     best_epoch: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
     data: str = ""  # the fingerprint of the training and dev rows
 
-    def add(self, task: str, loss: float, seconds: float) -> None:
-        """One more update."""
+    def add(self, terms: Mapping[str, float], seconds: float) -> None:
+        """One more update, with the terms of its loss."""
         self.step += 1
-        sums = self.losses.setdefault(task, [0.0, 0])
-        sums[0] += loss
-        sums[1] += 1
         self.seconds += seconds
+        for name, value in terms.items():
+            sums = self.sums.setdefault(name, [0.0, 0])
+            sums[0] += value
+            sums[1] += 1
+
+    def means(self) -> dict[str, Any]:
+        """Each term's mean over its updates, nested by the slashes in its name; `skipped` is a count."""
+        nested: dict[str, Any] = {}
+        for name, (total, updates) in self.sums.items():
+            *path, last = name.split("/")
+            level = nested
+            for part in path:
+                level = level.setdefault(part, {})
+            level[last] = int(total) if last == "skipped" else total / updates
+        return nested
 
 
-def save(run: Path, progress: Progress, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write the state of this step and drop all but the last two."""
+def save(run: Path, progress: Progress, parts: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
+    """Write the state of this step and drop all but the last two. The optimizer is that of
+    `parts["model"]`."""
 
     def write(folder: Path) -> None:
-        write_tensors(folder / "model.safetensors", model.state_dict())
-        write_tensors(folder / "optimizer.safetensors", _moments(model, optimizer))
+        for name, module in parts.items():
+            write_tensors(folder / f"{name}.safetensors", module.state_dict())
+        write_tensors(folder / "optimizer.safetensors", _moments(parts["model"], optimizer))
         write_text(folder / "progress.json", json.dumps(asdict(progress)))
 
     write_folder(run / "state" / f"step-{progress.step:08d}", write)
@@ -61,16 +74,17 @@ def save(run: Path, progress: Progress, model: nn.Module, optimizer: Optimizer) 
         shutil.rmtree(old)
 
 
-def load(run: Path, model: nn.Module, optimizer: Optimizer) -> Progress | None:
-    """Put the newest state into model and optimizer; None where nothing has been saved."""
+def load(run: Path, parts: Mapping[str, nn.Module], optimizer: Optimizer) -> Progress | None:
+    """Put the newest state into `parts` and the optimizer; None where nothing has been saved."""
     saved = _saved(run)
     if not saved:
         return None
     folder = saved[-1]
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        _set_moments(model, optimizer, load_file(folder / "optimizer.safetensors"))
+        for name, module in parts.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        _set_moments(parts["model"], optimizer, load_file(folder / "optimizer.safetensors"))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         message = " ".join(str(error).split())
         raise InputError(

@@ -131,6 +131,14 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
     return {name: known[name] for name in names or known}
 
 
+def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
+    """The task that mnrl trains on."""
+    for task in selected.values():
+        if task.kind == "classification" and len(task.texts) == 1:
+            return task
+    raise InputError("--option mnrl needs a classification task with one text column; name one with --tasks")
+
+
 def read_task_file(path: Path) -> dict[str, Task]:
     """The tasks that a TOML file defines, one table `[NAME]` each with the fields of `Task`."""
     try:

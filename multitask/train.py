@@ -1,127 +1,128 @@
-"""Training: the update, and the loop of updates, evaluations and saved states around it."""
+"""The update, and the loop of updates, evaluations and saved states around it, whatever the method."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from minbert.errors import InputError
 from minbert.files import write_folder, write_text
-from minbert.optim import constant_schedule, linear_schedule
-from multitask import evaluate, state
+from minbert.optim import constant_schedule, halve_on_rise, linear_schedule
+from multitask import state
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
-from multitask.data import Examples
-from multitask.losses import LOSSES
-from multitask.model import MultitaskBert
 from multitask.progress import Meter
-from multitask.sampling import random_seed, schedule
+from multitask.sampling import random_seed
 from multitask.state import Progress
-from multitask.tasks import Task
+
+Terms = dict[str, float]  # parts of a loss by name, such as loss/sentiment; their means go into metrics.jsonl
+
+
+class Method(Protocol):
+    """What the loop asks of a way to train: `finetune.py` and `mnrl.py` have one each."""
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What a saved state holds: the model, and what else learns."""
+
+    def losses(self, step: int) -> Iterable[tuple[Tensor, Terms]]:
+        """The loss and its terms on each batch of this update, computed one at a time; in training mode."""
+
+    def after_update(self, step: int) -> None:
+        """What follows the optimizer's step."""
+
+    def evaluate(self) -> dict[str, Any]:
+        """The dev scores; `score` is the one that chooses the best model."""
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """An epoch's dev scores in a line, and what should worry the reader."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model."""
 
 
 def update(
-    model: MultitaskBert,
-    optimizer: Optimizer,
-    task: Task,
-    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
-    clip_norm: float,
-) -> float:
-    """One step on the mean loss over `batches` of equal size, (inputs, labels) each; returns that loss."""
-    batches = list(batches)
-    total = 0.0
-    for inputs, labels in batches:
-        loss = LOSSES[task.kind](model(task.name, inputs), labels) / task.unit**2 / len(batches)
-        loss.backward()
-        total += loss.item()
-    if not math.isfinite(total):
-        raise InputError(f"{task.name}: the loss became {total}; lower --lr, or set --clip-norm")
+    optimizer: Optimizer, losses: Iterable[tuple[Tensor, Terms]], count: int, clip_norm: float
+) -> Terms:
+    """One step on the mean of `count` losses; returns the means of their terms."""
+    found: dict[str, list[float]] = {}
+    for loss, terms in losses:
+        (loss / count).backward()
+        for name, value in (terms | {"loss/all": loss.item()}).items():
+            found.setdefault(name, []).append(value)
+    means = {
+        name: sum(values) if name.endswith("/skipped") else sum(values) / len(values)
+        for name, values in found.items()
+    }
+    if not math.isfinite(means["loss/all"]):
+        raise InputError(f"the loss became {means}; lower --lr, or set --clip-norm")
     if clip_norm > 0:
-        clip_grad_norm_(model.parameters(), clip_norm)
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total
+    return means
 
 
 def fit(
-    model: MultitaskBert,
-    optimizer: Optimizer,
-    train: Mapping[str, Examples],
-    dev: Mapping[str, Examples],
-    config: Config,
-    run: Path,
-    progress: Progress,
+    method: Method, optimizer: Optimizer, rows_per_step: int, config: Config, run: Path, progress: Progress
 ) -> None:
     """Train from `progress.step` to the last epoch's end; `run` gets states, metrics and the best model."""
-    names = list(train)
-    steps_per_epoch = epoch_steps(train, config)
-    total_steps = config.epochs * steps_per_epoch
+    assert config.steps_per_epoch is not None, "resolved before training starts"
+    total_steps = config.epochs * config.steps_per_epoch
     rate = rate_schedule(config, total_steps)
-    rows_per_step = config.batch_size * config.accumulate
-    meter = Meter(steps_per_epoch, config.epochs, rows_per_step)
-    sizes = [len(train[name]) for name in names]
+    meter = Meter(config.steps_per_epoch, config.epochs, rows_per_step)
 
-    for step, index, rows in schedule(sizes, rows_per_step, total_steps, config.seed, progress.step):
-        started = time.perf_counter()
-        task = model.tasks[names[index]]
+    while progress.step < total_steps and not out_of_patience(progress, config.patience):
+        step, started = progress.step, time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * rate(step)
-        set_training_mode(model)
+            group["lr"] = config.lr * rate(step, [record["loss"]["all"] for record in progress.records])
         torch.manual_seed(random_seed(config.seed, "dropout", step))
-        batches = [
-            collate(model, train[task.name], rows[start : start + config.batch_size])
-            for start in range(0, len(rows), config.batch_size)
-        ]
-        loss = update(model, optimizer, task, batches, config.clip_norm)
+        terms = update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
+        method.after_update(step)
 
-        progress.add(task.name, loss, time.perf_counter() - started)
+        progress.add(terms, time.perf_counter() - started)
         meter.update(progress)
-        epoch_ends = progress.step % steps_per_epoch == 0
+        epoch_ends = progress.step % config.steps_per_epoch == 0
         if epoch_ends:
-            end_epoch(model, dev, progress, steps_per_epoch, rows_per_step, run)
+            end_epoch(method, progress, config.steps_per_epoch, rows_per_step, run)
         if epoch_ends or progress.step % config.save_every == 0:
-            state.save(run, progress, model, optimizer)
+            state.save(run, progress, method.parts, optimizer)
     meter.close()
 
 
-def end_epoch(
-    model: MultitaskBert,
-    dev: Mapping[str, Examples],
-    progress: Progress,
-    steps: int,
-    rows_per_step: int,
-    run: Path,
-) -> None:
+def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: int, run: Path) -> None:
     """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
-    scores = evaluate.scores(model, evaluate.all_logits(model, dev), dev)
-    losses = {name: total / updates for name, (total, updates) in sorted(progress.losses.items())}
-    losses["all"] = sum(total for total, _ in progress.losses.values()) / steps
+    scores = method.evaluate()
     record: dict[str, Any] = {
         "epoch": progress.step // steps,
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
         "examples_per_second": round(steps * rows_per_step / progress.seconds, 2),
-        "loss": losses,
+        **progress.means(),
         "dev": scores,
     }
     best = progress.best_score is None or scores["score"] > progress.best_score
     if best:
         progress.best_score, progress.best_epoch = scores["score"], record["epoch"]
-        write_folder(run / "best", model.save)
+        write_folder(run / "best", method.save)
     progress.records.append(record)
-    progress.losses, progress.seconds = {}, 0.0
+    progress.sums, progress.seconds = {}, 0.0
     write_metrics(run, progress)
-    line = f"epoch {record['epoch']}: loss {losses['all']:.4f}, dev {evaluate.summary(model.tasks, scores)}"
+    line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {method.describe(record)}"
     Meter.say(line + ", best" * best)
+
+
+def out_of_patience(progress: Progress, patience: int) -> bool:
+    """Whether `patience` epochs have passed without a better score; never for 0."""
+    return patience > 0 and len(progress.records) - progress.best_epoch >= patience
 
 
 def write_metrics(run: Path, progress: Progress) -> None:
@@ -129,32 +130,16 @@ def write_metrics(run: Path, progress: Progress) -> None:
     write_text(run / "metrics.jsonl", "".join(lines))
 
 
-def collate(
-    model: MultitaskBert, examples: Examples, rows: Iterable[int]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """These rows as one padded batch and its labels, on the model's device."""
-    rows = list(rows)
-    inputs = model.tokenizer.pad([examples.encoded[row] for row in rows])
-    labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
-    return evaluate.to_device(inputs, model.device), labels.to(model.device)
+def epoch_steps(rows: int, rows_per_step: int, config: Config) -> int:
+    """Updates in an epoch: as set, or one pass over all rows but at most 2,000."""
+    return config.steps_per_epoch or min(MAX_STEPS_PER_EPOCH, math.ceil(rows / rows_per_step))
 
 
-def set_training_mode(model: MultitaskBert) -> None:
-    """Dropout on, but for a frozen encoder, whose features stay what they are."""
-    model.train()
-    model.encoder.train(not model.frozen)
-
-
-def epoch_steps(train: Mapping[str, Examples], config: Config) -> int:
-    """Updates in an epoch: as set, or one pass over all rows of all tasks but at most 2,000."""
-    rows = sum(map(len, train.values()))
-    one_pass = math.ceil(rows / (config.batch_size * config.accumulate))
-    return config.steps_per_epoch or min(MAX_STEPS_PER_EPOCH, one_pass)
-
-
-def rate_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate as a function of the step."""
+def rate_schedule(config: Config, total_steps: int) -> Callable[[int, Sequence[float]], float]:
+    """The factor on the learning rate as a function of the step and of the epochs' losses so far."""
     warmup = round(config.warmup * total_steps)
-    if config.schedule == "constant":
-        return partial(constant_schedule, warmup_steps=warmup)
-    return partial(linear_schedule, total_steps=total_steps, warmup_steps=warmup)
+    return {
+        "constant": lambda step, losses: constant_schedule(step, warmup),
+        "linear": lambda step, losses: linear_schedule(step, total_steps, warmup),
+        "halve-on-rise": lambda step, losses: constant_schedule(step, warmup) * halve_on_rise(losses),
+    }[config.schedule]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -19,9 +20,9 @@ def finetune(*words: str) -> Config:
     return resolve(["--option", "finetune", *words])
 
 
-@pytest.mark.parametrize("option", ["pretrain", "finetune"])
+@pytest.mark.parametrize("option", ["pretrain", "mnrl", "finetune"])
 def test_a_training_option_alone_gives_the_defaults(option):
-    rate = {"pretrain": 1e-3, "finetune": 5e-5}[option]
+    rate = {"pretrain": 1e-3, "mnrl": 5e-5, "finetune": 5e-5}[option]
     assert resolve(["--option", option]) == Config(option, lr=rate)
     assert resolve(["--option", option, "--lr", "0"]).lr == 0
 
@@ -29,7 +30,7 @@ def test_a_training_option_alone_gives_the_defaults(option):
 @pytest.mark.parametrize("option, needed", [("evaluate", ["run"]), ("predict", ["run", "task"])])
 def test_other_options_need_what_they_work_on(option, needed):
     words = ["--option", option, *(f"--{name}=x" for name in needed)]
-    assert resolve(words) == Config(option, **dict.fromkeys(needed, "x"))
+    assert resolve(words) == Config(option, **dict.fromkeys(needed, "x") | {"run": ("x",)})
     with pytest.raises(InputError, match=f"--option {option} needs --{needed[-1]}"):
         resolve(words[:-1])
 
@@ -69,8 +70,58 @@ def test_a_flag_beats_the_recipe_and_the_recipe_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_shipped_recipes_resolve(recipe):
-    config = resolve(["--recipe", recipe])
-    assert config.settings.items() >= read_toml(RECIPES / f"{recipe}.toml").items()
+    needed = ["--run", "a", "b", "--out", "c"] if recipe == "ensemble" else []
+    own = read_toml(RECIPES / f"{recipe}.toml", extra=("extends",))
+    own.pop("extends", None)
+    assert resolve(["--recipe", recipe, *needed]).settings.items() >= own.items()
+
+
+def test_a_recipe_extends_another(tmp_path):
+    base, mine = tmp_path / "base.toml", tmp_path / "mine.toml"
+    base.write_text('option = "finetune"\nepochs = 3\nlr = 1e-3\nweights = "bert-tiny"\n')
+    mine.write_text(f'extends = "{base}"\nepochs = 4\ninit = "runs/a"\n')
+    config = resolve(["--recipe", str(mine), "--lr", "1e-2"])
+    assert (config.epochs, config.lr, config.init) == (4, 1e-2, str(Path("runs/a").resolve()))
+    assert "weights" not in config.settings  # init displaces the base's
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [("extends = 3", "extends: 3 is not a recipe's name"), ('extends = "{mine}"', "extends itself"),
+     ('extends = "nowhere"', "'nowhere' is neither a file nor a shipped recipe")],
+)  # fmt: skip
+def test_a_recipe_that_extends_nothing(tmp_path, text, problem):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text.format(mine=mine))
+    with pytest.raises(InputError, match=problem):
+        resolve(["--recipe", str(mine)])
+
+
+@pytest.mark.parametrize("beta", ["", "x", "1.5", "-0.1", "0.9:", "0.9:0.99:0.999", "nan"])
+def test_a_bad_beta_is_refused(beta):
+    with pytest.raises(InputError, match=r"--bregman-beta: .* is not X or X:X"):
+        resolve(["--option", "finetune", f"--bregman-beta={beta}"])
+
+
+@pytest.mark.parametrize("thresholds", ["sentiment", "sentiment=x", "a=1=2"])
+def test_bad_thresholds_are_refused(thresholds):
+    with pytest.raises(InputError, match=r"--thresholds: .* is not TASK=X,TASK=X"):
+        resolve(["--option", "ensemble", "--run", "a", "--out", "b", "--thresholds", thresholds])
+
+
+def test_smart_settings_depend_on_the_mode():
+    """METHODS: ball starts from epsilon .01, step = epsilon, noise = epsilon / 10; normalize as published."""
+    ball = resolve(["--option", "finetune"]).ascent
+    assert (ball["epsilon"], ball["step_size"], ball["noise_std"]) == (1e-2, 1e-2, 1e-3)
+    wide = resolve(["--option", "finetune", "--smart-epsilon", "0.5"]).ascent
+    assert (wide["step_size"], wide["noise_std"]) == (0.5, 0.05)
+    public = resolve(["--option", "finetune", "--smart-mode", "normalize"]).ascent
+    assert (public["epsilon"], public["step_size"], public["noise_std"]) == (1e-6, 1e-3, 1e-5)
+
+
+def test_options_on_one_run_refuse_several():
+    with pytest.raises(InputError, match="--option evaluate works on one run, not on 2"):
+        resolve(["--option", "evaluate", "--run", "a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +148,7 @@ def test_shipped_recipes_resolve(recipe):
         (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["stray"], "unrecognized arguments: stray"),
         (["--skip-bad-rows=yes"], "ignored explicit argument 'yes'"),
-        (["--recipe", "nope"], "--recipe: 'nope' is neither a file nor a shipped recipe (baseline"),
+        (["--recipe", "nope"], "--recipe: 'nope' is neither a file nor a shipped recipe (annealed"),
         (
             ["--init", "runs/a", "--weights", "runs/b"],
             "init brings its own encoder: name it or weights, not both",
@@ -105,7 +156,7 @@ def test_shipped_recipes_resolve(recipe):
         (["--resume"], "--resume needs --out"),
         (["--task", "sentiment"], "--option finetune does not use --task"),
         (["--run", "r", "--input", "f"], "--option finetune does not use --run, --input"),
-        (["--option", "train"], "--option: 'train' is none of pretrain, finetune"),
+        (["--option", "train"], "--option: 'train' is none of pretrain, mnrl, finetune"),
         (["--option", "evaluate", "--epochs", "3"], "--option evaluate does not use --epochs"),
         (["--option", "predict", "--data", "d"], "--option predict does not use --data"),
         (
@@ -121,7 +172,7 @@ def test_bad_flags(words, problem):
 
 
 def test_no_option():
-    with pytest.raises(InputError, match="name what to do with --option, one of pretrain, finetune"):
+    with pytest.raises(InputError, match="name what to do with --option, one of pretrain, mnrl, finetune"):
         resolve([])
 
 

@@ -107,7 +107,7 @@ def test_scores_are_over_whole_splits_and_average_shares_of_1():
     labels = {"sentiment": np.full(40, 4.0), "paraphrase": np.ones(40), "similarity": np.arange(40.0) % 20}
     data = {name: Examples([str(row) for row in range(40)], encoded(40), labels[name]) for name in BUILT_IN}
     model = stub()
-    result = scores(model, all_logits(model, data), data)
+    result = scores(BUILT_IN, all_logits(model, data), data)
     r = np.corrcoef(np.arange(40), np.arange(40) % 20)[0, 1]
     assert 0.4 < r < 0.6
     assert result["sentiment"] == {"accuracy": 39 / 40}
@@ -130,36 +130,36 @@ def test_the_table_shows_r_and_its_share():
 def test_submission_files_are_the_courses(tmp_path):
     ids = ["a1", "b2"]
     two = tensor([[0.0, 0, 0, 9, 0], [9.0, 0, 0, 0, 0]])
-    path = write_predictions(tmp_path / "new", stub(), "dev", "sentiment", ids, two)
+    path = write_predictions(tmp_path / "new", BUILT_IN["sentiment"], "dev", ids, two)
     assert path == tmp_path / "new" / "sst-dev-output.csv"
     assert path.read_bytes() == b"id \t Predicted_Sentiment \na1 , 3 \nb2 , 0 \n"
-    path = write_predictions(tmp_path, stub(), "test", "paraphrase", ids, tensor([[-1.0], [2.0]]))
+    path = write_predictions(tmp_path, BUILT_IN["paraphrase"], "test", ids, tensor([[-1.0], [2.0]]))
     assert path == tmp_path / "para-test-output.csv"
     assert path.read_bytes() == b"id \t Predicted_Is_Paraphrase \na1 , 0 \nb2 , 1 \n"
-    path = write_predictions(tmp_path, stub(), "dev", "similarity", ids, tensor([[2.5], [-1.0]]))
+    path = write_predictions(tmp_path, BUILT_IN["similarity"], "dev", ids, tensor([[2.5], [-1.0]]))
     assert path == tmp_path / "sts-dev-output.csv"
     assert path.read_bytes() == b"id \t Predicted_Similiary \na1 , 2.5 \nb2 , -1.0 \n"
 
 
 def test_a_submission_file_reads_back(tmp_path):
     values = torch.randn(50, 1)
-    path = write_predictions(tmp_path, stub(), "dev", "similarity", map(str, range(50)), values)
+    path = write_predictions(tmp_path, BUILT_IN["similarity"], "dev", map(str, range(50)), values)
     rows = [line.split(" , ") for line in path.read_text().splitlines()[1:]]
     assert [row_id for row_id, _ in rows] == [str(row) for row in range(50)]
     assert [float(value) for _, value in rows] == values.squeeze(1).tolist()
 
 
 def test_probabilities_lie_beside_the_predictions_of_classes(tmp_path):
-    write_predictions(tmp_path, stub(), "dev", "paraphrase", ["a"], tensor([[math.log(3)]]))
+    write_predictions(tmp_path, BUILT_IN["paraphrase"], "dev", ["a"], tensor([[math.log(3)]]))
     assert (tmp_path / "para-dev-probabilities.csv").read_text() == (
         "id\tclass_0\tclass_1\na\t0.250000\t0.750000\n"
     )
-    write_predictions(tmp_path, stub(), "dev", "sentiment", ["a"], torch.zeros(1, 5))
+    write_predictions(tmp_path, BUILT_IN["sentiment"], "dev", ["a"], torch.zeros(1, 5))
     assert (tmp_path / "sst-dev-probabilities.csv").read_text().splitlines()[1] == "a" + "\t0.200000" * 5
-    write_predictions(tmp_path, stub(), "dev", "similarity", ["a"], torch.zeros(1, 1))
+    write_predictions(tmp_path, BUILT_IN["similarity"], "dev", ["a"], torch.zeros(1, 1))
     assert not (tmp_path / "sts-dev-probabilities.csv").exists()
 
 
 def test_an_id_for_every_row(tmp_path):
     with pytest.raises(ValueError):
-        write_predictions(tmp_path, stub(), "dev", "similarity", ["a"], torch.zeros(2, 1))
+        write_predictions(tmp_path, BUILT_IN["similarity"], "dev", ["a"], torch.zeros(2, 1))

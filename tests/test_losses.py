@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from multitask.losses import LOSSES, binary_cross_entropy, cross_entropy, squared_error
+from multitask.losses import (
+    DIVERGENCES,
+    LOSSES,
+    binary_cross_entropy,
+    cross_entropy,
+    squared_difference,
+    squared_error,
+    symmetric_kl,
+)
 from multitask.tasks import METRICS
 
 
@@ -51,8 +59,8 @@ def test_one_column_is_wanted(loss):
         loss(torch.zeros(3, 2), torch.zeros(3))
 
 
-def test_every_kind_has_a_loss():
-    assert LOSSES.keys() == METRICS.keys()
+def test_every_kind_has_a_loss_and_a_divergence():
+    assert LOSSES.keys() == DIVERGENCES.keys() == METRICS.keys()
 
 
 @pytest.mark.parametrize("kind, columns", [("classification", 3), ("binary", 1), ("regression", 1)])
@@ -60,3 +68,108 @@ def test_gradients_reach_the_logits(kind, columns):
     logits = torch.randn(4, columns, requires_grad=True)
     LOSSES[kind](logits, torch.ones(4)).backward()
     assert logits.grad is not None and logits.grad.abs().min() > 0
+
+
+# Divergences
+
+
+def test_symmetric_kl_of_two_classes():
+    """P = (3/4, 1/4) and Q = (1/4, 3/4): KL(P||Q) = 3/4 ln 3 - 1/4 ln 3 = ln 3 / 2, and KL(Q||P) is the same;
+    the sum is ln 3. Half of it would be ln 3 / 2."""
+    p, q = tensor([[math.log(3), 0.0]]), tensor([[0.0, math.log(3)]])
+    assert close(symmetric_kl(p, q), math.log(3))
+
+
+def test_symmetric_kl_is_the_sum_of_both_directions():
+    """P = (4/5, 1/5) and Q = (1/2, 1/2), where the two directions differ:
+    KL(P||Q) = 4/5 ln 8/5 + 1/5 ln 2/5 and KL(Q||P) = 1/2 ln 5/8 + 1/2 ln 5/2; together
+    (4/5 - 1/2) ln 8/5 + (1/5 - 1/2) ln 2/5 = 3/10 ln 4."""
+    p, q = tensor([[math.log(4), 0.0]]), torch.zeros(1, 2)
+    one_way = 0.8 * math.log(8 / 5) + 0.2 * math.log(2 / 5)
+    other_way = 0.5 * math.log(5 / 8) + 0.5 * math.log(5 / 2)
+    assert math.isclose(one_way + other_way, 0.3 * math.log(4))
+    assert not math.isclose(one_way, other_way, rel_tol=0.1)
+    assert close(symmetric_kl(p, q), 0.3 * math.log(4))
+    assert close(symmetric_kl(q, p), 0.3 * math.log(4))
+
+
+def test_symmetric_kl_of_five_classes():
+    """P = (8, 4, 2, 1, 1) / 16 and Q is P reversed. Each (p - q) (ln p - ln q) is 7/16 ln 8 for the outer two
+    classes, 3/16 ln 4 for the next two, 0 in the middle: 2 (21/16 + 6/16) ln 2 = 27/8 ln 2. The last two
+    classes of P are equal, so Q = (1, 1, 2, 4, 8) / 16. A constant added to all logits changes nothing."""
+    p = tensor([[8.0, 4.0, 2.0, 1.0, 1.0]]).log()
+    q = p.flip(1)
+    assert close(symmetric_kl(p, q), 27 / 8 * math.log(2))
+    assert close(symmetric_kl(p + 3, q - 2), 27 / 8 * math.log(2))
+
+
+def test_symmetric_kl_of_one_column_is_that_of_bernoulli_distributions():
+    """Logits ln 3 and 0: probabilities (3/4, 1/4) and (1/2, 1/2), so
+    (1/4) ln(3/2) + (-1/4) ln(1/2) = ln 3 / 4. A softmax over one logit is always 1, and gives 0."""
+    assert close(symmetric_kl(tensor([[math.log(3)]]), tensor([[0.0]])), math.log(3) / 4)
+
+
+def test_one_column_equals_the_softmax_over_it_and_zero():
+    p, q = torch.randn(2, 7, 1, dtype=torch.float64) * 4
+    zero = torch.zeros_like(p)
+    two_columns = symmetric_kl(torch.cat([zero, p], dim=1), torch.cat([zero, q], dim=1))
+    torch.testing.assert_close(symmetric_kl(p, q), two_columns)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+@pytest.mark.parametrize("size", [1.0, 50.0, 1e4])
+def test_symmetric_kl_of_equal_logits_is_0(columns, size):
+    logits = torch.randn(4, columns) * size
+    assert symmetric_kl(logits, logits.clone()).item() == 0
+
+
+def test_squared_difference():
+    """(1 - 3)^2 = 4 and (2.5 - 2)^2 = 1/4; their mean is 17/8."""
+    assert close(squared_difference(tensor([[1.0], [2.5]]), tensor([[3.0], [2.0]])), 17 / 8)
+
+
+@pytest.mark.parametrize(
+    "divergence, columns", [(symmetric_kl, 1), (symmetric_kl, 5), (squared_difference, 1)]
+)
+def test_a_divergence_is_a_mean_over_examples(divergence, columns):
+    """The whole batch twice gives the same value; a sum would double."""
+    p, q = torch.randn(2, 3, columns)
+    each = [divergence(p[row : row + 1], q[row : row + 1]).item() for row in range(3)]
+    assert close(divergence(p, q), sum(each) / 3)
+    assert close(divergence(p.repeat(2, 1), q.repeat(2, 1)), sum(each) / 3)
+
+
+@pytest.mark.parametrize(
+    "divergence, columns", [(symmetric_kl, 1), (symmetric_kl, 5), (squared_difference, 1)]
+)
+def test_a_divergences_gradient_on_both_sides_is_that_of_finite_differences(divergence, columns):
+    """gradcheck compares every entry of both Jacobians; a side that was detached would be 0 in ours only."""
+    p, q = (torch.randn(3, columns, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(divergence, (p, q))
+    divergence(p, q).backward()
+    assert p.grad is not None and q.grad is not None
+    assert p.grad.abs().min() > 0 and q.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+@pytest.mark.parametrize("size", [50.0, 1e4])
+def test_symmetric_kl_of_large_logits_is_a_number(columns, size):
+    """Logits of +-s: P is sure of one thing and Q of its opposite. One column: (1 - 0) (s + s) = 2 s; more:
+    logarithms s + s apart on the two classes that matter, so 2 * 2 s."""
+    p = torch.full((2, columns), -size)
+    p[:, 0] = size
+    q = -p if columns == 1 else p.roll(1, dims=1)
+    p.requires_grad_(), q.requires_grad_()
+    value = symmetric_kl(p, q)
+    assert close(value, 2 * size if columns == 1 else 4 * size)
+    value.backward()
+    assert p.grad is not None and p.grad.isfinite().all() and q.grad is not None and q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", [symmetric_kl, squared_difference])
+@pytest.mark.parametrize(
+    "p, q", [((3, 1), (3,)), ((3,), (3,)), ((3, 1), (1, 1)), ((3, 2), (3, 1)), ((2, 3, 1),) * 2]
+)
+def test_a_divergence_refuses_shapes_that_would_broadcast(divergence, p, q):
+    with pytest.raises(ValueError, match=r"two \(B, C\) of one shape"):
+        divergence(torch.zeros(p), torch.zeros(q))

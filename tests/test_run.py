@@ -89,7 +89,9 @@ def test_finetune_leaves_a_whole_run_directory(finished, data, tiny):
 def test_finetune_says_what_it_does(finished):
     said = (finished.parent / "said.txt").read_text()
     assert "shipped sample" not in said
-    for words in ("training rows: sentiment 12, paraphrase 12, similarity 12", "2 epochs of 9 updates on cpu",
+    for name in BUILT_IN:
+        assert f"  {name:12} {12:9,} rows" in said
+    for words in ("sampling round-robin:", "2 epochs of 9 updates on cpu",
                   "epoch 1: loss", "(1 + r) / 2 = ", str(finished / "predictions")):  # fmt: skip
         assert words in said
 
@@ -584,7 +586,7 @@ def test_tasks_of_ones_own_end_to_end(call, tiny, tmp_path):
     status, out, err = call("--option", "finetune", "--weights", tiny, "--data", data, "--task-file", path,
                             "--out", run, *SMALL)  # fmt: skip
     assert (status, err) == (0, "")
-    assert "training rows: topic 12, closeness 12" in out
+    assert "  topic               12 rows" in out and "  closeness           12 rows" in out
     assert names(run / "predictions") == [
         "closeness-dev-output.csv", "closeness-test-output.csv", "t-dev-output.csv",
         "t-dev-probabilities.csv", "t-test-output.csv", "t-test-probabilities.csv",

@@ -11,10 +11,12 @@ from helpers import make_model, metrics_without_clock, write_tables
 from minbert import AdamW
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
-from multitask import train
+from multitask import finetune, train
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import Config
 from multitask.data import Examples, make_examples, read_split
+from multitask.finetune import Finetuning
+from multitask.losses import LOSSES
 from multitask.state import Progress
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
@@ -41,7 +43,13 @@ def make_optimizer(model, config):
 
 def batches(model, rows, name, size, count=1):
     data = examples(model, rows)[name]
-    return [train.collate(model, data, range(n * size, (n + 1) * size)) for n in range(count)]
+    return [finetune.collate(model, data, range(n * size, (n + 1) * size)) for n in range(count)]
+
+
+def update(model, optimizer, task, batches, clip_norm) -> float:
+    """One update on these batches of a task; the loss."""
+    losses = [(LOSSES[task.kind](model(task.name, inputs), labels), {}) for inputs, labels in batches]
+    return train.update(optimizer, losses, len(batches), clip_norm)["loss/all"]
 
 
 def tensors(module) -> dict[str, torch.Tensor]:
@@ -56,15 +64,15 @@ def same(before, after) -> bool:
 def test_updates_overfit_a_batch(tiny, rows, name):
     model = build(tiny)
     optimizer = make_optimizer(model, replace(FINETUNE, lr=3e-3))
-    train.set_training_mode(model)
+    model.train()
     batch = batches(model, rows, name, 8)
-    losses = [train.update(model, optimizer, BUILT_IN[name], batch, 1.0) for _ in range(60)]
+    losses = [update(model, optimizer, BUILT_IN[name], batch, 1.0) for _ in range(60)]
     assert losses[-1] < 0.1 * losses[0]
 
 
 def test_a_regression_learns_in_units_of_its_range(tiny, rows):
-    """Labels twenty times as large over a range twenty times as wide: the same loss and the same head, and
-    outputs twenty times as large."""
+    """Labels twenty times as large over a range twenty times as wide: the same loss, R and D in it, and the
+    same head, and outputs twenty times as large."""
     results = []
     for factor in (1, 20):
         task = replace(SIMILARITY, high=5.0 * factor)
@@ -72,8 +80,10 @@ def test_a_regression_learns_in_units_of_its_range(tiny, rows):
         data = examples(model, rows)["similarity"]
         data = replace(data, labels=data.labels * factor)
         start_heads(model, {"similarity": data}, FINETUNE)
-        inputs, labels = train.collate(model, data, range(8))
-        loss = train.update(model, make_optimizer(model, FINETUNE), task, [(inputs, labels)], 1.0)
+        config = replace(FINETUNE, steps_per_epoch=9, smart_weight=1.0, bregman_weight=1.0)
+        method = Finetuning(model, {"similarity": data}, {}, config)
+        loss = train.update(make_optimizer(model, FINETUNE), method.losses(0), 1, 1.0)["loss/all"]
+        inputs, _ = finetune.collate(model, data, range(8))
         results.append((loss, model.heads["similarity"].weight, model("similarity", inputs) / factor))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -83,8 +93,8 @@ def test_the_loss_returned_is_the_mean_over_the_batches(tiny, rows):
     model = build(tiny)
     optimizer = make_optimizer(model, replace(FINETUNE, lr=0.0))
     two = batches(model, rows, "similarity", 6, 2)
-    apart = [train.update(model, optimizer, SIMILARITY, [batch], 0.0) for batch in two]
-    assert train.update(model, optimizer, SIMILARITY, two, 0.0) == pytest.approx(sum(apart) / 2)
+    apart = [update(model, optimizer, SIMILARITY, [batch], 0.0) for batch in two]
+    assert update(model, optimizer, SIMILARITY, two, 0.0) == pytest.approx(sum(apart) / 2)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -95,7 +105,7 @@ def test_accumulating_two_batches_is_one_batch_of_both(tiny, rows, name):
         model = build(tiny)
         before = tensors(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train.update(model, optimizer, BUILT_IN[name], batches(model, rows, name, size, count), 0.0)
+        update(model, optimizer, BUILT_IN[name], batches(model, rows, name, size, count), 0.0)
         results.append({key: value - before[key] for key, value in tensors(model).items()})
     largest = max(value.abs().max() for value in results[0].values())
     for key, change in results[0].items():
@@ -107,7 +117,7 @@ def test_clip_norm_bounds_the_whole_gradient(tiny, rows, clip_norm, length):
     model = build(tiny)
     before = tensors(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    train.update(model, optimizer, SIMILARITY, batches(model, rows, "similarity", 8), clip_norm)
+    update(model, optimizer, SIMILARITY, batches(model, rows, "similarity", 8), clip_norm)
     moved = torch.cat([(value - before[name]).flatten() for name, value in tensors(model).items()]).norm()
     if length is None:
         assert moved > 1
@@ -120,10 +130,10 @@ def test_an_idle_head_is_left_alone_by_another_tasks_update(tiny, rows):
     model = build(tiny)
     optimizer = make_optimizer(model, replace(FINETUNE, lr=0.01, weight_decay=0.1))
     for name in BUILT_IN:
-        train.update(model, optimizer, BUILT_IN[name], batches(model, rows, name, 4), 1.0)
+        update(model, optimizer, BUILT_IN[name], batches(model, rows, name, 4), 1.0)
     before = {name: tensors(head) for name, head in model.heads.items()}
     moments = optimizer.state[model.heads["similarity"].weight]["exp_avg"].clone()
-    train.update(model, optimizer, SENTIMENT, batches(model, rows, "sentiment", 4), 1.0)
+    update(model, optimizer, SENTIMENT, batches(model, rows, "sentiment", 4), 1.0)
     changed = [name for name, head in model.heads.items() if not same(before[name], tensors(head))]
     assert changed == ["sentiment"]
     assert torch.equal(optimizer.state[model.heads["similarity"].weight]["exp_avg"], moments)
@@ -138,9 +148,10 @@ def test_pretrain_leaves_the_encoder_as_it_is(tiny, rows, tmp_path):
 
 
 @pytest.mark.parametrize("option, encoder_trains", [("finetune", True), ("pretrain", False)])
-def test_dropout_is_off_in_a_frozen_encoder(tiny, option, encoder_trains):
-    model = build(tiny, Config(option))
-    train.set_training_mode(model)
+def test_dropout_is_off_in_a_frozen_encoder(tiny, rows, option, encoder_trains):
+    model = build(tiny, Config(option, steps_per_epoch=1))
+    method = Finetuning(model, examples(model, rows), {}, Config(option, steps_per_epoch=1))
+    list(method.losses(0))
     assert model.training and model.dropout.training
     assert model.encoder.training == encoder_trains
 
@@ -211,7 +222,7 @@ def test_best_folder(tiny, tmp_path):
 def test_rate_schedule():
     def rates(**settings):
         rate = train.rate_schedule(Config("finetune", **settings), 10)
-        return [round(rate(step), 3) for step in range(10)]
+        return [round(rate(step, []), 3) for step in range(10)]
 
     assert rates(schedule="constant", warmup=0.0) == [1] * 10
     assert rates(schedule="constant", warmup=0.3) == [0.25, 0.5, 0.75, *[1] * 7]
@@ -232,9 +243,12 @@ def test_rate_schedule():
 
 def test_fit_sets_the_rate_of_every_update(tiny, rows, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(
-        train, "update", lambda model, optimizer, *_: used.append(optimizer.param_groups[0]["lr"]) or 1.0
-    )
+
+    def spy(optimizer, *_):
+        used.append(optimizer.param_groups[0]["lr"])
+        return {"loss/all": 1.0}
+
+    monkeypatch.setattr(train, "update", spy)
     config = replace(FINETUNE, weights=str(tiny), epochs=1, steps_per_epoch=4, lr=0.1, warmup=0.0)
     fit(config, rows, tmp_path)
     assert used == pytest.approx([0.1, 0.075, 0.05, 0.025])
@@ -255,18 +269,18 @@ def test_fit_sets_the_rate_of_every_update(tiny, rows, tmp_path, monkeypatch):
     ],
 )
 def test_an_epoch_is_one_pass_but_at_most_2000_updates(sizes, settings, steps):
-    data = {str(size): range(size) for size in sizes}
-    assert train.epoch_steps(data, Config("finetune", **settings)) == steps
+    config = Config("finetune", **settings)
+    assert train.epoch_steps(sum(sizes), config.batch_size * config.accumulate, config) == steps
 
 
 def fit(config, rows, run, progress=None):
     model = build_model(config, BUILT_IN)
-    data = examples(model, rows)
+    data, rows_per_step = examples(model, rows), config.batch_size * config.accumulate
     start_heads(model, data, config)
-    train.fit(
-        model, make_optimizer(model, config), data, examples(model, rows, "dev"), config, run,
-        progress or Progress(),
-    )  # fmt: skip
+    steps = train.epoch_steps(sum(map(len, data.values())), rows_per_step, config)
+    config = replace(config, steps_per_epoch=steps)
+    method = Finetuning(model, data, examples(model, rows, "dev"), config)
+    train.fit(method, make_optimizer(model, config), rows_per_step, config, run, progress or Progress())
     return model
 
 
@@ -280,6 +294,25 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
     lines = {name: metrics_without_clock(tmp_path / name) for name in models}
     assert len(lines["a"]) == 2
     assert lines["a"] == lines["b"] != lines["c"]
+
+
+def test_a_run_stops_when_its_patience_is_at_an_end(tiny, rows, tmp_path, monkeypatch):
+    """Scores of .5, .7, .6, .65 and .8 with a patience of 2: two epochs after .7 without a better one."""
+    results = iter([0.5, 0.7, 0.6, 0.65, 0.8])
+    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
+    monkeypatch.setattr(finetune.evaluate, "scores", lambda *_: dev | {"score": next(results)})
+    progress = Progress()
+    config = replace(FINETUNE, weights=str(tiny), epochs=5, steps_per_epoch=1, patience=2)
+    fit(config, rows, tmp_path, progress)
+    assert (len(progress.records), progress.best_epoch, progress.step) == (4, 2, 4)
+
+
+def test_terms_are_means_over_the_batches_of_an_update():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    losses = [(weight + number, {"loss/a": number, "b": 10 * number}) for number in (1.0, 3.0)]
+    means = train.update(torch.optim.SGD([weight], lr=1.0), losses, 2, 0.0)
+    assert means == {"loss/a": 2.0, "b": 20.0, "loss/all": 2.0}
+    assert weight.item() == -1 and weight.grad is None
 
 
 def test_metrics_of_a_run(tiny, rows, tmp_path):
@@ -307,7 +340,7 @@ def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
     """Scores of .5, .7, .7 and .6: the second is the best, and an equal one does not replace it."""
     results = iter([0.5, 0.7, 0.7, 0.6])
     dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
-    monkeypatch.setattr(train.evaluate, "scores", lambda *_: dev | {"score": next(results)})
+    monkeypatch.setattr(finetune.evaluate, "scores", lambda *_: dev | {"score": next(results)})
     weights = []
     monkeypatch.setattr(
         train, "write_folder", lambda path, _: weights.append(len(progress.records) + 1), raising=True

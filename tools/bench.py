@@ -1,11 +1,12 @@
-"""Training step against `transformers`, side by side: forward, backward and update on identical real batches.
+"""Training steps side by side: ours, those of the methods, and `transformers`', on identical real batches.
 
     python tools/bench.py [--data DIR] [--repeats N] [--threads N]
 
-Both sides take turns on every batch, in one process. Quote the ratio of the medians: times depend on the
-machine. Ours: `BertModel.pooled` with "cls" pooling, our AdamW. Theirs: `BertModel` (sdpa), each batch padded
-to its longest row, torch's fused AdamW. The loss is the mean square of the pooled vectors in both. Needs the
-extra `test` (transformers).
+All take turns on every batch, in one process. Quote ratios of the medians: times depend on the machine.
+"minbert" and "transformers" train the encoder with dropout .1 on the mean square of the pooled vectors: ours
+is `BertModel.pooled` with "cls" pooling and our AdamW; theirs is `BertModel` (sdpa), each batch padded to its
+longest row, and torch's fused AdamW. "plain", "SMART" and "BPPO" are whole multitask updates without dropout.
+Needs the extra `test` (transformers).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -21,11 +24,17 @@ from torch import Tensor, nn
 
 from minbert import AdamW, BertModel, BertTokenizer, hub
 from minbert.optim import parameter_groups
-from multitask.data import SAMPLE, read_table, tokenize
+from multitask.build import build_model
+from multitask.config import Config
+from multitask.data import SAMPLE, Examples, make_examples, read_split
+from multitask.finetune import Finetuning
 from multitask.sampling import schedule
 from multitask.tasks import BUILT_IN
+from multitask.train import update
 
-BATCH = 16
+BATCH, WARM_UP = 16, 3
+METHODS = {"plain": {}, "SMART": {"smart_weight": 1.0}, "BPPO": {"bregman_weight": 1.0}}
+Step = Callable[[int], object]
 
 
 def main() -> None:
@@ -40,59 +49,84 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    directory = hub.resolve(args.weights)
+    directory, count = hub.resolve(args.weights), args.repeats + WARM_UP
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    rows = read_split(args.data, "train", BUILT_IN, skip_bad_rows=False)
+    train = {name: make_examples(rows[name], tokenizer, 512) for name in rows}
+    batches = real_batches(train, tokenizer, count)
 
-    ours = BertModel.from_pretrained(directory).train()
-    theirs = transformers.BertModel.from_pretrained(directory, attn_implementation="sdpa").train()
-    batches = real_batches(args.data, BertTokenizer.from_pretrained(directory), args.repeats)
-    padding = 1 - sum(int(b["attention_mask"].sum()) for b in batches) / sum(
-        b["input_ids"].numel() for b in batches
-    )
-
-    steps = {
-        "minbert": Step(
-            lambda batch: ours.pooled(**batch), ours, AdamW(parameter_groups(ours, 1e-4), lr=1e-5)
-        ),
-        "transformers": Step(
-            lambda batch: theirs(**batch).pooler_output,
-            theirs,
-            torch.optim.AdamW(parameter_groups(theirs, 1e-4), lr=1e-5, fused=True),
-        ),
+    ours = BertModel.from_pretrained(directory)
+    theirs = transformers.BertModel.from_pretrained(directory, attn_implementation="sdpa")
+    fused = torch.optim.AdamW(parameter_groups(theirs, 1e-4), lr=1e-5, fused=True)
+    by_hand = AdamW(parameter_groups(ours, 1e-4), lr=1e-5)
+    steps: dict[str, Step] = {
+        "transformers": encoder_step(theirs, lambda x: theirs(**x).pooler_output, fused, batches),
+        "minbert": encoder_step(ours, lambda x: ours.pooled(**x), by_hand, batches),
     }
+    steps |= {name: method_step(train, count, args.weights, settings) for name, settings in METHODS.items()}
+
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number, batch in enumerate([*batches[:3], *batches]):  # the first three warm up
+    for number in range(count):
         for name, step in steps.items():
-            elapsed = step(batch)
-            if number >= 3:
-                times[name].append(elapsed)
-    size = f"{args.repeats} batches of {BATCH}, {padding:.0%} padding, {args.threads} threads"
-    print(f"milliseconds a training step, {size}")
+            started = time.perf_counter()
+            step(number)
+            times[name].append(time.perf_counter() - started)
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    padded = sum(batch["attention_mask"].numel() for batch in batches)
+    size = f"{args.repeats} batches of {BATCH}, {1 - real / padded:.0%} padding, {args.threads} threads"
+    print(f"median (quartiles) of a step, and its ratio to transformers'; {size}")
+    reference = statistics.median(times["transformers"][WARM_UP:])
     for name, seconds in times.items():
-        low, median, high = (1000 * value for value in statistics.quantiles(seconds, n=4))
-        print(f"  {name:13} median {median:6.1f}   quartiles {low:6.1f} to {high:6.1f}")
-    ratio = statistics.median(times["transformers"]) / statistics.median(times["minbert"])
-    print(f"  ratio of the medians: {ratio:.2f}x as fast")
+        low, median, high = statistics.quantiles(seconds[WARM_UP:], n=4)
+        spread = f"({1000 * low:.0f} to {1000 * high:.0f})"
+        print(f"  {name:13} {1000 * median:6.1f} ms {spread:14} {median / reference:.2f}")
 
 
-class Step:
-    """One training step of an encoder, timed."""
+def encoder_step(
+    model: nn.Module,
+    pooled: Callable[[dict[str, Any]], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: list[dict[str, Tensor]],
+) -> Step:
+    """Forward, backward and update of an encoder alone."""
+    model.train()
 
-    def __init__(self, pooled, model: nn.Module, optimizer: torch.optim.Optimizer):
-        self.pooled, self.model, self.optimizer = pooled, model, optimizer
+    def step(number: int) -> None:
+        pooled(batches[number]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    def __call__(self, batch: dict[str, Tensor]) -> float:
-        started = time.perf_counter()
-        self.pooled(batch).square().mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - started
+    return step
 
 
-def real_batches(directory: Path, tokenizer: BertTokenizer, count: int) -> list[dict[str, Tensor]]:
-    """Batches of the three tasks in turn, as a round-robin run with seed 0 would meet them."""
-    tables = [read_table(task.path(directory, "train"), task, labelled=True)[0] for task in BUILT_IN.values()]
-    encoded = [tokenize(rows, tokenizer, 512) for rows in tables]
-    plan = schedule([len(rows) for rows in tables], BATCH, count, seed=0)
+def method_step(train: Mapping[str, Examples], count: int, weights: str, settings: Mapping[str, Any]) -> Step:
+    """A whole update of multitask fine-tuning, collation included."""
+    config = Config(
+        "finetune",
+        weights=weights,
+        pooling="cls",
+        encoder_dropout=0.0,
+        steps_per_epoch=count,
+        epochs=1,
+        **settings,
+    )
+    model = build_model(config, BUILT_IN)
+    method = Finetuning(model, train, {}, config)
+    optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=1e-5)
+
+    def step(number: int) -> None:
+        update(optimizer, method.losses(number), 1, config.clip_norm)
+        method.after_update(number)
+
+    return step
+
+
+def real_batches(
+    train: Mapping[str, Examples], tokenizer: BertTokenizer, count: int
+) -> list[dict[str, Tensor]]:
+    """Batches of the tasks in turn, as a round-robin run with seed 0 meets them."""
+    encoded = [examples.encoded for examples in train.values()]
+    plan = schedule("round-robin", [len(rows) for rows in encoded], BATCH, count, epochs=1, seed=0)
     return [tokenizer.pad([encoded[task][row] for row in rows]) for _, task, rows in plan]
 
 

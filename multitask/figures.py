@@ -1,0 +1,287 @@
+"""Figures of a run (paper, section 5): each a pure function from arrays or records to a matplotlib `Figure`.
+
+Drawing needs the extra `plots`, which is imported on first use; nothing goes through pyplot's global state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minbert.errors import InputError
+from multitask.sampling import epoch_probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
+
+# Labels are never read as formulas; equal figures are equal bytes.
+STYLE: Any = {
+    "text.parse_math": False, "svg.hashsalt": "minbert", "figure.constrained_layout.use": True,
+    "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "#888888", "xtick.color": "#555555", "ytick.color": "#555555",
+    "axes.labelcolor": "#333333",
+}  # fmt: skip
+INK, PALE = "#222222", "#999999"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # of tasks (Okabe and Ito)
+ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # of ordered classes, for any eye
+PANELS = {
+    "loss": ("Training loss", "mean over the epoch"),
+    "dev": ("Dev scores", ""),
+    "smart": ("SMART", "R"),
+    "bregman": ("BPPO", "D"),
+}
+MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
+
+
+@contextmanager
+def plotting() -> Iterator[None]:
+    """Our style, for a `with` or as a decorator; InputError where the extra is not installed."""
+    try:
+        import matplotlib
+        import sklearn  # noqa: F401
+    except ImportError as missing:
+        raise InputError(
+            f'{missing.name}, which draws reports, is missing: pip install "minbert[plots]"'
+        ) from None
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+@plotting()
+def learning_curves(records: Records) -> Figure:
+    """Losses, dev scores, and R and D where the run had them, over the epochs; the best epoch is marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels = {part: lines for part in PANELS if (lines := _curves(records, part))}
+    named = [name.partition("/")[0] for lines in reversed(panels.values()) for name in lines]
+    task_names = [name for name in dict.fromkeys(named) if name not in ("all", "score")]
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sorted(task_names))}
+    epochs, best = [record["epoch"] for record in records], best_record(records)["epoch"]
+
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(10, 3.4 * rows))
+    for place, (part, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, 2, place)
+        axes.axvline(best, color=PALE, linewidth=1, linestyle=":")
+        axes.annotate(
+            f"best epoch {best}", (best, 1), xytext=(0, 5), textcoords="offset points",
+            xycoords=("data", "axes fraction"), color="#666666", fontsize=8.5, ha="center",
+        )  # fmt: skip
+        ends: dict[str, tuple[float, str]] = {}
+        for name, values in lines.items():
+            colour = colours.get(name.partition("/")[0], INK)
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
+            ends[_label(name)] = (_last(values), colour)
+        axes.set_title(PANELS[part][0], pad=18)
+        axes.set_ylabel(PANELS[part][1])
+        axes.set_xlabel("epoch")
+        axes.set_xlim(min(epochs) - 0.4, max(epochs) + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        low, high = axes.get_ylim()
+        middle = (low + high) / 2
+        if part == "dev":  # noise is not to fill the panel
+            axes.set_ylim(min(low, middle - 0.05), max(high, middle + 0.05))
+        else:
+            axes.set_ylim(0, high)
+        _label_ends(axes, ends)
+    return figure
+
+
+def _curves(records: Records, part: str) -> dict[str, np.ndarray]:
+    """The values to draw of one part of the records by name, NaN where an epoch has none."""
+    flat = [dict(_flatten(record.get(part, {}))) for record in records]
+    names = list(dict.fromkeys(name for values in flat for name in values))
+    if part == "smart":
+        names = [name for name in names if name.endswith("/r")]
+    curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names}
+    for whole in ("all", "score"):  # of one task alone they would be drawn over its own line
+        others = [values for name, values in curves.items() if name != whole]
+        if whole in curves and any(np.allclose(curves[whole], values, equal_nan=True) for values in others):
+            del curves[whole]
+    return curves
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield prefix + key, value
+
+
+def _label(name: str) -> str:
+    """similarity/pearson is shown as similarity r; knn as kNN."""
+    words = {"pearson": "r", "all": "total", "knn": "kNN accuracy", "retrieval": "same class nearest"}
+    return " ".join(words.get(word, word) for word in name.removesuffix("/r").split("/"))
+
+
+def _last(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else 0.0
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Name each line at its right end. Where names would overlap, they move apart by the least squares:
+    positions with gaps are an isotonic regression of the ends less those gaps."""
+    from sklearn.isotonic import isotonic_regression
+
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda name: ends[name][0])
+    steps = 0.075 * (high - low) * np.arange(len(ordered))
+    places = isotonic_regression(np.array([ends[name][0] for name in ordered]) - steps) + steps
+    for name, place in zip(ordered, places, strict=True):
+        axes.annotate(
+            name, (1, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9.5,
+            xycoords=("axes fraction", "data"), color=ends[name][1], annotation_clip=False,
+        )  # fmt: skip
+
+
+@plotting()
+def sampling_probabilities(sampling: str, names: Sequence[str], sizes: Sequence[int], epochs: int) -> Figure:
+    """Each task's share of an epoch's updates, over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    shares = np.array([epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in range(1, epochs + 1)])
+    figure = Figure(figsize=(6.6, 3))
+    axes = figure.add_subplot()
+    bottoms = np.cumsum(shares, axis=1) - shares
+    colours = dict(zip(sorted(names), COLOURS * len(names), strict=False))
+    for task, name in enumerate(names):
+        axes.bar(
+            range(1, epochs + 1), shares[:, task], 0.9, bottoms[:, task], color=colours[name], label=name
+        )
+    axes.set_ylim(0, 1)
+    axes.set_xlim(0.4, epochs + 0.6)
+    middles = bottoms[-1] + shares[-1] / 2
+    ends = {
+        f"{name} {shares[-1, task]:.0%}": (middles[task], colours[name]) for task, name in enumerate(names)
+    }
+    _label_ends(axes, ends)
+    axes.set(title=f"Share of updates, {sampling}", xlabel="epoch")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure
+
+
+@plotting()
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The share of each true class (down) that is predicted as each class (across); rows sum to 1."""
+    from matplotlib.figure import Figure
+
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
+    rows = counts.sum(axis=1)
+    shares = counts / np.maximum(rows, 1)[:, None]
+    side = min(1.2 + 0.62 * len(classes), 16)
+    figure = Figure(figsize=(side + 0.7, side))
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(
+        range(len(classes)), [f"{name}  (n = {n:,.0f})" for name, n in zip(classes, rows, strict=True)]
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (row, column), share in np.ndenumerate(shares) if len(classes) <= MANY_CLASSES else ():
+        text = f"{share:.2f}" if rows[row] else "–"
+        axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.65 else INK)
+    return figure
+
+
+@plotting()
+def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, r: float) -> Figure:
+    """Predicted against true values, with the line on which they are equal."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.4))
+    axes = figure.add_subplot()
+    both = np.concatenate([labels, predictions])
+    margin = 0.04 * max(np.ptp(both), 1e-6)
+    low, high = both.min() - margin, both.max() + margin
+    axes.axline((low, low), (high, high), color=PALE, linewidth=1, linestyle="--", zorder=1)
+    axes.annotate(
+        "equal", (high, high), xytext=(4, 0), textcoords="offset points", color="#666666",
+        annotation_clip=False, va="center", fontsize=9.5,
+    )  # fmt: skip
+    many = len(labels) > MANY_POINTS
+    axes.scatter(
+        labels, predictions, s=14, color=COLOURS[0], alpha=0.1 if many else 0.4, linewidths=0, rasterized=many
+    )
+    axes.set(
+        xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true", ylabel="predicted",
+        title=f"r = {r:.3f}, {len(labels):,} rows",
+    )  # fmt: skip
+    return figure
+
+
+@plotting()
+def tsne(
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: np.ndarray,
+    perplexity: float = 50,
+    iterations: int = 4000,
+    seed: int = 0,
+) -> Figure:
+    """Vectors (N, H) of the same rows before and after training, each laid out in the plane by t-SNE on their
+    cosine distance, with one seed and perplexity. t-SNE looks at 3 * perplexity neighbours of a row: where
+    there are fewer rows the perplexity is reduced, and the title says so. N is at least 4, iterations 250."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from sklearn.manifold import TSNE
+
+    used = min(perplexity, (len(labels) - 1) / 3)
+    note = f" (not {perplexity:g}: only {len(labels)} rows)" if used < perplexity else ""
+    classes, numbers = np.unique(labels, return_inverse=True)
+    colours = LinearSegmentedColormap.from_list("ordered", ORDERED)(np.linspace(0, 1, len(classes)))
+    figure = Figure(figsize=(10, 5.2))
+    for place, (title, vectors) in enumerate((("Before", before), ("After", after)), start=1):
+        layout = TSNE(perplexity=used, max_iter=iterations, metric="cosine", random_state=seed % 2**32)
+        x, y = layout.fit_transform(np.asarray(vectors, np.float32)).T
+        axes = figure.add_subplot(1, 2, place, title=title, xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set(visible=True, color="#dddddd")
+        many = len(labels) > MANY_POINTS
+        axes.scatter(x, y, s=16, c=colours[numbers], alpha=0.85, linewidths=0, rasterized=many)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{name:g}")
+        for colour, name in zip(colours, classes, strict=True)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(classes), 12), frameon=False,
+        title=f"class (t-SNE, perplexity {used:.3g}{note}, {iterations:,} iterations, seed {seed})",
+    )  # fmt: skip
+    return figure
+
+
+@plotting()
+def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write NAME.png and NAME.svg into the folder; returns the SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    (folder / f"{name}.svg").write_bytes(svg.getvalue())
+    return svg.getvalue()
+
+
+# The report
+
+
+def best_record(records: Records) -> Mapping[str, Any]:
+    """The epoch whose model was kept: the first with the highest dev score."""
+    return max(records, key=lambda record: record["dev"]["score"])

@@ -1,0 +1,176 @@
+"""Multitask fine-tuning: one task an update, task loss + lambda R + mu D (paper, sections 3.1 to 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multitask import evaluate
+from multitask.bregman import MomentumTeacher, beta_at
+from multitask.config import Config
+from multitask.data import Examples
+from multitask.losses import DIVERGENCES, LOSSES
+from multitask.model import MultitaskBert
+from multitask.sampling import random_seed, schedule
+from multitask.smart import Divergence, Encode, adversarial_noise, ascent_gain
+from multitask.tasks import Task
+from multitask.train import Terms
+
+IDLE = 1e-3  # of the task loss: lambda R below it does nothing
+COMPARE_EVERY = 100  # updates between comparisons of the ascent with random noise, which cost a pass
+
+
+class Finetuning:
+    """The `Method` of pretrain and finetune."""
+
+    def __init__(
+        self,
+        model: MultitaskBert,
+        train: Mapping[str, Examples],
+        dev: Mapping[str, Examples],
+        config: Config,
+    ):
+        assert config.steps_per_epoch is not None, "resolved before training starts"
+        self.model, self.train, self.dev, self.config = model, train, dev, config
+        self.names = list(train)
+        self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
+        self.total_steps = config.epochs * config.steps_per_epoch
+        self.plan: Iterator[tuple[int, int, np.ndarray]] = iter(())
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"model": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
+
+    def planned(self, step: int) -> tuple[str, np.ndarray]:
+        """The task and the rows of a step; steps come in order, from the first that is asked for."""
+        planned, index, rows = next(self.plan, (-1, 0, np.empty(0)))
+        if planned != step:
+            config = self.config
+            sizes = [len(self.train[name]) for name in self.names]
+            rows_per_step = config.batch_size * config.accumulate
+            steps = config.steps_per_epoch or 0
+            self.plan = schedule(
+                config.sampling, sizes, rows_per_step, steps, config.epochs, config.seed, step
+            )
+            _, index, rows = next(self.plan)
+        return self.names[index], rows
+
+    def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
+        name, rows = self.planned(step)
+        self.model.train()
+        self.model.encoder.train(not self.model.frozen)
+        generator = torch.Generator(self.model.device).manual_seed(
+            random_seed(self.config.seed, "noise", step)
+        )
+        for batch in np.split(rows, self.config.accumulate):
+            inputs, labels = collate(self.model, self.train[name], batch)
+            compare = step // len(self.names) % COMPARE_EVERY == 0
+            yield self.objective(self.model.tasks[name], inputs, labels, generator, compare)
+
+    def objective(
+        self,
+        task: Task,
+        inputs: Mapping[str, Tensor],
+        labels: Tensor,
+        generator: torch.Generator,
+        compare: bool,
+    ) -> tuple[Tensor, Terms]:
+        """The loss to minimise on one batch. Without dropout one clean pass serves all three terms."""
+        model, config, divergence = self.model, self.config, DIVERGENCES[task.kind]
+
+        def outputs(embeddings: Tensor) -> Tensor:  # in the task's unit, so that any range weighs the same
+            return model.logits_from_embeddings(task.name, embeddings, packing) / task.unit
+
+        embeddings, packing = model.encoder.embed(**inputs)
+        clean = outputs(embeddings)
+        loss = LOSSES[task.kind](clean, labels / task.unit)
+        terms = {f"loss/{task.name}": loss.item()}
+        if not config.smart_weight and self.teacher is None:
+            return loss, terms
+        with without_dropout(model):
+            if model.drops:
+                embeddings, packing = model.encoder.embed(**inputs)
+                clean = outputs(embeddings)
+            if config.smart_weight:
+                r, found = self.smoothness(outputs, embeddings, clean, divergence, generator, compare)
+                loss = loss + config.smart_weight * r
+                terms |= {f"smart/{task.name}/{name}": value for name, value in found.items()}
+            if self.teacher is not None:
+                d = divergence(clean, self.teacher(task.name, inputs) / task.unit)
+                loss = loss + config.bregman_weight * d
+                terms[f"bregman/{task.name}"] = d.item()
+        return loss, terms
+
+    def smoothness(
+        self,
+        outputs: Encode,
+        embeddings: Tensor,
+        clean: Tensor,
+        divergence: Divergence,
+        generator: torch.Generator,
+        compare: bool,
+    ) -> tuple[Tensor, Terms]:
+        """R, and what is known of the search for it; 0 where a gradient was not finite."""
+        config = self.config
+        noise, found = adversarial_noise(
+            outputs, embeddings, clean, divergence, **config.ascent, generator=generator
+        )
+        if not found.finite:
+            return clean.new_zeros(()), {"skipped": 1.0}
+        r = divergence(outputs(embeddings + noise), clean)
+        if not r.isfinite():
+            return clean.new_zeros(()), {"skipped": 1.0}
+        terms = {"r": r.item(), "noise_norm": found.noise_norm, "cosine": found.cosine, "skipped": 0.0}
+        if compare:
+            terms["gain"] = ascent_gain(
+                outputs, embeddings, clean, divergence, noise, config.smart_norm, generator
+            )
+        return r, terms
+
+    def after_update(self, step: int) -> None:
+        if self.teacher is not None:
+            self.teacher.beta = beta_at(step, self.total_steps, *self.config.betas)
+            self.teacher.update()
+
+    def evaluate(self) -> dict[str, Any]:
+        return evaluate.scores(self.model.tasks, evaluate.all_logits(self.model, self.dev), self.dev)
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        line, weight = evaluate.summary(self.model.tasks, record["dev"]), self.config.smart_weight
+        idle = [
+            name
+            for name, terms in record.get("smart", {}).items()
+            if weight * terms.get("r", 0.0) < IDLE * record["loss"][name]
+        ]
+        return line + f"; SMART adds under a thousandth to the loss of {', '.join(idle)}" * bool(idle)
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder)
+
+
+def collate(
+    model: MultitaskBert, examples: Examples, rows: Iterable[int]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """These rows as one padded batch and its labels, on the model's device."""
+    rows = list(rows)
+    inputs = model.tokenizer.pad([examples.encoded[row] for row in rows])
+    labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
+    return evaluate.to_device(inputs, model.device), labels.to(model.device)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and each module's own mode again after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

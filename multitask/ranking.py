@@ -1,0 +1,65 @@
+"""Training an encoder with MNRL before any head sees it (paper, section 3.4); the loss itself is in
+mnrl.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multitask.config import Config
+from multitask.data import Examples
+from multitask.evaluate import EVALUATION_BATCH, in_length_order, to_device
+from multitask.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
+from multitask.model import MultitaskBert
+from multitask.sampling import random_generator
+from multitask.train import Terms
+
+
+class Ranking:
+    """The `Method` of mnrl: sentences of one class come together, those of others move apart."""
+
+    def __init__(self, model: MultitaskBert, train: Examples, dev: Examples, config: Config):
+        self.model, self.train, self.dev, self.config = model, train, dev, config
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"model": self.model}
+
+    def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
+        self.model.train()
+        generator = random_generator(self.config.seed, "groups", step)
+        for _ in range(self.config.accumulate):
+            rows = draw_groups(self.train.labels, self.config.groups, generator)
+            inputs = self.model.tokenizer.pad([self.train.encoded[row] for row in rows])
+            vectors = self.vectors_of(inputs)
+            yield group_loss(vectors, self.config.groups, self.config.scale), {}
+
+    def vectors_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        inputs = to_device(inputs, self.model.device)
+        return self.model.encoder.pooled(**inputs, pooling=self.model.pooling)
+
+    def after_update(self, step: int) -> None:
+        pass
+
+    def evaluate(self) -> dict[str, Any]:
+        """How well the nearest sentence, and the nearest training sentences, tell a dev sentence's class."""
+        train, dev = self.embeddings(self.train), self.embeddings(self.dev)
+        knn = knn_accuracy(train, self.train.labels, dev, self.dev.labels)
+        return {"retrieval": retrieval_accuracy(dev, self.dev.labels), "knn": knn, "score": knn}
+
+    @torch.inference_mode()
+    def embeddings(self, examples: Examples) -> Tensor:
+        """(N, H), in the examples' own order."""
+        self.model.eval()
+        return in_length_order(self.model.tokenizer, examples.encoded, EVALUATION_BATCH, self.vectors_of)
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        scores = record["dev"]
+        return f"same class nearest {scores['retrieval']:.3f}, kNN probe {scores['knn']:.3f}"
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder)

@@ -1,0 +1,277 @@
+"""The report of a run: one HTML file that needs nothing else, with the figures of figures.py in it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minbert.errors import InputError
+from minbert.files import write_text
+from minbert.hub import CHECKPOINTS
+from multitask import evaluate, tasks
+from multitask.build import best_folder, build_model
+from multitask.config import TRAINING, Config, read_toml
+from multitask.data import SAMPLE, Row, make_examples, read_split
+from multitask.figures import (
+    Records,
+    best_record,
+    confusion_matrix,
+    learning_curves,
+    plotting,
+    sampling_probabilities,
+    save_figure,
+    similarity_scatter,
+    tsne,
+)
+from multitask.mnrl import retrieval_accuracy
+from multitask.model import MultitaskBert
+from multitask.ranking import Ranking
+from multitask.sampling import plan_table
+from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORST, LONGEST = 10, 600  # mistakes shown of each task; characters shown of each text
+PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
+
+
+@plotting()
+def write_report(run: Path, data: str | None, device: torch.device, iterations: int = 4000) -> Path:
+    """Write RUN/report.html and RUN/figures/ of a training run: its best model on the dev tables of `data`,
+    or else of the folder that it was trained on. `iterations` are t-SNE's, for runs of mnrl."""
+    records = read_metrics(run / "metrics.jsonl")
+    settings = read_toml(run / "config.toml")
+    if settings.get("option") not in TRAINING:
+        raise InputError(f"{run / 'config.toml'}: not of a training run; name one with --run")
+    config = Config(**settings)
+    data = data or config.data
+    model = MultitaskBert.load(best_folder(str(run)), device)
+    parts = [f"<h1>Run {escape(run.resolve().name)}</h1>", *overview(config, records, data)]
+    folder = SAMPLE if data is None else Path(data)
+    if model.tasks:
+        parts += task_sections(model, config, records, folder, run / "figures")
+    else:
+        parts += embedding_section(model, config, records, folder, run / "figures", iterations)
+    parts += ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
+    write_text(run / "report.html", PAGE.format(title=escape(run.resolve().name), body="\n".join(parts)))
+    return run / "report.html"
+
+
+def overview(config: Config, records: Records, data: str | None) -> list[str]:
+    """What the run was, and what a reader of its scores must know."""
+    source = config.weights if config.init is None else config.init
+    first, best = origin(source), best_record(records)
+    facts = {
+        "option": config.option,
+        "weights": source if first == source else f"{source}, which began as {first}",
+        "data": "the shipped sample" if data is None else data,
+        "seed": config.seed,
+        "device": config.device,
+        "epochs": f"{len(records)} of {config.epochs}, {records[-1]['step']:,} updates",
+        "best epoch": best["epoch"],
+        "training time": f"{sum(record.get('seconds', 0) for record in records) / 60:,.1f} minutes",
+    }
+    notes = ["The best epoch was chosen on the dev tables, so dev scores flatter it a little."]
+    if data is None:
+        notes.insert(0, "This is the shipped sample: too small for its scores to mean anything.")
+    if known := CHECKPOINTS.get(Path(first).name):
+        notes.append(f"Pre-training of {known.name}: {known.pretraining}.")
+    return [table([], facts.items()), *(f'<p class="note">{escape(note)}</p>' for note in notes)]
+
+
+def origin(source: str) -> str:
+    """The checkpoint at the start of a chain of runs, each the --init or --weights of the next."""
+    for _ in range(20):
+        saved = [folder / "config.toml" for folder in (Path(source), Path(source).parent)]
+        path = next((path for path in saved if source not in CHECKPOINTS and path.is_file()), None)
+        if path is None:
+            break
+        settings = read_toml(path)
+        source = settings.get("init") or settings.get("weights") or Config.weights
+    return source
+
+
+def task_sections(
+    model: MultitaskBert, config: Config, records: Records, folder: Path, figures: Path
+) -> Iterator[str]:
+    """Scores, curves and sampling plan; then each task's figure and worst mistakes."""
+    rows = read_dev(folder, model.tasks, config)
+    examples = {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    logits = evaluate.all_logits(model, examples)
+    scores = evaluate.scores(model.tasks, logits, examples)
+    titles = {name: PAPER_NAMES.get(task, name) for name, task in model.tasks.items()}
+
+    lines = []
+    for name, task in model.tasks.items():
+        value, correlation = scores[name][task.metric], task.metric == "pearson"
+        share = f"{task.score(value):.3f}" + " = (1 + r) / 2" * correlation
+        metric = "r" if correlation else task.metric
+        lines.append([titles[name], f"{len(rows[name]):,}", metric, f"{value:.3f}", share])
+    yield "<h2>Dev scores</h2>"
+    lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
+    yield f'<div class="scores">{table(["task", "rows", "metric", "value", "in the score"], lines)}</div>'
+    recorded = best_record(records)["dev"]["score"]
+    if abs(recorded - scores["score"]) > 1e-3:
+        yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
+    yield embed(learning_curves(records), figures, "learning-curves", "losses and dev scores by epoch")
+
+    train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
+    if train.keys() == model.tasks.keys():
+        sizes = [len(train[name]) for name in model.tasks]
+        steps, rows_per_step = records[0]["step"], config.batch_size * config.accumulate
+        plan = plan_table(config.sampling, list(model.tasks), sizes, rows_per_step, steps, config.epochs)
+        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan)}</pre>"
+        drawing = sampling_probabilities(config.sampling, list(model.tasks), sizes, config.epochs)
+        yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
+
+    for name, task in model.tasks.items():
+        labels, predictions = examples[name].labels, evaluate.decode(task.kind, logits[name]).double().numpy()
+        if task.kind == "regression":
+            drawing = similarity_scatter(labels, predictions, scores[name][task.metric])
+        else:
+            classes = range(task.num_classes if task.kind == "classification" else 2)
+            drawing = confusion_matrix(labels, predictions, [str(number) for number in classes])
+        yield f"<h2>{escape(titles[name])}</h2>"
+        yield embed(drawing, figures, name, f"{titles[name]}: predicted against true, on dev")
+        yield worst_mistakes(task, rows[name], labels, logits[name])
+
+
+def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
+    """The rows with the largest error: of a value its distance, of a class the probability it lacked."""
+    predictions = evaluate.decode(task.kind, logits).double().numpy()
+    if task.kind == "regression":
+        measure, badness = "off by", np.abs(predictions - labels)
+    else:
+        probabilities = evaluate.probabilities(task.kind, logits).double().numpy()
+        of_truth = probabilities[np.arange(len(labels)), labels.astype(int)]
+        measure, badness = "p(true)", np.where(predictions == labels, 0, 1 - of_truth)
+    worst = [row for row in np.argsort(-badness, kind="stable")[:WORST] if badness[row] > 0]
+    if not worst:
+        return "<p>No mistakes.</p>"
+    values = badness if task.kind == "regression" else 1 - badness
+    lines = [
+        [rows[i].line, f"{labels[i]:g}", f"{predictions[i]:.3g}", f"{values[i]:.3f}", *rows[i].texts]
+        for i in worst
+    ]
+    head = ["line", "true", "predicted", measure, *task.texts]
+    return "<h3>Worst mistakes</h3>\n" + table(head, lines)
+
+
+def embedding_section(
+    model: MultitaskBert,
+    config: Config,
+    records: Records,
+    folder: Path,
+    figures: Path,
+    iterations: int,
+) -> Iterator[str]:
+    """What MNRL did to the sentence vectors of the dev table (Figure 1a)."""
+    known = tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
+    task = tasks.first_of_single_texts_in_classes(tasks.select(config.tasks, known))
+    rows = read_dev(folder, {task.name: task}, config)[task.name]
+    examples = make_examples(rows, model.tokenizer, model.max_length)
+    first = build_model(config, {}).to(model.device)
+    before, after = (Ranking(it, examples, examples, config).embeddings(examples) for it in (first, model))
+
+    dev, epochs = best_record(records)["dev"], ("before", "best epoch")
+    nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
+    yield f"<h2>{escape(PAPER_NAMES.get(task, task.name))} on dev, {len(rows):,} rows</h2>"
+    yield table(
+        ["", *epochs],
+        [["nearest sentence has the same class", *nearest], ["kNN accuracy", "", f"{dev['knn']:.3f}"]],
+    )
+    yield embed(learning_curves(records), figures, "learning-curves", "loss, retrieval and kNN by epoch")
+    if len(rows) >= 4:
+        drawing = tsne(before.numpy(), after.numpy(), examples.labels, 50, iterations, config.seed)
+        yield embed(drawing, figures, "tsne", "dev sentence vectors before and after training, by class")
+        yield "<p>t-SNE shows who is near whom; distances between groups and their sizes mean nothing.</p>"
+
+
+def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, list[Row]]:
+    rows = read_split(folder, "dev", selected, config.skip_bad_rows)
+    for name in selected.keys() - rows.keys():
+        raise InputError(f"{selected[name].path(folder, 'dev')}: no such file; name its folder with --data")
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, one an epoch."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); has the run completed an epoch?"
+        ) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["epoch"] + record["step"] + record["loss"]["all"] + record["dev"]["score"]  # are numbers
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}:{number}: not the record of an epoch; restore the file") from None
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: holds no epoch yet; report on the run when its first epoch has ended")
+    return records
+
+
+def embed(figure: Figure, folder: Path, name: str, alternative: str) -> str:
+    """Save the figure and return an image element that carries it."""
+    code = base64.b64encode(save_figure(figure, folder, name)).decode()
+    return f'<figure><img alt="{escape(alternative)}" src="data:image/svg+xml;base64,{code}"></figure>'
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """An HTML table; every cell is text, whatever it holds."""
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"] if head else []
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def escape(value: object) -> str:
+    """Any value as HTML text, cut where it is very long; a file name's undecodable bytes become ?."""
+    text = str(value).encode("utf-8", "replace").decode()
+    return html.escape(text if len(text) <= LONGEST else text[:LONGEST] + " …")
+
+
+# The policy forbids scripts and every load from elsewhere, should an escape ever be forgotten.
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
+  font: 16px/1.5 system-ui, sans-serif; }}
+h2 {{ margin-top: 2.5rem; border-bottom: 1px solid #ddd; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #eee; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere; }}
+th {{ border-bottom-color: #999; white-space: nowrap; }}
+td:first-child {{ min-width: 3.5rem; }}
+.scores tr:last-child {{ font-weight: bold; }}
+.note {{ padding: .3rem .8rem; margin: .5rem 0; border-left: 3px solid #d55e00; background: #fdf6ee; }}
+figure {{ margin: 1rem 0; }}
+img {{ max-width: 100%; height: auto; }}
+pre {{ overflow-x: auto; }}
+@media print {{ body {{ margin: 0; font-size: 12px; }} figure, tr, .note {{ break-inside: avoid; }}
+  h2, h3 {{ break-after: avoid; }} }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

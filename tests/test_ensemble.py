@@ -1,0 +1,109 @@
+"""ensemble.py: who is a member, what is averaged; and the option end to end."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import write_tables
+
+from minbert.errors import InputError
+from multitask.ensemble import average, members
+from multitask.evaluate import decode, probabilities
+from multitask.run import main
+
+
+def test_members_reach_the_threshold():
+    scores = {"a": 0.52, "b": 0.53, "c": 0.9}
+    assert members("sentiment", scores, 0.53) == ["b", "c"]
+
+
+def test_no_member_lists_every_score():
+    with pytest.raises(
+        InputError, match=r"sentiment: no run reaches the threshold 0\.53 \(a 0\.500, b 0\.100\)"
+    ):
+        members("sentiment", {"a": 0.5, "b": 0.1}, 0.53)
+
+
+def test_classes_average_their_probabilities():
+    """(.75, .25), (.75, .25) and (.001, .999) give (.5003, .4997): class 0. The mean of the logits would say
+    class 1, since ln .001 outweighs the rest."""
+    rows = [[0.75, 0.25], [0.75, 0.25], [0.001, 0.999]]
+    logits = average("classification", [torch.tensor([row]).log() for row in rows])
+    torch.testing.assert_close(
+        probabilities("classification", logits).float(), torch.tensor([[0.50033, 0.49967]])
+    )
+    assert decode("classification", logits).item() == 0
+
+
+def test_a_binary_task_averages_its_probabilities():
+    """sigmoid(ln 3) = .75 and sigmoid(0) = .5: .625, whose logit is ln(5/3)."""
+    logits = average("binary", [torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])])
+    assert logits.item() == pytest.approx(math.log(5 / 3))
+
+
+def test_a_regression_averages_its_outputs():
+    assert average("regression", [torch.tensor([[1.0]]), torch.tensor([[4.0]])]).item() == 2.5
+
+
+def test_certainty_survives():
+    """A probability that rounds to 0 or 1 stays one, and no NaN comes of it."""
+    sure = [torch.tensor([[1000.0, -1000.0]])] * 2
+    assert probabilities("classification", average("classification", sure)).tolist() == [[1.0, 0.0]]
+    assert probabilities("binary", average("binary", [torch.tensor([[1000.0]])])).tolist() == [[0.0, 1.0]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("ensemble")
+    data = write_tables(folder / "data")
+    for seed in (1, 2):
+        words = ["--option", "finetune", "--weights", str(tiny), "--data", str(data), "--epochs", "1"]
+        assert (
+            main([*words, "--steps-per-epoch", "6", "--seed", str(seed), "--out", str(folder / str(seed))])
+            == 0
+        )
+    return folder
+
+
+def test_an_ensemble_of_two_runs(runs, capsys):
+    out = runs / "both"
+    assert main(["--option", "ensemble", "--run", str(runs / "1"), str(runs / "2"), "--out", str(out)]) == 0
+    report = json.loads((out / "ensemble.json").read_text())
+    assert report["tasks"]["similarity"]["members"] == [str(runs / "1"), str(runs / "2")]
+    assert set(report["dev"]) == {"sentiment", "paraphrase", "similarity", "score"}
+    values = [
+        [
+            float(line.split(" , ")[1])
+            for line in (run / "predictions" / "sts-dev-output.csv").read_text().splitlines()[1:]
+        ]
+        for run in (runs / "1", runs / "2", out)
+    ]
+    for one, two, mean in zip(*values, strict=True):
+        assert mean == pytest.approx((one + two) / 2, abs=1e-5)
+    assert (out / "predictions" / "para-test-output.csv").is_file()
+    assert "sentiment: 2 of 2 runs" in capsys.readouterr().out
+
+
+def test_an_ensemble_of_one_run_repeats_it(runs):
+    out = runs / "alone"
+    assert main(["--option", "ensemble", "--run", str(runs / "1"), "--out", str(out)]) == 0
+    for name in (
+        "sst-dev-output.csv",
+        "sst-test-output.csv",
+        "para-dev-output.csv",
+        "para-dev-probabilities.csv",
+    ):
+        assert (out / "predictions" / name).read_text() == (runs / "1" / "predictions" / name).read_text()
+
+
+def test_a_threshold_that_no_run_reaches(runs, capsys):
+    words = ["--option", "ensemble", "--run", str(runs / "1"), "--out", str(runs / "none")]
+    assert main([*words, "--thresholds", "sentiment=1.1"]) == 2
+    assert "sentiment: no run reaches the threshold 1.1 (" in capsys.readouterr().err
+
+
+def test_a_threshold_of_an_unknown_task(runs, capsys):
+    words = ["--option", "ensemble", "--run", str(runs / "1"), "--out", str(runs / "typo")]
+    assert main([*words, "--thresholds", "sentimnt=0.5"]) == 2
+    assert "sentimnt" in capsys.readouterr().err

@@ -1,0 +1,409 @@
+"""Figures by what is drawn in them, and the report as a reader and a browser get it."""
+
+import base64
+import contextlib
+import io
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import sentence, write_table, write_tables
+
+from minbert import BertModel, BertTokenizer
+from minbert.errors import InputError
+from multitask import figures, report
+from multitask.data import Row
+from multitask.run import main
+from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+
+CPU = torch.device("cpu")
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror='alert(2)'> \" onload=\"alert(3) </td> https://evil.example"
+)
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def record(epoch: int, score: float, **parts) -> dict:
+    loss = {"sentiment": 2.0 / epoch, "similarity": 1.0 / epoch, "all": 1.5 / epoch}
+    dev = {"sentiment": {"accuracy": score}, "similarity": {"pearson": score / 2}, "score": 0.8 * score}
+    return {"epoch": epoch, "step": 9 * epoch, "seconds": 60.0, "loss": loss, "dev": dev, **parts}
+
+
+# Figures
+
+
+def test_learning_curves_draw_every_value_and_mark_the_first_best_epoch():
+    records = [record(1, 0.4), record(2, 0.6), record(3, 0.6)]
+    loss, dev = figures.learning_curves(records).axes
+    assert (loss.get_title("left"), dev.get_title("left")) == ("Training loss", "Dev scores")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in loss.lines[1:]}
+    assert drawn == {"sentiment": [2, 1, 2 / 3], "similarity": [1, 0.5, 1 / 3], "all": [1.5, 0.75, 0.5]}
+    assert texts(dev)[0] == "best epoch 2" and list(dev.lines[0].get_xdata()) == [2, 2]
+    assert sorted(texts(dev)[1:]) == ["score", "sentiment accuracy", "similarity r"]
+    assert loss.get_ylim()[0] == 0
+
+
+def test_small_differences_of_scores_do_not_fill_the_panel_and_epochs_are_whole():
+    _, dev = figures.learning_curves([record(1, 0.5)]).axes
+    assert dev.get_ylim()[1] - dev.get_ylim()[0] >= 0.1
+    assert all(tick == round(tick) for tick in dev.get_xticks())
+
+
+def test_learning_curves_show_smart_and_bppo_where_the_run_had_them():
+    """An epoch without updates of a task leaves a gap in its line; diagnostics other than R are not lines."""
+    smart = {"sentiment": {"r": 0.2, "cosine": 0.9, "skipped": 0}}
+    records = [record(1, 0.4, smart=smart, bregman={"sentiment": 0.1}), record(2, 0.5, smart={}, bregman={})]
+    axes = figures.learning_curves(records).axes
+    assert [one.get_title("left") for one in axes] == ["Training loss", "Dev scores", "SMART", "BPPO"]
+    assert [one.get_ylabel() for one in axes[2:]] == ["R", "D"]
+    for one, value in zip(axes[2:], (0.2, 0.1), strict=True):
+        (curve,) = one.lines[1:]
+        np.testing.assert_equal(curve.get_ydata(), [value, np.nan])
+        assert texts(one)[1:] == ["sentiment"]
+
+
+def test_a_line_that_is_another_under_a_second_name_is_drawn_once():
+    records = [{"epoch": 1, "loss": {"all": 2.0}, "dev": {"retrieval": 0.3, "knn": 0.4, "score": 0.4}}]
+    loss, dev = figures.learning_curves(records).axes
+    assert sorted(texts(dev)[1:]) == ["kNN accuracy", "same class nearest"]
+    assert len(loss.lines[1:]) == 1 and texts(loss)[1:] == ["total"]
+
+
+def test_names_at_the_ends_of_lines_keep_apart_and_in_order():
+    scores = {f"task{number}": {"accuracy": 0.5 + number / 1000} for number in range(3)} | {"score": 0.9}
+    dev = figures.learning_curves([{"epoch": 1, "loss": {"all": 1.0}, "dev": scores}]).axes[1]
+    places = [text.xy[1] for text in dev.texts[1:]]
+    low, high = dev.get_ylim()
+    assert texts(dev)[1:] == ["task0 accuracy", "task1 accuracy", "task2 accuracy", "score"]
+    assert min(np.diff(places)) >= 0.0749 * (high - low)
+
+
+def test_sampling_shares_are_stacked_to_one():
+    """1 and 3 rows, annealed over 2 epochs: 1/4 and 3/4 at alpha 1, and as 1 to 3 ** 0.2 at alpha 0.2."""
+    (axes,) = figures.sampling_probabilities("annealed", ["a", "b"], [1, 3], 2).axes
+    a, b = ([bar.get_height() for bar in bars] for bars in axes.containers)
+    assert a == pytest.approx([1 / 4, 1 / (1 + 3**0.2)]) and b == pytest.approx([3 / 4, 1 - a[1]])
+    assert [bar.get_y() for bar in axes.containers[1]] == pytest.approx(a)
+    assert sorted(texts(axes)) == ["a 45%", "b 55%"]
+    assert "annealed" in axes.get_title("left")
+
+
+def test_confusion_matrix_has_the_truth_down_and_shares_of_rows():
+    """True class 0 three times, twice taken for 1; class 1 once, right; class 2 never occurs."""
+    labels, predictions = np.array([0.0, 0, 0, 1]), np.array([0.0, 1, 1, 1])
+    (axes,) = figures.confusion_matrix(labels, predictions, ["0", "1", "2"]).axes
+    assert texts(axes) == ["0.33", "0.67", "0.00", "0.00", "1.00", "0.00", "–", "–", "–"]
+    assert axes.images[0].get_array()[0, 1] == pytest.approx(2 / 3)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "0  (n = 3)",
+        "1  (n = 1)",
+        "2  (n = 0)",
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # class 0 on top
+    assert not texts(figures.confusion_matrix(labels, predictions, [str(n) for n in range(31)]).axes[0])
+
+
+def test_similarity_scatter_has_every_point_and_the_line_of_equals():
+    labels, predictions = np.array([0.0, 2, 5]), np.array([1.0, 2, 6])
+    (axes,) = figures.similarity_scatter(labels, predictions, 0.5).axes
+    assert axes.collections[0].get_offsets().tolist() == [[0, 1], [2, 2], [5, 6]]
+    assert axes.get_title("left") == "r = 0.500, 3 rows"
+    assert axes.get_xlim() == axes.get_ylim() and axes.get_xlim()[0] < 0 and axes.get_xlim()[1] > 6
+    (line,) = axes.lines
+    assert line.get_xy1() == pytest.approx((axes.get_xlim()[0],) * 2)
+    assert line.get_slope() is None and len(set(line.get_xy2())) == 1
+
+
+def test_tsne_draws_both_with_one_seed_and_says_when_the_perplexity_is_reduced():
+    """13 rows: at most (13 - 1) / 3 = 4 neighbours' worth."""
+    vectors, labels = np.random.default_rng(0).normal(size=(13, 5)), np.arange(13) % 3.0
+    figure = figures.tsne(vectors, vectors, labels, iterations=250, seed=2**40)
+    assert [axes.get_title("left") for axes in figure.axes] == ["Before", "After"]
+    first, second = (axes.collections[0] for axes in figure.axes)
+    assert len(first.get_offsets()) == 13
+    assert first.get_offsets().tolist() == second.get_offsets().tolist()
+    colours = first.get_facecolors()
+    assert len(np.unique(colours, axis=0)) == 3 and (colours[0] == colours[3]).all()
+    title = figure.legends[0].get_title().get_text()
+    assert "perplexity 4 (not 50: only 13 rows)" in title and "250 iterations" in title
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1", "2"]
+
+
+def test_tsne_takes_each_panels_own_vectors_and_a_perplexity_that_the_rows_allow():
+    vectors = np.random.default_rng(0).normal(size=(13, 5))
+    figure = figures.tsne(vectors, vectors**2, np.zeros(13), perplexity=4, iterations=250)
+    before, after = (axes.collections[0].get_offsets().tolist() for axes in figure.axes)
+    assert before != after
+    assert "perplexity 4, 250 iterations" in figure.legends[0].get_title().get_text()
+
+
+def test_names_are_never_read_as_formulas_and_equal_figures_are_equal_bytes(tmp_path):
+    records = [{"epoch": 1, "loss": {"all": 1.0, "$\\broken{$": 2.0}, "dev": {"score": 0.5}}]
+    first = figures.save_figure(figures.learning_curves(records), tmp_path, "curves")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "curves.svg").read_bytes() == first
+    assert figures.save_figure(figures.learning_curves(records), tmp_path, "curves") == first
+
+
+# Mistakes
+
+
+def test_worst_mistakes_are_the_surest_ones_first_and_no_right_answers():
+    """Rows 2 to 5; row 3 is right; of the others row 5 gives its true class 0 the least."""
+    logits = torch.tensor([[0.0, 1], [2, 0], [0, 1.5], [0, 3]])
+    logits = torch.cat([logits, torch.full((4, 3), -50.0)], dim=1)
+    rows = [Row(number, "", (f"text {number}",), 0.0) for number in range(2, 6)]
+    found = parse(report.worst_mistakes(SENTIMENT, rows, np.zeros(4), logits)).cells
+    assert [row[0] for row in found[1:]] == ["5", "4", "2"]
+    assert found[1] == ["5", "0", "1", f"{1 / (1 + np.exp(3)):.3f}", "text 5"]
+    assert "No mistakes" in report.worst_mistakes(SENTIMENT, rows[1:2], np.zeros(1), logits[1:2])
+
+
+def test_worst_mistakes_of_a_regression_are_the_farthest_at_most_ten():
+    rows = [Row(number, "", ("a", "b"), 0.0) for number in range(20)]
+    html = report.worst_mistakes(SIMILARITY, rows, np.zeros(20), torch.arange(20.0)[:, None])
+    cells = parse(html).cells
+    assert cells[0] == ["line", "true", "predicted", "off by", "sentence1", "sentence2"]
+    assert [row[0] for row in cells[1:]] == [str(number) for number in range(19, 9, -1)]
+
+
+# The report
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, all text, and the cells of all tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.text, self.in_cell = "", False
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.cells.append([])
+        elif tag in ("td", "th"):
+            self.cells[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.in_cell:
+            self.cells[-1][-1] += data
+
+
+def parse(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    return page
+
+
+def run_quietly(*words: object) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Small tables whose first sentence of every dev table is hostile, in a folder with a hostile name."""
+    folder = write_tables(tmp_path_factory.mktemp("data") / "<script>alert(0)<%2fscript>\"onload='x'")
+    for task in BUILT_IN.values():
+        path = task.path(folder, "dev")
+        lines = path.read_text().splitlines()
+        fields = lines[1].split("\t")
+        fields[1] = '"' + HOSTILE.replace('"', '""') + '"'
+        path.write_text("\n".join([lines[0], "\t".join(fields), *lines[2:]]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, tiny) -> Path:
+    """A run of 2 epochs of 9 updates, not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "<img src=x onerror=alert(4)>"
+    run_quietly("--option", "finetune", "--weights", tiny, "--data", data, "--threads", 1, "--batch-size", 4,
+                "--epochs", 2, "--out", run)  # fmt: skip
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> Page:
+    path = report.write_report(finished, None, CPU)
+    assert path == finished / "report.html"
+    return parse(path.read_text(encoding="utf-8"))
+
+
+def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(page, finished, data, tiny):
+    for fact in (["option", "finetune"], ["weights", str(tiny)], ["data", str(data)], ["seed", "0"],
+                 ["epochs", "2 of 2, 18 updates"], ["batch_size", "4"]):  # fmt: skip
+        assert fact in page.cells
+    best = figures.best_record(report.read_metrics(finished / "metrics.jsonl"))["dev"]
+    start = page.cells.index(["task", "rows", "metric", "value", "in the score"])
+    rows = page.cells[start + 1 : start + 5]
+    assert [row[:3] for row in rows] == [
+        ["SST", "6", "accuracy"], ["QQP", "6", "accuracy"], ["STS", "6", "r"], ["score", "", "mean"],
+    ]  # fmt: skip
+    r = best["similarity"]["pearson"]
+    assert rows[2][3:] == [f"{r:.3f}", f"{(1 + r) / 2:.3f} = (1 + r) / 2"]
+    assert rows[3][4] == f"{best['score']:.3f}"
+    assert "shipped sample" not in page.text and "not its tables" not in page.text
+
+
+def test_the_report_holds_its_figures_and_keeps_them_as_files(page, finished):
+    names = ["learning-curves", "paraphrase", "sampling", "sentiment", "similarity"]
+    folder = finished / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{n}.{e}" for n in names for e in ("png", "svg")
+    ]
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    kept = {base64.b64encode((folder / f"{name}.svg").read_bytes()).decode() for name in names}
+    assert {image["src"].removeprefix("data:image/svg+xml;base64,") for image in images} == kept
+    assert all(image["alt"] for image in images)
+
+
+def test_hostile_sentences_and_file_names_stay_text(page):
+    assert page.text.count(HOSTILE) >= 1 and "<script>alert(0)" in page.text
+    assert "Run <img src=x onerror=alert(4)>" in page.text
+    tags = {tag for tag, _ in page.elements}
+    assert tags <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "pre", "div",
+                    "table", "tr", "th", "td", "figure", "img"}  # fmt: skip
+    attributes = {(tag, name) for tag, names in page.elements for name in names}
+    assert {name for _, name in attributes} <= {
+        "lang", "charset", "http-equiv", "content", "name", "class", "alt", "src"
+    }  # fmt: skip
+
+
+def test_the_report_loads_nothing_from_elsewhere(page, finished):
+    for _, attributes in page.elements:
+        assert "href" not in attributes and (attributes.get("src") or "data:").startswith("data:")
+    policies = [attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    html = (finished / "report.html").read_text().replace(report.escape(HOSTILE), "")
+    assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+
+
+@pytest.mark.parametrize("hostile", [HOSTILE, "\udcff.tsv", "a" * 10_000, "'", "&lt;b&gt;"])
+def test_escaped_text_is_only_text(hostile):
+    """Also where a file name is not UTF-8, as Python reads it."""
+    page = parse(f'<p title="{report.escape(hostile)}">{report.escape(hostile)}</p>')
+    shown = hostile.replace("\udcff", "?")
+    shown = shown if len(shown) <= 600 else shown[:600] + " …"
+    assert page.elements == [("p", {"title": shown})] and page.text == shown
+    report.escape(hostile).encode("utf-8")
+
+
+def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = (run / "config.toml").read_text().splitlines()
+    kept = [line for line in config if not line.startswith(("data =", "weights ="))]
+    (run / "config.toml").write_text("\n".join([*kept, 'weights = "minilm-l6"']))
+    text = parse(report.write_report(run, None, CPU).read_text()).text
+    assert "This is the shipped sample: too small for its scores to mean anything" in text
+    assert "scores on QQP are not clean" in text
+    assert "these are not its tables" in text
+
+
+def test_a_run_from_a_run_names_the_checkpoint_it_began_with(tmp_path):
+    for name, line in (("first", 'weights = "minilm-l6"'), ("second", f'init = "{tmp_path}/first"')):
+        (tmp_path / name / "best").mkdir(parents=True)
+        (tmp_path / name / "config.toml").write_text(f'option = "finetune"\n{line}\n')
+    assert report.origin(str(tmp_path / "second")) == "minilm-l6"
+    assert report.origin(str(tmp_path / "first" / "best")) == "minilm-l6"
+    assert report.origin("minilm-l6") == "minilm-l6"
+
+
+def test_without_training_tables_there_is_no_sampling_plan(finished, data, tmp_path):
+    run, dev = tmp_path / "run", tmp_path / "dev"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("figures"))
+    dev.mkdir()
+    for task in BUILT_IN.values():
+        shutil.copy(task.path(data, "dev"), dev)
+    text = parse(report.write_report(run, str(dev), CPU).read_text()).text
+    assert "Sampling plan" not in text and "Dev scores" in text
+    assert not (run / "figures" / "sampling.svg").exists()
+
+
+def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, monkeypatch):
+    data, run = tmp_path / "data", tmp_path / "mnrl"
+    write_tables(data, {"sentiment": SENTIMENT}, {"train": 20, "dev": 12})
+    run_quietly("--option", "mnrl", "--weights", tiny, "--data", data, "--tasks", "sentiment", "--epochs", 2,
+                "--steps-per-epoch", 2, "--threads", 1, "--out", run)  # fmt: skip
+    drawn, draw = [], figures.tsne
+    monkeypatch.setattr(report, "tsne", lambda *args: drawn.extend(args[:2]) or draw(*args))
+    page = parse(report.write_report(run, None, CPU, iterations=250).read_text())
+    path = SENTIMENT.path(data, "dev")
+    sentences = [line.split("\t")[1] for line in path.read_text().splitlines()[1:]]
+    for vectors, folder in zip(drawn, (tiny, run / "best"), strict=True):
+        inputs = BertTokenizer.from_pretrained(folder)(sentences)
+        expected = BertModel.from_pretrained(folder).eval().pooled(**inputs, pooling="mean").detach().numpy()
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert not np.allclose(*drawn, atol=1e-4)
+    assert {path.stem for path in (run / "figures").iterdir()} == {"learning-curves", "tsne"}
+    assert "SST on dev, 12 rows" in page.text
+    best = figures.best_record(report.read_metrics(run / "metrics.jsonl"))["dev"]
+    (nearest,) = (row for row in page.cells if row[0] == "nearest sentence has the same class")
+    assert nearest[2] == f"{best['retrieval']:.3f}"
+    assert ["kNN accuracy", "", f"{best['knn']:.3f}"] in page.cells
+
+
+# What cannot be reported on
+
+
+def refusal(run: Path, data: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        report.write_report(run, data, CPU)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_extra_is_one_line(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert 'matplotlib, which draws reports, is missing: pip install "minbert[plots]"' in refusal(finished)
+    with pytest.raises(InputError, match="minbert"):
+        figures.similarity_scatter(np.zeros(2), np.ones(2), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (None, "cannot be read .*completed an epoch"),
+        (b"", "holds no epoch yet"),
+        (b"{}\n", ":1: not the record of an epoch"),
+        (b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": "high"}}\n', ":1: not the record"),
+        (b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": 1}}\n\xff\n', ":2: not the record"),
+        (b"[]\n", ":1: not the record"),
+    ],
+)
+def test_a_run_without_good_metrics_is_refused(tmp_path, metrics, said):
+    if metrics is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(metrics)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/metrics\.jsonl.*{said}"):
+        report.write_report(tmp_path, None, CPU)
+
+
+def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
+    run, dev = tmp_path / "run", tmp_path / "dev"
+    dev.mkdir()
+    write_table(dev / "ids-sst-dev.csv", [["id", "sentence", "sentiment"], ["1", sentence(1), 0]])
+    assert "quora-dev.csv: no such file" in refusal(
+        finished, str(dev)
+    ) or "sts-dev.csv: no such file" in refusal(finished, str(dev))
+    run.mkdir()
+    shutil.copy(finished / "metrics.jsonl", run)
+    assert "config.toml" in refusal(run)
+    (run / "config.toml").write_text('option = "ensemble"\n')
+    assert "not of a training run" in refusal(run)
+    shutil.copy(finished / "config.toml", run)
+    assert "best" in refusal(run)
