@@ -32,6 +32,7 @@ OPTIONS = {
 }
 MAX_STEPS_PER_EPOCH = 2000
 REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run", "out")}
+WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
 ONE_RUN = ("evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
@@ -293,6 +294,7 @@ def resolve(argv: Sequence[str]) -> Config:
     if {"init", "weights"} <= values.keys():
         raise InputError("init brings its own encoder: name it or weights, not both")
     values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
+    named = set(values)
     if values.get("resume"):
         values = _resumed(values)
     option = values.get("option")
@@ -301,6 +303,10 @@ def resolve(argv: Sequence[str]) -> Config:
     ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
     if ignored:
         raise InputError(f"--option {option} does not use {', '.join(map(_flag, ignored))}")
+    for weight, group in WEIGHTS.items():
+        idle = [name for name in SETTINGS if name in named - {weight} and SETTINGS[name]["group"] == group]
+        if idle and not values.get(weight):
+            raise InputError(f"{', '.join(map(_flag, idle))} does nothing without {_flag(weight)}")
     missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
     if missing:
         raise InputError(f"--option {option} needs {' and '.join(map(_flag, missing))}")
@@ -444,6 +450,7 @@ def _parser() -> argparse.ArgumentParser:
     explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     parser = _Parser(
         prog="python -m multitask.run",
+        usage="python -m multitask.run --option OPTION [--flag VALUE ...]",
         description="Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
         f"--option is one of\n{explained}",
         epilog="A flag beats the recipe, and the recipe beats the defaults.",

@@ -50,7 +50,7 @@ class Progress:
     def means(self) -> dict[str, Any]:
         """Each term's mean over its updates, nested by the slashes in its name; `skipped` is a count."""
         nested: dict[str, Any] = {}
-        for name, (total, updates) in self.sums.items():
+        for name, (total, updates) in sorted(self.sums.items()):
             *path, last = name.split("/")
             level = nested
             for part in path:

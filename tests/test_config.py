@@ -100,7 +100,7 @@ def test_a_recipe_that_extends_nothing(tmp_path, text, problem):
 @pytest.mark.parametrize("beta", ["", "x", "1.5", "-0.1", "0.9:", "0.9:0.99:0.999", "nan"])
 def test_a_bad_beta_is_refused(beta):
     with pytest.raises(InputError, match=r"--bregman-beta: .* is not X or X:X"):
-        resolve(["--option", "finetune", f"--bregman-beta={beta}"])
+        resolve(["--option", "finetune", "--bregman-weight", "1", f"--bregman-beta={beta}"])
 
 
 @pytest.mark.parametrize("thresholds", ["sentiment", "sentiment=x", "a=1=2"])
@@ -113,10 +113,18 @@ def test_smart_settings_depend_on_the_mode():
     """METHODS: ball starts from epsilon .01, step = epsilon, noise = epsilon / 10; normalize as published."""
     ball = resolve(["--option", "finetune"]).ascent
     assert (ball["epsilon"], ball["step_size"], ball["noise_std"]) == (1e-2, 1e-2, 1e-3)
-    wide = resolve(["--option", "finetune", "--smart-epsilon", "0.5"]).ascent
+    wide = resolve(["--option", "finetune", "--smart-weight", "1", "--smart-epsilon", "0.5"]).ascent
     assert (wide["step_size"], wide["noise_std"]) == (0.5, 0.05)
-    public = resolve(["--option", "finetune", "--smart-mode", "normalize"]).ascent
+    public = resolve(["--recipe", "baseline-smart"]).ascent
     assert (public["epsilon"], public["step_size"], public["noise_std"]) == (1e-6, 1e-3, 1e-5)
+
+
+@pytest.mark.parametrize("flag", ["--smart-epsilon=0.1", "--smart-mode=normalize", "--bregman-beta=0.9"])
+def test_a_regularisers_setting_without_its_weight_is_refused(flag):
+    weight = f"--{flag[2:].partition('-')[0]}-weight"
+    with pytest.raises(InputError, match=f"{flag.partition('=')[0]} does nothing without {weight}"):
+        resolve(["--option", "finetune", flag])
+    resolve(["--option", "finetune", flag, weight, "1"])
 
 
 def test_options_on_one_run_refuse_several():
