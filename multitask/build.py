@@ -33,6 +33,8 @@ def best_folder(run: str | Path) -> Path:
 def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
     """A pretrained encoder with fresh heads, or --init's encoder and heads."""
     source = config.weights if config.init is None else best_folder(config.init)
+    if (Path(source) / "best" / "config.json").is_file():  # --weights names a run
+        source = Path(source) / "best"
     encoder = BertModel.from_pretrained(
         source,
         config.allow_pickle,

@@ -31,7 +31,7 @@ OPTIONS = {
     "predict": "read texts from a file or standard input, write predictions as it goes",
 }
 MAX_STEPS_PER_EPOCH = 2000
-REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run", "out")}
+REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
 ONE_RUN = ("evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
@@ -474,7 +474,7 @@ def _parser() -> argparse.ArgumentParser:
             continue
         metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
         if meta["many"] == " ":
-            group.add_argument(_flag(name), nargs="+", metavar=metavar, help=meta["help"])
+            group.add_argument(_flag(name), nargs="+", action="extend", metavar=metavar, help=meta["help"])
             continue
         kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
         group.add_argument(

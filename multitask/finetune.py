@@ -17,13 +17,13 @@ from multitask.config import Config
 from multitask.data import Examples
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
-from multitask.sampling import random_seed, schedule
+from multitask.sampling import epoch_tasks, random_seed, shuffled_rows
 from multitask.smart import Divergence, Encode, adversarial_noise, ascent_gain
 from multitask.tasks import Task
 from multitask.train import Terms
 
 IDLE = 1e-3  # of the task loss: lambda R below it does nothing
-COMPARE_EVERY = 100  # updates between comparisons of the ascent with random noise, which cost a pass
+COMPARE_EVERY = 100  # updates of a task between comparisons with random noise, which cost a pass
 
 
 class Finetuning:
@@ -41,37 +41,40 @@ class Finetuning:
         self.names = list(train)
         self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
         self.total_steps = config.epochs * config.steps_per_epoch
-        self.plan: Iterator[tuple[int, int, np.ndarray]] = iter(())
+        sizes = [len(train[name]) for name in self.names]
+        epochs = range(1, config.epochs + 1)
+        self.order = np.concatenate(  # the task of every update
+            [
+                epoch_tasks(config.sampling, sizes, epoch, config.epochs, config.steps_per_epoch, config.seed)
+                for epoch in epochs
+            ]
+        )
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         return {"model": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
 
     def planned(self, step: int) -> tuple[str, np.ndarray]:
-        """The task and the rows of a step; steps come in order, from the first that is asked for."""
-        planned, index, rows = next(self.plan, (-1, 0, np.empty(0)))
-        if planned != step:
-            config = self.config
-            sizes = [len(self.train[name]) for name in self.names]
-            rows_per_step = config.batch_size * config.accumulate
-            steps = config.steps_per_epoch or 0
-            self.plan = schedule(
-                config.sampling, sizes, rows_per_step, steps, config.epochs, config.seed, step
-            )
-            _, index, rows = next(self.plan)
-        return self.names[index], rows
+        """The task of a step and its rows."""
+        task, rows = int(self.order[step]), self.config.batch_size * self.config.accumulate
+        name, start = self.names[task], int((self.order[:step] == task).sum()) * rows
+        return name, shuffled_rows(self.config.seed, task, len(self.train[name]), start, rows)
+
+    def compares(self, step: int) -> bool:
+        """Whether SMART's ascent is compared with random noise: at each task's first update of an epoch, and
+        every hundredth after."""
+        first = step - step % (self.config.steps_per_epoch or 1)
+        return (self.order[first:step] == self.order[step]).sum() % COMPARE_EVERY == 0
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
         name, rows = self.planned(step)
         self.model.train()
         self.model.encoder.train(not self.model.frozen)
-        generator = torch.Generator(self.model.device).manual_seed(
-            random_seed(self.config.seed, "noise", step)
-        )
+        seed = random_seed(self.config.seed, "noise", step)
+        generator = torch.Generator(self.model.device).manual_seed(seed)
         for batch in np.split(rows, self.config.accumulate):
             inputs, labels = collate(self.model, self.train[name], batch)
-            compare = step // len(self.names) % COMPARE_EVERY == 0
-            yield self.objective(self.model.tasks[name], inputs, labels, generator, compare)
+            yield self.objective(self.model.tasks[name], inputs, labels, generator, self.compares(step))
 
     def objective(
         self,
@@ -128,9 +131,8 @@ class Finetuning:
             return clean.new_zeros(()), {"skipped": 1.0}
         terms = {"r": r.item(), "noise_norm": found.noise_norm, "cosine": found.cosine, "skipped": 0.0}
         if compare:
-            terms["gain"] = ascent_gain(
-                outputs, embeddings, clean, divergence, noise, config.smart_norm, generator
-            )
+            norm = config.smart_norm
+            terms["gain"] = ascent_gain(outputs, embeddings, clean, divergence, noise, r, norm, generator)
         return r, terms
 
     def after_update(self, step: int) -> None:

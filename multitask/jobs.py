@@ -20,7 +20,7 @@ from minbert.files import recover_folder, write_text
 from minbert.optim import AdamW, parameter_groups
 from multitask import evaluate, state, tasks
 from multitask.build import best_folder, build_model, start_heads
-from multitask.config import Config, read_toml
+from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
 from multitask.finetune import Finetuning
@@ -61,6 +61,11 @@ def run_training(config: Config) -> None:
     scores = predict_all(run / "predictions", best, dev_data, test_data)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
     print(evaluate.table(selected, scores))
+    for name, task in selected.items():
+        value, epoch = max(
+            (record["dev"][name][task.metric], -record["epoch"]) for record in progress.records
+        )
+        print(f"  best {name} {task.metric} {value:.3f} in epoch {-epoch}")
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
 
 
@@ -108,7 +113,7 @@ def run_evaluation(config: Config) -> None:
     """Score a finished run's best model on the dev tables and write its dev and test predictions again."""
     run, device = Path(config.run[0]), set_up_machine(config)
     data = config.data or data_of(run)
-    model = MultitaskBert.load(best_folder(run), device)
+    model = load_run(run, device)
     selected = tasks.select(config.tasks, model.tasks)
     rows = read_splits(data, SPLITS[1:], selected, config.skip_bad_rows)
     dev_data, test_data = (encode(rows[split], model) for split in SPLITS[1:])
@@ -119,6 +124,7 @@ def run_evaluation(config: Config) -> None:
 
 def run_ensemble(config: Config) -> None:
     """Average the runs' predictions, for each task those of the runs that reach its threshold."""
+    config = replace(config, data=config.data or data_of(Path(config.run[0])))
     device, out = set_up_machine(config), claim_folder(config)
     known, examples, logits = logits_of_runs(config, device)
     tasks.select(list(config.least_scores), known)  # a threshold of an unknown task is a mistake
@@ -149,20 +155,24 @@ def run_ensemble(config: Config) -> None:
     for name, entry in chosen.items():
         inside, all_runs = entry["members"], entry["scores"]
         print(f"{name}: {len(inside)} of {len(all_runs)} runs: {', '.join(inside)}")
-    print(f"on dev:\n{evaluate.table(known, result)}\npredictions {predictions}")
+    print(f"on the dev tables of {config.data or 'the shipped sample'}:\n{evaluate.table(known, result)}")
+    print(f"predictions {predictions}")
 
 
 def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Encoded, Logits]:
     """The tasks of all runs, their dev and test tables, and every run's logits on them."""
-    data = config.data or data_of(Path(config.run[0]))
     known: dict[str, Task] = {}
     examples: Encoded = {split: {} for split in SPLITS[1:]}
     logits: Logits = {split: {} for split in SPLITS[1:]}
     for run in dict.fromkeys(config.run):
-        model = MultitaskBert.load(best_folder(run), device)
+        model = load_run(Path(run), device)
         selected = tasks.select(config.tasks, model.tasks)
-        known |= selected
-        for split, rows in read_splits(data, SPLITS[1:], selected, config.skip_bad_rows).items():
+        for name, task in selected.items():
+            if known.setdefault(name, task) != task:
+                raise InputError(
+                    f"{run}: defines its task {name} otherwise than the runs before it; see --tasks"
+                )
+        for split, rows in read_splits(config.data, SPLITS[1:], selected, config.skip_bad_rows).items():
             examples[split] |= encode(rows, model)
             for name, one in evaluate.all_logits(
                 model, {name: examples[split][name] for name in rows}
@@ -174,13 +184,14 @@ def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task
 def run_report(config: Config) -> None:
     """Draw a run: report.html, self-contained, and the figures beside it."""
     run = Path(config.run[0])
-    print(f"report {write_report(run, config.data or data_of(run), set_up_machine(config))}")
+    device = set_up_machine(config)
+    print(f"report {write_report(run, config.data or data_of(run), device, config.skip_bad_rows)}")
 
 
 def run_prediction(config: Config) -> None:
     """A stream of texts in, predictions out."""
     device = set_up_machine(config)
-    model = MultitaskBert.load(best_folder(config.run[0]), device)
+    model = load_run(Path(config.run[0]), device)
     task = tasks.select([config.task], model.tasks)[config.task]
     predict(model, task, config.input, config.output, config.skip_bad_rows)
 
@@ -233,7 +244,8 @@ def claim_folder(config: Config) -> Path:
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be made ({error.strerror}); name another --out") from None
     if not config.resume and (run / "config.toml").exists():
-        raise InputError(f"{run}: holds a run already; go on with it (--resume), or name another --out")
+        remedy = "go on with it (--resume), or " if config.option in TRAINING else ""
+        raise InputError(f"{run}: holds a run already; {remedy}name another --out")
     recover_folder(run / "best")
     return run
 
@@ -292,9 +304,20 @@ def predict_all(
 
 
 def data_of(run: Path) -> str | None:
-    """The data folder that a run was trained on; None for the shipped sample."""
-    saved = run / "config.toml"
-    return read_toml(saved).get("data") if saved.is_file() else None
+    """The data folder that a run, or the one around its best/, was trained on; None for the shipped
+    sample."""
+    for folder in (run, run.parent):
+        if (folder / "config.toml").is_file():
+            return read_toml(folder / "config.toml").get("data")
+    raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
+
+
+def load_run(run: Path, device: torch.device) -> MultitaskBert:
+    """A run's best model; InputError for one of mnrl, which has no heads."""
+    model = MultitaskBert.load(best_folder(run), device)
+    if not model.tasks:
+        raise InputError(f"{run}: an encoder of mnrl, without heads; fine-tune from it with --init")
+    return model
 
 
 def set_up_machine(config: Config) -> torch.device:

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,9 @@ PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
 
 
 @plotting()
-def write_report(run: Path, data: str | None, device: torch.device, iterations: int = 4000) -> Path:
+def write_report(
+    run: Path, data: str | None, device: torch.device, skip_bad_rows: bool = False, iterations: int = 4000
+) -> Path:
     """Write RUN/report.html and RUN/figures/ of a training run: its best model on the dev tables of `data`,
     or else of the folder that it was trained on. `iterations` are t-SNE's, for runs of mnrl."""
     records = read_metrics(run / "metrics.jsonl")
@@ -53,6 +56,7 @@ def write_report(run: Path, data: str | None, device: torch.device, iterations: 
     if settings.get("option") not in TRAINING:
         raise InputError(f"{run / 'config.toml'}: not of a training run; name one with --run")
     config = Config(**settings)
+    config = replace(config, skip_bad_rows=config.skip_bad_rows or skip_bad_rows)
     data = data or config.data
     model = MultitaskBert.load(best_folder(str(run)), device)
     parts = [f"<h1>Run {escape(run.resolve().name)}</h1>", *overview(config, records, data)]

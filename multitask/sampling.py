@@ -1,6 +1,10 @@
 """Which task each update trains and which rows it takes: a function of (seed, step), so nothing has to be
 saved.
 
+Annealed sampling (Stickland & Murray 2019, https://arxiv.org/abs/1902.02671) chooses task i of N_i rows in
+epoch e of E with p_i proportional to N_i ** alpha, alpha = 1 - 0.8 (e - 1) / (E - 1): by size at first,
+evenly at last.
+
 An epoch is `steps_per_epoch` updates, not a pass over the data. One task per update. Each task walks through
 its own rows in shuffled passes, and every pass is shuffled anew.
 """

@@ -131,14 +131,15 @@ def ascent_gain(
     clean_logits: Tensor,
     divergence: Divergence,
     noise: Tensor,
+    found: Tensor,
     norm: str,
     generator: torch.Generator | None = None,
 ) -> float:
-    """l at the perturbation over l at random noise of the same norm at every token: what the ascent was
-    worth."""
+    """What the ascent was worth: `found`, l at its noise, over l at random noise of the same norm at every
+    token."""
     p = NORMS[norm]
     random = torch.randn(noise.shape, generator=generator, dtype=noise.dtype, device=noise.device)
     random = random * token_norm(noise, p) / token_norm(random, p).clamp_min(TINY)
     with torch.no_grad():
-        found, chance = (divergence(encode(embeddings + shift), clean_logits) for shift in (noise, random))
-    return (found / chance.clamp_min(TINY)).item()
+        chance = divergence(encode(embeddings + random), clean_logits)
+    return (found.detach() / chance.clamp_min(TINY)).item()

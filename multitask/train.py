@@ -64,8 +64,9 @@ def update(
     }
     if not math.isfinite(means["loss/all"]):
         raise InputError(f"the loss became {means}; lower --lr, or set --clip-norm")
-    if clip_norm > 0:
-        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not clip_grad_norm_(parameters, clip_norm or math.inf).isfinite():
+        raise InputError(f"the gradient is not finite (loss {means}); lower --lr")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return means
@@ -101,6 +102,8 @@ def fit(
 def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: int, run: Path) -> None:
     """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
     scores = method.evaluate()
+    if not math.isfinite(scores["score"]):
+        raise InputError(f"the dev score became {scores['score']}; lower --lr, or set --clip-norm")
     record: dict[str, Any] = {
         "epoch": progress.step // steps,
         "step": progress.step,

@@ -107,3 +107,35 @@ def test_a_threshold_of_an_unknown_task(runs, capsys):
     words = ["--option", "ensemble", "--run", str(runs / "1"), "--out", str(runs / "typo")]
     assert main([*words, "--thresholds", "sentimnt=0.5"]) == 2
     assert "sentimnt" in capsys.readouterr().err
+
+
+def test_runs_named_one_by_one_are_all_members(runs, capsys):
+    words = ["--option", "ensemble", "--run", str(runs / "1"), "--run", str(runs / "2" / "best")]
+    assert main([*words, "--out", str(runs / "apart")]) == 0
+    said = capsys.readouterr().out
+    assert "sentiment: 2 of 2 runs" in said and f"on the dev tables of {runs / 'data'}" in said
+
+
+def test_runs_that_define_a_task_differently_are_refused(runs, tiny, tmp_path, capsys):
+    own = tmp_path / "tasks.toml"
+    own.write_text('[similarity]\nkind = "regression"\ntexts = ["sentence1", "sentence2"]\n'
+                   'label = "similarity"\nfiles = "sts-{split}.csv"\nlow = 0\nhigh = 10\n')  # fmt: skip
+    train = ["--option", "finetune", "--weights", str(tiny), "--data", str(runs / "data"), "--epochs", "1"]
+    assert main([*train, "--task-file", str(own), "--out", str(tmp_path / "own")]) == 0
+    both = ["--run", str(runs / "1"), str(tmp_path / "own")]
+    assert main(["--option", "ensemble", *both, "--out", str(tmp_path / "both")]) == 2
+    assert "defines its task similarity otherwise" in capsys.readouterr().err
+
+
+def test_a_run_of_mnrl_has_nothing_to_evaluate(runs, tiny, tmp_path, capsys):
+    train = ["--option", "mnrl", "--weights", str(tiny), "--epochs", "1", "--steps-per-epoch", "1"]
+    assert main([*train, "--out", str(tmp_path / "mnrl")]) == 0
+    for words in (
+        ["evaluate"],
+        ["ensemble", "--out", str(tmp_path / "e")],
+        ["predict", "--task", "sentiment"],
+    ):
+        assert main(["--option", *words, "--run", str(tmp_path / "mnrl")]) == 2
+        assert "an encoder of mnrl, without heads" in capsys.readouterr().err
+    start = ["--option", "pretrain", "--weights", str(tmp_path / "mnrl"), "--epochs", "1"]
+    assert main([*start, "--steps-per-epoch", "1", "--out", str(tmp_path / "heads")]) == 0

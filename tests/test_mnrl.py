@@ -65,7 +65,7 @@ def test_rows_are_normalised_inside():
 
 def test_equals_sentence_transformers():
     pytest.importorskip("sentence_transformers")
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.losses import MultipleNegativesRankingLoss  # moved in version 6
 
     for scale in (20.0, 5.0):
         a, b = torch.randn(2, 7, 16, requires_grad=True).unbind()

@@ -350,3 +350,11 @@ def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
     fit(replace(FINETUNE, weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
     assert weights == [1, 2]
     assert (progress.best_score, progress.best_epoch) == (0.7, 2)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    """The root has an infinite slope at 0, though the loss there is 0."""
+    w = torch.zeros(2, requires_grad=True)
+    with pytest.raises(InputError, match="the gradient is not finite"):
+        train.update(AdamW([w]), [(w.abs().sqrt().sum(), {})], 1, 0.0)
+    assert w.tolist() == [0, 0]

@@ -32,7 +32,8 @@ from multitask.sampling import schedule
 from multitask.tasks import BUILT_IN
 from multitask.train import update
 
-BATCH, WARM_UP = 16, 3
+BATCH = 16
+WARM_UP = 3  # steps, one of each task: SMART compares its ascent with random noise in those
 METHODS = {"plain": {}, "SMART": {"smart_weight": 1.0}, "BPPO": {"bregman_weight": 1.0}}
 Step = Callable[[int], object]
 
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30, help="batches timed, in turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
     args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error("--repeats: quartiles need at least 2")
     torch.set_num_threads(args.threads)
     directory, count = hub.resolve(args.weights), args.repeats + WARM_UP
     tokenizer = BertTokenizer.from_pretrained(directory)
@@ -74,10 +77,11 @@ def main() -> None:
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)
     padded = sum(batch["attention_mask"].numel() for batch in batches)
     size = f"{args.repeats} batches of {BATCH}, {1 - real / padded:.0%} padding, {args.threads} threads"
-    print(f"median (quartiles) of a step, and its ratio to transformers'; {size}")
-    reference = statistics.median(times["transformers"][WARM_UP:])
+    print(f"median (quartiles) of a step, {size}")
+    print("ratios: of the encoders to transformers, of the methods to plain")
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds[WARM_UP:], n=4)
+        reference = statistics.median(times["plain" if name in METHODS else "transformers"][WARM_UP:])
         spread = f"({1000 * low:.0f} to {1000 * high:.0f})"
         print(f"  {name:13} {1000 * median:6.1f} ms {spread:14} {median / reference:.2f}")
 
