@@ -17,7 +17,7 @@ from multitask.config import Config
 from multitask.data import Examples
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
-from multitask.sampling import epoch_tasks, random_seed, shuffled_rows
+from multitask.sampling import random_seed, step_rows, task_order
 from multitask.smart import Divergence, Encode, adversarial_noise, ascent_gain
 from multitask.tasks import Task
 from multitask.train import Terms
@@ -41,13 +41,9 @@ class Finetuning:
         self.names = list(train)
         self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
         self.total_steps = config.epochs * config.steps_per_epoch
-        sizes = [len(train[name]) for name in self.names]
-        epochs = range(1, config.epochs + 1)
-        self.order = np.concatenate(  # the task of every update
-            [
-                epoch_tasks(config.sampling, sizes, epoch, config.epochs, config.steps_per_epoch, config.seed)
-                for epoch in epochs
-            ]
+        self.sizes = [len(train[name]) for name in self.names]
+        self.order = task_order(
+            config.sampling, self.sizes, config.steps_per_epoch, config.epochs, config.seed
         )
 
     @property
@@ -56,9 +52,9 @@ class Finetuning:
 
     def planned(self, step: int) -> tuple[str, np.ndarray]:
         """The task of a step and its rows."""
-        task, rows = int(self.order[step]), self.config.batch_size * self.config.accumulate
-        name, start = self.names[task], int((self.order[:step] == task).sum()) * rows
-        return name, shuffled_rows(self.config.seed, task, len(self.train[name]), start, rows)
+        rows_per_step = self.config.batch_size * self.config.accumulate
+        rows = step_rows(self.order, step, self.sizes, rows_per_step, self.config.seed)
+        return self.names[self.order[step]], rows
 
     def compares(self, step: int) -> bool:
         """Whether SMART's ascent is compared with random noise: at each task's first update of an epoch, and

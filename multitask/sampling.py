@@ -82,6 +82,24 @@ def _pass(seed: int, task: int, size: int, number: int) -> np.ndarray:
     return random_generator(seed, "pass", task, number).permutation(size)
 
 
+def task_order(
+    sampling: str, sizes: Sequence[int], steps_per_epoch: int, epochs: int, seed: int
+) -> np.ndarray:
+    """The task of every update of a run."""
+    return np.concatenate(
+        [epoch_tasks(sampling, sizes, epoch, epochs, steps_per_epoch, seed) for epoch in range(1, epochs + 1)]
+    )
+
+
+def step_rows(
+    order: np.ndarray, step: int, sizes: Sequence[int], rows_per_step: int, seed: int
+) -> np.ndarray:
+    """The rows of an update: those that follow the ones its task took in the updates before."""
+    task = int(order[step])
+    start = int((order[:step] == task).sum()) * rows_per_step
+    return shuffled_rows(seed, task, sizes[task], start, rows_per_step)
+
+
 def schedule(
     sampling: str,
     sizes: Sequence[int],
@@ -92,18 +110,9 @@ def schedule(
     first_step: int = 0,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """(step, task, rows) of every update from `first_step` on."""
-    tasks = np.concatenate(
-        [epoch_tasks(sampling, sizes, epoch, epochs, steps_per_epoch, seed) for epoch in range(1, epochs + 1)]
-    )
-    drawn = np.bincount(tasks[:first_step], minlength=len(sizes))
-    for step in range(first_step, len(tasks)):
-        task = int(tasks[step])
-        yield (
-            step,
-            task,
-            shuffled_rows(seed, task, sizes[task], int(drawn[task]) * rows_per_step, rows_per_step),
-        )
-        drawn[task] += 1
+    order = task_order(sampling, sizes, steps_per_epoch, epochs, seed)
+    for step in range(first_step, len(order)):
+        yield step, int(order[step]), step_rows(order, step, sizes, rows_per_step, seed)
 
 
 def plan_table(

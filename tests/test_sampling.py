@@ -18,6 +18,7 @@ from multitask.sampling import (
     random_seed,
     schedule,
     shuffled_rows,
+    task_order,
     task_probabilities,
 )
 from multitask.tasks import BUILT_IN
@@ -169,16 +170,16 @@ def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path, monkeypatch):
 
     def spy(sampling, sizes, *rest):
         asked.append((sampling, list(sizes)))
-        return epoch_tasks(sampling, sizes, *rest)
+        return task_order(sampling, sizes, *rest)
 
-    monkeypatch.setattr(finetune, "epoch_tasks", spy)
+    monkeypatch.setattr(finetune, "task_order", spy)
     config = Config("finetune", sampling="annealed", steps_per_epoch=30, epochs=2, batch_size=4, accumulate=3)
     method = finetune.Finetuning(model, train, dev, config)
     for step, task, rows in schedule("annealed", [24, 12, 6], 12, 30, 2, config.seed):
         name, planned = method.planned(step)
         assert name == list(sizes)[task] and planned.tolist() == rows.tolist()
         assert len(rows) == 12 and max(rows) < sizes[name]
-    assert asked == [("annealed", [24, 12, 6])] * 2
+    assert asked == [("annealed", [24, 12, 6])]
 
 
 def test_plan_table():
