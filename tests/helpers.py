@@ -9,6 +9,10 @@ import torch
 
 from minbert import BertModel, BertTokenizer
 from multitask import MultitaskBert
+from multitask.build import build_model
+from multitask.config import Config
+from multitask.data import make_examples, read_split
+from multitask.finetune import Finetuning
 from multitask.tasks import BUILT_IN, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,3 +68,17 @@ def make_model(checkpoint: Path, tasks: Mapping[str, Task] = BUILT_IN, **setting
     torch.manual_seed(0)
     encoder, tokenizer = BertModel.from_pretrained(checkpoint), BertTokenizer.from_pretrained(checkpoint)
     return MultitaskBert(encoder, tokenizer, tasks, **{"pooling": "mean"} | settings)
+
+
+def make_finetuning(config: Config, folder: Path) -> Finetuning:
+    """The method of a run with this config, on small tables that it writes into the folder."""
+    model = build_model(config, BUILT_IN)
+    write_tables(folder)
+    train, dev = (
+        {
+            name: make_examples(rows, model.tokenizer, 64)
+            for name, rows in read_split(folder, split, BUILT_IN, False).items()
+        }
+        for split in ("train", "dev")
+    )
+    return Finetuning(model, train, dev, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_model, metrics_without_clock, sentence, write_tables
+from helpers import make_finetuning, make_model, metrics_without_clock, sentence, write_tables
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,9 +17,7 @@ from minbert import AdamW
 from minbert.optim import halve_on_rise
 from multitask import train
 from multitask.bregman import MomentumTeacher, beta_at
-from multitask.build import build_model
 from multitask.config import Config
-from multitask.data import make_examples, read_split
 from multitask.finetune import Finetuning, collate
 from multitask.losses import DIVERGENCES
 from multitask.run import main
@@ -156,17 +154,7 @@ def test_a_run_halves_its_rate_by_the_losses_of_its_epochs():
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
     """The method of a run on small tables."""
-    config = replace(FINETUNE, weights=str(tiny), **changes)
-    model = build_model(config, BUILT_IN)
-    write_tables(tmp_path)
-    data = {
-        split: {
-            name: make_examples(rows, model.tokenizer, 64)
-            for name, rows in read_split(tmp_path, split, BUILT_IN, False).items()
-        }
-        for split in ("train", "dev")
-    }
-    return Finetuning(model, data["train"], data["dev"], config)
+    return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -6,16 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_model, sentence, write_tables
+from helpers import make_finetuning, make_model, sentence
 from torch import Tensor, tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minbert import AdamW
 from minbert.packing import Packing
 from multitask import finetune, smart, train
-from multitask.build import build_model
 from multitask.config import Config
-from multitask.data import make_examples, read_split
 from multitask.finetune import Finetuning
 from multitask.losses import DIVERGENCES, squared_difference, symmetric_kl
 from multitask.smart import (
@@ -421,17 +419,7 @@ def test_feeding_embeddings_back_in_as_word_embeddings_is_another_function(tiny)
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
     """The method of a run on small tables."""
-    config = replace(FINETUNE, weights=str(tiny), **changes)
-    model = build_model(config, BUILT_IN)
-    write_tables(tmp_path)
-    data = {
-        split: {
-            name: make_examples(rows, model.tokenizer, 64)
-            for name, rows in read_split(tmp_path, split, BUILT_IN, False).items()
-        }
-        for split in ("train", "dev")
-    }
-    return Finetuning(model, data["train"], data["dev"], config)
+    return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
 
 
 def one_loss(method, step=QUIET_STEP) -> tuple[Tensor, dict[str, float]]:
