@@ -32,6 +32,7 @@ from multitask.sampling import plan_table
 from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit, write_metrics
 
+RESULT = "result.json"  # written last: what came of a run, and by its being there, that the run is done
 SPLITS = ("train", "dev", "test-student")
 Splits = dict[str, dict[str, list[Row]]]  # split -> task -> rows
 Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
@@ -66,6 +67,7 @@ def run_training(config: Config) -> None:
             (record["dev"][name][task.metric], -record["epoch"]) for record in progress.records
         )
         print(f"  best {name} {task.metric} {value:.3f} in epoch {-epoch}")
+    write_result(run, dev=scores, best_epoch=progress.best_epoch)
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
 
 
@@ -84,6 +86,8 @@ def run_ranking(config: Config) -> None:
     )
     print(f"{task.name}: {len(train_data):,} rows; {config.groups} groups of sentences a batch")
     progress = train(Ranking(model, train_data, dev_data, config), model, rows, rows_per_step, config)
+    dev = progress.records[progress.best_epoch - 1]["dev"]
+    write_result(run, dev=dev, best_epoch=progress.best_epoch)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
 
 
@@ -151,7 +155,7 @@ def run_ensemble(config: Config) -> None:
         predictions, known, examples[dev], examples[test], averaged[dev], averaged[test]
     )
     write_text(out / "config.toml", tomli_w.dumps(config.settings))
-    write_text(out / "ensemble.json", json.dumps({"dev": result, "tasks": chosen}, indent=2) + "\n")
+    write_result(out, dev=result, tasks=chosen)
     for name, entry in chosen.items():
         inside, all_runs = entry["members"], entry["scores"]
         print(f"{name}: {len(inside)} of {len(all_runs)} runs: {', '.join(inside)}")
@@ -247,6 +251,7 @@ def claim_folder(config: Config) -> Path:
         remedy = "go on with it (--resume), or " if config.option in TRAINING else ""
         raise InputError(f"{run}: holds a run already; {remedy}name another --out")
     recover_folder(run / "best")
+    (run / RESULT).unlink(missing_ok=True)
     return run
 
 
@@ -301,6 +306,10 @@ def predict_all(
     """`write_all_predictions` of one model."""
     logits = (evaluate.all_logits(model, examples) for examples in (dev, test))
     return write_all_predictions(directory, model.tasks, dev, test, *logits)
+
+
+def write_result(run: Path, **found: Any) -> None:
+    write_text(run / RESULT, json.dumps(found, indent=2) + "\n")
 
 
 def data_of(run: Path) -> str | None:

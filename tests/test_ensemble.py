@@ -69,7 +69,7 @@ def runs(tmp_path_factory, tiny):
 def test_an_ensemble_of_two_runs(runs, capsys):
     out = runs / "both"
     assert main(["--option", "ensemble", "--run", str(runs / "1"), str(runs / "2"), "--out", str(out)]) == 0
-    report = json.loads((out / "ensemble.json").read_text())
+    report = json.loads((out / "result.json").read_text())
     assert report["tasks"]["similarity"]["members"] == [str(runs / "1"), str(runs / "2")]
     assert set(report["dev"]) == {"sentiment", "paraphrase", "similarity", "score"}
     values = [

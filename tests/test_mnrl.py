@@ -213,6 +213,8 @@ def test_a_run_measures_itself(finished):
         assert record["dev"].keys() == {"retrieval", "knn", "score"}
         assert all(0 <= value <= 1 for value in record["dev"].values())
     assert last["loss"]["all"] < first["loss"]["all"]
+    result = json.loads((finished / "result.json").read_text())
+    assert result["dev"] == (first, last)[result["best_epoch"] - 1]["dev"]
 
 
 def test_its_encoder_is_one_that_transformers_reads(finished, tiny):

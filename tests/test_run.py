@@ -75,7 +75,7 @@ def call(capsys):
 
 
 def test_finetune_leaves_a_whole_run_directory(finished, data, tiny):
-    assert names(finished) == ["best", "config.toml", "metrics.jsonl", "predictions", "state"]
+    assert names(finished) == ["best", "config.toml", "metrics.jsonl", "predictions", "result.json", "state"]
     assert names(finished / "best") == BEST
     assert names(finished / "predictions") == PREDICTIONS
     assert names(finished / "state") == ["step-00000009", "step-00000018"]
@@ -94,6 +94,13 @@ def test_finetune_says_what_it_does(finished):
     for words in ("sampling round-robin:", "2 epochs of 9 updates on cpu",
                   "epoch 1: loss", "(1 + r) / 2 = ", str(finished / "predictions")):  # fmt: skip
         assert words in said
+
+
+def test_the_result_is_the_best_epochs(finished):
+    result = json.loads((finished / "result.json").read_text())
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    best = max(records, key=lambda record: record["dev"]["score"])
+    assert (result["best_epoch"], result["dev"]) == (best["epoch"], best["dev"])
 
 
 def test_predictions_are_the_best_models_on_every_row_in_file_order(finished, data):
