@@ -1,21 +1,22 @@
 """Every setting once: its default, what it means, what it may be, and which options it serves.
 
 Command line, recipes (TOML) and a run's saved `config.toml` are all read against this one table, so that a
-value is checked the same way wherever it comes from, and a setting that an option would ignore is refused.
+value is checked the same way wherever it comes from; `Config.of` refuses a setting that the option would
+ignore.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from minbert.errors import InputError
-from minbert.hub import CHECKPOINTS, DEFAULT
+from minbert.hub import DEFAULT
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -37,8 +38,10 @@ ONE_RUN = ("evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
 PATHS = ("data", "task_file", "weights", "init")
-# What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
-RESUMABLE = {"threads", "device", "save_every", "epochs"}
+# What a resumed run may change without changing its result: where it runs, and how many epochs of a run that
+# does not look ahead.
+MACHINE = {"threads", "device", "save_every"}
+RESUMABLE = MACHINE | {"epochs"}
 
 
 def setting(
@@ -217,6 +220,13 @@ class Config:
         options=("ensemble",),
         many=",",
     )
+    or_best: bool = setting(
+        False,
+        "run",
+        "where no run reaches a task's threshold, take its best run, with a warning, instead of stopping",
+        kind=bool,
+        options=("ensemble",),
+    )
     out: str | None = setting(
         None,
         "run",
@@ -225,12 +235,38 @@ class Config:
     )
     resume: bool = setting(False, "run", "go on with the run in --out from its last saved state", kind=bool)
     save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
+    report: bool = setting(True, "run", "draw report.html at the end (needs the extra plots)", kind=bool)
     threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
     device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
 
     task: str = setting("", "predict", "task to predict", options=("predict",))
     input: str = setting("-", "predict", "file to read, - for standard input", options=("predict",))
     output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], named: Iterable[str]) -> Config:
+        """These settings over the option's defaults. InputError for those that the option does not use or
+        that are missing, and for those of `named` that do nothing without another."""
+        option = values.get("option")
+        if option is None:
+            names = ", ".join(OPTIONS)
+            raise InputError(f"name what to do with --option, one of {names} (--help explains them)")
+        ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
+        if ignored:
+            raise InputError(f"--option {option} does not use {', '.join(map(flag, ignored))}")
+        for weight, group in WEIGHTS.items():
+            of_group = {name for name in SETTINGS if SETTINGS[name]["group"] == group} - {weight}
+            idle = [name for name in named if name in of_group]
+            if idle and not values.get(weight):
+                raise InputError(f"{', '.join(map(flag, idle))} does nothing without {flag(weight)}")
+        missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
+        if missing:
+            raise InputError(f"--option {option} needs {' and '.join(map(flag, missing))}")
+        if option in ONE_RUN and len(values["run"]) > 1:
+            raise InputError(f"--option {option} works on one run, not on {len(values['run'])}")
+        config = cls(**(DEFAULTS.get(option, {}) | dict(values)))
+        _ = config.betas, config.least_scores  # both are text with a form of its own
+        return config
 
     @property
     def betas(self) -> tuple[float, ...]:
@@ -283,86 +319,11 @@ def _or(value: float | None, default: float) -> float:
 SETTINGS = {f.name: f.metadata for f in fields(Config) if f.name != "option"}
 
 
-def resolve(argv: Sequence[str]) -> Config:
-    """The command line's settings over a recipe's over the defaults. With --resume, the settings that the run
-    in --out was started with stand in for the defaults."""
-    given = _parse(argv)
-    recipe = given.pop("recipe", None)
-    values = {name: check(name, value, _flag(name)) for name, value in given.items()}
-    if recipe is not None:
-        values = _layered(read_recipe(recipe_path(recipe)), values)
-    if {"init", "weights"} <= values.keys():
-        raise InputError("init brings its own encoder: name it or weights, not both")
-    values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
-    named = set(values)
-    if values.get("resume"):
-        values = _resumed(values)
-    option = values.get("option")
-    if option is None:
-        raise InputError(f"name what to do with --option, one of {', '.join(OPTIONS)} (--help explains them)")
-    ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
-    if ignored:
-        raise InputError(f"--option {option} does not use {', '.join(map(_flag, ignored))}")
-    for weight, group in WEIGHTS.items():
-        idle = [name for name in SETTINGS if name in named - {weight} and SETTINGS[name]["group"] == group]
-        if idle and not values.get(weight):
-            raise InputError(f"{', '.join(map(_flag, idle))} does nothing without {_flag(weight)}")
-    missing = [name for name in REQUIRED.get(option, ()) if not values.get(name)]
-    if missing:
-        raise InputError(f"--option {option} needs {' and '.join(map(_flag, missing))}")
-    if option in ONE_RUN and len(values["run"]) > 1:
-        raise InputError(f"--option {option} works on one run, not on {len(values['run'])}")
-    config = Config(**DEFAULTS.get(option, {}) | values)
-    _ = config.betas, config.least_scores  # both are text with a form of its own
-    return config
-
-
-def _layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags over the recipe; --init displaces a recipe's weights, and --weights its init."""
-    displaced = {"init": "weights", "weights": "init"}
-    dropped = {displaced[name] for name in flags if name in displaced}
-    return {name: value for name, value in recipe.items() if name not in dropped} | flags
-
-
-def _absolute(name: str, value: str) -> str:
-    """The path from anywhere, since a run may be gone on with from another folder; a checkpoint's name
-    stays."""
-    is_name = name == "weights" and (value in CHECKPOINTS or not Path(value).is_dir())
-    return value if is_name else str(Path(value).resolve())
-
-
-def _resumed(values: dict[str, Any]) -> dict[str, Any]:
-    if "out" not in values:
-        raise InputError("--resume needs --out, the folder of the run to go on with")
-    path = Path(values["out"]) / "config.toml"
-    if not path.is_file():
-        if "option" not in values:
-            raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
-        return values
-    saved = read_toml(path)
-    changeable = RESUMABLE - {"epochs"} if _looks_ahead(saved) else RESUMABLE
-    for name in values.keys() - changeable - {"out", "resume"}:
-        before = saved.get(name, _default(name))
-        if values[name] != before:
-            raise InputError(
-                f"{path}: the run was started with {name} = {before!r}, not {values[name]!r}; "
-                f"a resumed run may change only {', '.join(sorted(changeable))}"
-            )
-    return saved | values
-
-
-def _looks_ahead(saved: Mapping[str, Any]) -> bool:
-    """Whether what an update does depends on how many are to follow."""
-    rate = (saved.get("schedule"), saved.get("warmup")) != ("constant", 0)
-    teacher = saved.get("bregman_weight", 0) > 0 and ":" in saved.get("bregman_beta", "")
-    return rate or teacher or saved.get("sampling") == "annealed"
-
-
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _default(name: str) -> Any:
+def default_of(name: str) -> Any:
     return getattr(Config, name, None)
 
 
@@ -389,6 +350,13 @@ def check(name: str, value: Any, source: str) -> Any:
     return kind(value)
 
 
+def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags over the recipe; --init displaces a recipe's weights, and --weights its init."""
+    displaced = {"init": "weights", "weights": "init"}
+    dropped = {displaced[name] for name in flags if name in displaced}
+    return {name: value for name, value in recipe.items() if name not in dropped} | flags
+
+
 def recipe_path(name: str) -> Path:
     """A shipped recipe's name, or the path of a TOML file."""
     shipped = RECIPES / f"{name}.toml"
@@ -404,80 +372,49 @@ def read_recipe(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's settings over those of the recipe that it `extends`."""
     if path in behind:
         raise InputError(f"{path}: extends itself")
-    values = read_toml(path, extra=("extends",))
+    values = load_toml(path)
+    if "stages" in values:
+        raise InputError(f"{path} has stages, which no recipe extends")
+    return _extended(values, str(path), (*behind, path))
+
+
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """The settings of every stage of a recipe, in order; none for a recipe of one run."""
+    values = load_toml(path)
+    stages = values.pop("stages", {})
+    if stages and values:
+        raise InputError(f"{path}: {', '.join(values)} must stand in a stage, as [stages.NAME]")
+    for name, stage in stages.items() if isinstance(stages, dict) else [("", None)]:
+        if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]+", name):
+            raise InputError(f"{path}: stages are tables, [stages.NAME], of letters, digits, - and _")
+    return {name: _extended(stage, f"{path}: stage {name}", (path,)) for name, stage in stages.items()}
+
+
+def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("extends", None)
     if not isinstance(base, str | None):
-        raise InputError(f"{path}: extends: {base!r} is not a recipe's name")
-    return values if base is None else _layered(read_recipe(recipe_path(base), (*behind, path)), values)
+        raise InputError(f"{source}: extends: {base!r} is not a recipe's name")
+    own = check_all(values, source)
+    return own if base is None else layered(read_recipe(recipe_path(base), behind), own)
 
 
-def read_toml(path: Path, extra: Sequence[str] = ()) -> dict[str, Any]:
-    """The checked settings of a run's config.toml, or of a recipe with its `extra` keys."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The checked settings of a run's config.toml."""
+    return check_all(load_toml(path), str(path))
+
+
+def load_toml(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as TOML ({error})") from None
+
+
+def check_all(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Every setting checked; InputError for one that there is not."""
     for name in values:
-        if name not in SETTINGS and name not in ("option", *extra):
+        if name not in SETTINGS and name != "option":
             close = difflib.get_close_matches(name, SETTINGS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise InputError(f"{path}: unknown key {name!r}{hint}")
-    return {
-        name: value if name in extra else check(name, value, f"{path}: {name}")
-        for name, value in values.items()
-    }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
-
-
-def _parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The flags that were given; --batch_size is --batch-size."""
-    words = [_with_hyphens(word) for word in argv]
-    return vars(_parser().parse_args(words))
-
-
-def _with_hyphens(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _parser() -> argparse.ArgumentParser:
-    explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
-    parser = _Parser(
-        prog="python -m multitask.run",
-        usage="python -m multitask.run --option OPTION [--flag VALUE ...]",
-        description="Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
-        f"--option is one of\n{explained}",
-        epilog="A flag beats the recipe, and the recipe beats the defaults.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--option", metavar="OPTION", help="what to do: " + ", ".join(OPTIONS))
-    parser.add_argument(
-        "--recipe", metavar="NAME_OR_TOML", help="settings from a shipped recipe or a TOML file"
-    )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, meta in SETTINGS.items():
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        default = _default(name)
-        note = "" if default is None or default is False or default in ((), "") else f" (default {default})"
-        if meta["kind"] is bool:
-            group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
-            continue
-        metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
-        if meta["many"] == " ":
-            group.add_argument(_flag(name), nargs="+", action="extend", metavar=metavar, help=meta["help"])
-            continue
-        kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
-        group.add_argument(
-            _flag(name), type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%")
-        )
-    return parser
+            raise InputError(f"{source}: unknown key {name!r}{hint}")
+    return {name: check(name, value, f"{source}: {name}") for name, value in values.items()}

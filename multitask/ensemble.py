@@ -14,12 +14,18 @@ from torch import Tensor
 from minbert.errors import InputError
 
 
-def members(task: str, scores: Mapping[str, float], threshold: float) -> list[str]:
-    """The runs whose score reaches the threshold; InputError with every run's score where there is none."""
+def members(task: str, scores: Mapping[str, float], threshold: float, or_best: bool = False) -> list[str]:
+    """The runs whose score reaches the threshold. Where there is none: with `or_best` the best run, else an
+    InputError with every run's score."""
     chosen = [run for run, score in scores.items() if score >= threshold]
+    if not chosen and or_best:
+        return [max(scores, key=scores.__getitem__)]
     if not chosen:
         listed = ", ".join(f"{run} {score:.3f}" for run, score in scores.items())
-        raise InputError(f"{task}: no run reaches the threshold {threshold:g} ({listed}); lower --thresholds")
+        raise InputError(
+            f"{task}: no run reaches the threshold {threshold:g} ({listed}); "
+            "lower --thresholds, or take the best run with --or-best"
+        )
     return chosen
 
 

@@ -5,6 +5,7 @@ Drawing needs the extra `plots`, which is imported on first use; nothing goes th
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,11 @@ PANELS = {
     "bregman": ("BPPO", "D"),
 }
 MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
+
+
+def can_draw() -> bool:
+    """Whether the extra is installed."""
+    return all(importlib.util.find_spec(name) for name in ("matplotlib", "sklearn"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from multitask.build import best_folder, build_model, start_heads
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
+from multitask.figures import can_draw
 from multitask.finetune import Finetuning
 from multitask.model import MultitaskBert
 from multitask.predict import predict
@@ -39,26 +40,28 @@ Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
 
+@dataclass(frozen=True)
+class Training:
+    """All that a run has before its first update."""
+
+    config: Config  # with its steps_per_epoch
+    model: MultitaskBert
+    method: Method
+    rows_per_step: int
+    plan: str  # what will be sampled, in words
+
+
 def run_training(config: Config) -> None:
     """pretrain and finetune: train, then predict dev and test with the best model."""
-    selected = tasks.select(config.tasks, known_tasks(config))
+    name_the_sample(config)
+    selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
     run, device = claim_folder(config), set_up_machine(config)
-
-    model = build_model(config, selected).to(device)
-    train_data, dev_data, test_data = (encode(rows[split], model) for split in SPLITS)
-    start_heads(model, train_data, config)
-    sizes = [len(examples) for examples in train_data.values()]
-    rows_per_step = config.batch_size * config.accumulate
-    config = replace(config, out=str(run), steps_per_epoch=epoch_steps(sum(sizes), rows_per_step, config))
-    print(
-        plan_table(
-            config.sampling, list(selected), sizes, rows_per_step, config.steps_per_epoch or 0, config.epochs
-        )
-    )
-    progress = train(Finetuning(model, train_data, dev_data, config), model, rows, rows_per_step, config)
+    training = prepare_finetuning(replace(config, out=str(run)), selected, rows, device)
+    progress = train(training, rows)
 
     best = MultitaskBert.load(run / "best", device)
+    dev_data, test_data = (encode(rows[split], best) for split in SPLITS[1:])
     scores = predict_all(run / "predictions", best, dev_data, test_data)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
     print(evaluate.table(selected, scores))
@@ -67,50 +70,97 @@ def run_training(config: Config) -> None:
             (record["dev"][name][task.metric], -record["epoch"]) for record in progress.records
         )
         print(f"  best {name} {task.metric} {value:.3f} in epoch {-epoch}")
-    write_result(run, dev=scores, best_epoch=progress.best_epoch)
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
+    write_result(run, dev=scores, best_epoch=progress.best_epoch)
+    draw(config, run, device)
+
+
+def prepare_finetuning(
+    config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
+) -> Training:
+    """The model and the tokenised tables of pretrain and finetune."""
+    model = build_model(config, selected).to(device)
+    train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
+    start_heads(model, train_data, config)
+    sizes = [len(examples) for examples in train_data.values()]
+    rows_per_step = config.batch_size * config.accumulate
+    steps = epoch_steps(sum(sizes), rows_per_step, config)
+    config = replace(config, steps_per_epoch=steps)
+    method = Finetuning(model, train_data, dev_data, config)
+    plan = plan_table(config.sampling, list(selected), sizes, rows_per_step, steps, config.epochs)
+    return Training(config, model, method, rows_per_step, plan)
 
 
 def run_ranking(config: Config) -> None:
     """mnrl: an encoder in which sentences of one class lie together, from the first task of single texts in
     classes."""
-    task = tasks.first_of_single_texts_in_classes(tasks.select(config.tasks, known_tasks(config)))
-    rows = read_splits(config.data, SPLITS[:2], {task.name: task}, config.skip_bad_rows)
+    name_the_sample(config)
+    selected = selected_tasks(config)
+    rows = read_splits(config.data, SPLITS[:2], selected, config.skip_bad_rows)
     run, device = claim_folder(config), set_up_machine(config)
+    progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device), rows)
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
+    write_result(run, dev=progress.best["dev"], best_epoch=progress.best_epoch)
+    draw(config, run, device)
 
+
+def prepare_ranking(
+    config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
+) -> Training:
+    """The encoder and the tokenised tables of mnrl."""
+    (task,) = selected.values()
     model = build_model(config, {}).to(device)
     train_data, dev_data = (encode(rows[split], model)[task.name] for split in SPLITS[:2])
     rows_per_step = 2 * task.num_classes * config.groups * config.accumulate
-    config = replace(
-        config, out=str(run), steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config)
-    )
-    print(f"{task.name}: {len(train_data):,} rows; {config.groups} groups of sentences a batch")
-    progress = train(Ranking(model, train_data, dev_data, config), model, rows, rows_per_step, config)
-    dev = progress.records[progress.best_epoch - 1]["dev"]
-    write_result(run, dev=dev, best_epoch=progress.best_epoch)
-    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
+    config = replace(config, steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config))
+    method = Ranking(model, train_data, dev_data, config)
+    plan = f"{task.name}: {len(train_data):,} rows; {config.groups} groups of sentences a batch"
+    return Training(config, model, method, rows_per_step, plan)
 
 
-def train(
-    method: Method, model: MultitaskBert, rows: Splits, rows_per_step: int, config: Config
-) -> state.Progress:
+PREPARE = {"pretrain": prepare_finetuning, "finetune": prepare_finetuning, "mnrl": prepare_ranking}
+
+
+def train(training: Training, rows: Splits) -> state.Progress:
     """From step 0 or the last saved state to the end."""
-    optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    config, method = training.config, training.method
+    optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
     progress = start_or_resume(config, method, optimizer, fingerprint([rows["train"], rows["dev"]]))
     run = Path(config.out or "")
     write_text(run / "config.toml", tomli_w.dumps(config.settings))
+    print(training.plan)
     print(
-        f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {model.device}, writing {run}",
+        f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {training.model.device}, "
+        f"writing {run}",
         flush=True,
     )
-    fit(method, optimizer, rows_per_step, config, run, progress)
+    fit(method, optimizer, training.rows_per_step, config, run, progress)
     return progress
 
 
-def known_tasks(config: Config) -> dict[str, Task]:
+def draw(config: Config, run: Path, device: torch.device) -> None:
+    """The run's report, where the libraries that draw are installed."""
+    if not config.report:
+        return
+    if not can_draw():
+        print(f'no report: pip install "minbert[plots]", then --option report --run {run} draws it')
+        return
+    print(f"report {write_report(run, config.data, device, config.skip_bad_rows)}")
+
+
+def name_the_sample(config: Config) -> None:
     if config.data is None:
         print("no --data given: training on the shipped sample, too small for its scores to mean anything")
-    return tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
+
+
+def selected_tasks(config: Config) -> dict[str, Task]:
+    """The tasks that a run trains; mnrl takes the first of single texts in classes."""
+    known = tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
+    selected = tasks.select(config.tasks, known)
+    if config.option != "mnrl":
+        return selected
+    task = tasks.first_of_single_texts_in_classes(selected)
+    return {task.name: task}
 
 
 def run_evaluation(config: Config) -> None:
@@ -141,7 +191,11 @@ def run_ensemble(config: Config) -> None:
             for run, one in logits[dev][name].items()
         }
         threshold = config.least_scores.get(name, 0.0)
-        chosen[name] = {"threshold": threshold, "scores": scores, "members": members(name, scores, threshold)}
+        chosen[name] = {
+            "threshold": threshold,
+            "scores": scores,
+            "members": members(name, scores, threshold, config.or_best),
+        }
     averaged = {
         split: {
             name: average(known[name].kind, [runs[run] for run in chosen[name]["members"]])
@@ -157,6 +211,10 @@ def run_ensemble(config: Config) -> None:
     write_text(out / "config.toml", tomli_w.dumps(config.settings))
     write_result(out, dev=result, tasks=chosen)
     for name, entry in chosen.items():
+        if max(entry["scores"].values()) < entry["threshold"]:
+            print(
+                f"warning: no run reaches {name}'s threshold {entry['threshold']:g}; its best run stands in"
+            )
         inside, all_runs = entry["members"], entry["scores"]
         print(f"{name}: {len(inside)} of {len(all_runs)} runs: {', '.join(inside)}")
     print(f"on the dev tables of {config.data or 'the shipped sample'}:\n{evaluate.table(known, result)}")
@@ -240,13 +298,9 @@ def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str,
 def claim_folder(config: Config) -> Path:
     """Make the run's folder. One that holds a run is only gone on with, never written over; without --out it
     is the next free runs/OPTION-N."""
-    try:
-        if config.out is None:
-            return next_free(Path("runs"), config.option)
-        run = Path(config.out)
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be made ({error.strerror}); name another --out") from None
+    run = make_folder(Path("runs") if config.out is None else Path(config.out))
+    if config.out is None:
+        return next_free(run, config.option)
     if not config.resume and (run / "config.toml").exists():
         remedy = "go on with it (--resume), or " if config.option in TRAINING else ""
         raise InputError(f"{run}: holds a run already; {remedy}name another --out")
@@ -255,11 +309,18 @@ def claim_folder(config: Config) -> Path:
     return run
 
 
-def next_free(folder: Path, option: str) -> Path:
+def make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be made ({error.strerror}); name another --out") from None
+    return folder
+
+
+def next_free(folder: Path, name: str) -> Path:
     """Making the folder claims its number, whoever else is looking for one."""
-    folder.mkdir(exist_ok=True)
     for number in count(1):
-        run = folder / f"{option}-{number}"
+        run = folder / f"{name}-{number}"
         with suppress(FileExistsError):
             run.mkdir()
             break

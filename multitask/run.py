@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from minbert.errors import InputError
-from multitask.config import TRAINING, resolve
+from multitask.command_line import Pipeline, resolve
+from multitask.config import TRAINING
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,12 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C and 141 where nobody reads the output any more."""
     go_on = ""
     try:
-        config = resolve(sys.argv[1:] if argv is None else argv)
-        if config.option in TRAINING:
-            go_on = f"; go on from the last saved state with --resume --out {config.out or 'RUN'}"
-        from multitask import jobs  # brings torch, which help and usage errors do without
+        plan = resolve(sys.argv[1:] if argv is None else argv)
+        if isinstance(plan, Pipeline) or plan.option in TRAINING:
+            go_on = f"; go on from the last saved state with --resume --out {plan.out or 'RUN'}"
+        # These bring torch, which help and usage errors do without.
+        from multitask.jobs import JOBS
+        from multitask.pipeline import run_pipeline
 
-        jobs.JOBS[config.option](config)
+        run_pipeline(plan) if isinstance(plan, Pipeline) else JOBS[plan.option](plan)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

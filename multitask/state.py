@@ -38,6 +38,11 @@ class Progress:
     records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
     data: str = ""  # the fingerprint of the training and dev rows
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch."""
+        return self.records[self.best_epoch - 1]
+
     def add(self, terms: Mapping[str, float], seconds: float) -> None:
         """One more update, with the terms of its loss."""
         self.step += 1

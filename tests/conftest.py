@@ -1,9 +1,12 @@
 """What several test files share. The tests need no network and no real weights, unless marked slow."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from multitask import jobs
 
 torch.set_num_threads(1)  # the same sums on every machine, and a training beside the tests goes on
 
@@ -18,3 +21,11 @@ def tiny() -> Path:
 def _seeded() -> None:
     """Every test draws the same random numbers, alone or in the whole set."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _undrawn() -> Iterator[None]:
+    """Runs end without their report, which takes longer than a tiny run; test_report.py has it drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "can_draw", lambda: False)
+        yield

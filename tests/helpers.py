@@ -57,6 +57,10 @@ def write_tables(
     return directory
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def metrics_without_clock(run: Path) -> list[str]:
     """The lines of metrics.jsonl, but for the fields that tell time."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

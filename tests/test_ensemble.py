@@ -25,6 +25,11 @@ def test_no_member_lists_every_score():
         members("sentiment", {"a": 0.5, "b": 0.1}, 0.53)
 
 
+def test_the_best_run_stands_in_where_it_may():
+    assert members("sentiment", {"a": 0.1, "b": 0.5}, 0.53, or_best=True) == ["b"]
+    assert members("sentiment", {"a": 0.1, "b": 0.5}, 0.05, or_best=True) == ["a", "b"]
+
+
 def test_classes_average_their_probabilities():
     """(.75, .25), (.75, .25) and (.001, .999) give (.5003, .4997): class 0. The mean of the logits would say
     class 1, since ln .001 outweighs the rest."""

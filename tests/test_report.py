@@ -15,7 +15,7 @@ from helpers import sentence, write_table, write_tables
 
 from minbert import BertModel, BertTokenizer
 from minbert.errors import InputError
-from multitask import figures, report
+from multitask import figures, jobs, report
 from multitask.data import Row
 from multitask.run import main
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
@@ -235,6 +235,22 @@ def finished(tmp_path_factory, data, tiny) -> Path:
     run_quietly("--option", "finetune", "--weights", tiny, "--data", data, "--threads", 1, "--batch-size", 4,
                 "--epochs", 2, "--out", run)  # fmt: skip
     return run
+
+
+def test_a_run_ends_with_its_report(data, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "can_draw", lambda: True)
+    words = ["--option", "finetune", "--weights", tiny, "--data", data, "--epochs", 1, "--steps-per-epoch", 2]
+    run_quietly(*words, "--out", tmp_path / "drawn")
+    assert "<h1>Run drawn</h1>" in (tmp_path / "drawn" / "report.html").read_text(encoding="utf-8")
+    run_quietly(*words, "--out", tmp_path / "bare", "--no-report")
+    assert (tmp_path / "bare" / "result.json").exists()
+    assert not (tmp_path / "bare" / "report.html").exists()
+
+
+def test_without_the_libraries_that_draw_it_says_how_to_get_them(data, tiny, tmp_path, capsys):
+    words = ["--option", "finetune", "--weights", tiny, "--data", data, "--epochs", 1, "--steps-per-epoch", 2]
+    assert main(list(map(str, [*words, "--out", tmp_path / "run"]))) == 0
+    assert 'no report: pip install "minbert[plots]"' in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

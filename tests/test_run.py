@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, metrics_without_clock, sentence, write_table, write_tables
+from helpers import ROOT, contents, metrics_without_clock, sentence, write_table, write_tables
 
 from multitask import MultitaskBert, jobs, train
 from multitask import predict as prediction
@@ -33,10 +33,6 @@ PREDICTIONS = sorted(
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

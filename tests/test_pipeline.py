@@ -1,0 +1,215 @@
+"""Recipes of several stages: what they resolve to, how they run, stop and go on, and the forecast."""
+
+import itertools
+import json
+import pkgutil
+import tomllib
+
+import pytest
+from helpers import contents, metrics_without_clock, write_tables
+
+from minbert.errors import InputError
+from multitask import forecast, pipeline
+from multitask.command_line import Pipeline, resolve
+from multitask.config import Config
+from multitask.forecast import Cost
+from multitask.run import main
+
+RECIPE = """
+[stages.first]
+option = "mnrl"
+epochs = 2
+steps_per_epoch = 4
+
+[stages.second]
+option = "finetune"
+init = "@first"
+epochs = 2
+steps_per_epoch = 5
+smart_weight = 1.0
+
+[stages.both]
+option = "ensemble"
+run = ["@second"]
+thresholds = ["sentiment=1"]
+or_best = true
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    sizes = {"train": 20, "dev": 10, "test-student": 3}
+    return write_tables(tmp_path_factory.mktemp("pipeline") / "data", sizes=sizes)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, data, tiny):
+    path = tmp_path_factory.mktemp("recipe") / "mine.toml"
+    path.write_text(RECIPE)
+    return ["--recipe", str(path), "--weights", str(tiny), "--data", str(data), "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "whole"
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+def stages_of(*words: str) -> dict[str, Config]:
+    found = resolve(words)
+    assert isinstance(found, Pipeline)
+    return found.stages
+
+
+def test_the_papers_pipeline():
+    """Sections 4.3.3 and 4.3.4: MNRL; 25 epochs of annealed sampling and SMART, lambda 15; BPPO with mu 1,
+    beta .75, rate 1e-6, 1,000 updates an epoch, 25 epochs; the ensemble of section 4.4."""
+    mnrl, smart, bregman, ensemble = stages_of("--recipe", "paper").values()
+    assert (mnrl.option, mnrl.weights) == ("mnrl", "bert-base-uncased")
+    assert (smart.option, smart.init, smart.epochs, smart.steps_per_epoch) == ("finetune", "@mnrl", 25, 2000)
+    assert (smart.sampling, smart.smart_weight, smart.bregman_weight) == ("annealed", 15, 0)
+    assert (bregman.init, bregman.epochs, bregman.steps_per_epoch) == ("@annealed-smart", 25, 1000)
+    assert (bregman.lr, bregman.bregman_weight, bregman.betas) == (1e-6, 1, (0.75,))
+    assert bregman.schedule == "halve-on-rise"
+    assert (ensemble.option, ensemble.run) == ("ensemble", ("@annealed-smart", "@bregman"))
+    assert ensemble.least_scores == {"sentiment": 0.53, "paraphrase": 0.88, "similarity": 0.87}
+
+
+def test_a_flag_goes_to_every_stage_that_uses_it():
+    stages = stages_of("--recipe", "paper", "--epochs", "3", "--weights", "minilm-l6", "--seed", "7")
+    assert [stages[name].epochs for name in ("mnrl", "annealed-smart", "bregman")] == [3, 3, 3]
+    assert stages["mnrl"].weights == "minilm-l6"
+    assert [stage.seed for stage in list(stages.values())[:3]] == [7, 7, 7]
+    assert stages["bregman"].init == "@annealed-smart"  # --weights begins the first stage, and only that
+
+
+def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
+    stages = stages_of("--recipe", "paper", "--weights", "minilm-l6")
+    alone = pipeline.origin(stages, "bregman")
+    assert (alone.init, alone.weights, alone.bregman_weight) == (None, "minilm-l6", 1)
+
+
+@pytest.mark.parametrize(
+    "text, flags, problem",
+    [
+        ("[stages.a]\nlr = 1\n", [], "stage a: name what to do with --option"),
+        ('[stages.a]\noption = "mnrl"\nlearning = 1\n', [], "stage a: unknown key 'learning'"),
+        ('[stages.a]\noption = "mnrl"\nlr = "x"\n', [], "stage a: lr: 'x' is not of type float"),
+        (
+            '[stages.a]\noption = "finetune"\ninit = "@b"\n',
+            [],
+            "stage a: @b: no stage of that name",
+        ),
+        ('[stages.a]\noption = "mnrl"\nhead_dropout = 0.1\n', [], "stage a: --option mnrl does not use"),
+        ('[stages."a/b"]\noption = "mnrl"\n', [], r"stages are tables, \[stages.NAME\]"),
+        ("stages = 3\n", [], r"stages are tables, \[stages.NAME\]"),
+        ('lr = 1\n[stages.a]\noption = "mnrl"\n', [], "lr must stand in a stage"),
+        ('[stages.a]\nextends = "nowhere"\n', [], "'nowhere' is neither a file nor a shipped recipe"),
+        ('[stages.a]\noption = "mnrl"\n', ["--head-dropout", "0.1"], "no stage uses --head-dropout"),
+        ('[stages.a]\noption = "mnrl"\n', ["--init", "x"], "--init: the stages of .* say this themselves"),
+    ],
+)
+def test_a_bad_pipeline_ends_in_one_line_that_names_the_recipe(tmp_path, text, flags, problem):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=problem):
+        resolve(["--recipe", str(path), *flags])
+
+
+def test_every_stage_is_a_run_of_its_own(finished, data):
+    assert {path.name for path in finished.iterdir()} == {"pipeline.toml", "first", "second", "both"}
+    for stage in ("first", "second", "both"):
+        assert (finished / stage / "result.json").exists()
+    second = tomllib.loads((finished / "second" / "config.toml").read_text())
+    assert second["init"] == str(finished / "first")
+    both = json.loads((finished / "both" / "result.json").read_text())
+    assert both["tasks"]["sentiment"]["members"] == [str(finished / "second")]
+    assert (finished / "both" / "predictions" / "sst-test-output.csv").exists()
+
+
+def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tmp_path, capsys):
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert out.index("on this machine: first ") < out.index("stage first")
+    assert "warning: no run reaches sentiment's threshold 1; its best run stands in" in out
+
+
+@pytest.mark.parametrize(
+    "place, call, done",
+    [
+        ("multitask.train.end_epoch", 2, []),  # in the last epoch of the first stage
+        ("multitask.train.end_epoch", 4, ["first"]),
+        ("multitask.jobs.average", 1, ["first", "second"]),
+    ],
+)
+def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, monkeypatch, place, call, done):
+    """The resumed command says nothing of the settings: the folder holds them."""
+    out, calls, goes_on = tmp_path / "out", itertools.count(1), pkgutil.resolve_name(place)
+
+    def stop(*args):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return goes_on(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stop)
+        assert main([*words, "--out", str(out)]) == 130
+    assert [name for name in ("first", "second", "both") if (out / name / "result.json").exists()] == done
+    assert main(["--resume", "--out", str(out)]) == 0
+    for name in ("first", "second"):
+        assert metrics_without_clock(out / name) == metrics_without_clock(finished / name)
+        assert contents(out / name / "best") == contents(finished / name / "best")
+    assert contents(out / "both" / "predictions") == contents(finished / "both" / "predictions")
+
+
+def test_a_finished_pipeline_is_done(words, finished, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "measure", None)  # nothing to measure, nothing to do
+    assert main(["--resume", "--out", str(finished)]) == 0
+    assert "done before: first, second, both" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_a_pipeline_is_not_written_over(words, finished, capsys):
+    assert main([*words, "--out", str(finished)]) == 2
+    assert "holds a run already; go on with it (--resume)" in capsys.readouterr().err
+
+
+def test_a_resumed_pipeline_keeps_its_settings_but_for_the_machines(words, finished):
+    same = resolve([*words, "--resume", "--out", str(finished), "--save-every", "3"])
+    assert isinstance(same, Pipeline) and same.stages["first"].save_every == 3
+    for change in (["--epochs", "3"], ["--seed", "1"]):
+        with pytest.raises(InputError, match=r"stage .* was started with"):
+            resolve([*words, *change, "--resume", "--out", str(finished)])
+        with pytest.raises(InputError, match=r"stage .* was started with"):
+            resolve([*change, "--resume", "--out", str(finished)])
+
+
+def test_the_seconds_of_a_run():
+    """start 5, epochs of 10 updates of 2 s and an evaluation of 3 s; two predictions at the end."""
+    cost = Cost(start=5, update=2, evaluation=3, epochs=4, steps_per_epoch=10)
+    assert cost.seconds() == 5 + 4 * (20 + 3) + 2 * 3
+    assert cost.seconds(epochs_done=3) == 5 + 23 + 6
+
+
+def test_a_measured_run(words, tiny, data, monkeypatch, tmp_path):
+    """A clock that ticks once a reading: every update takes a tick. Where every fifth row is tried, what
+    grows with the rows takes five."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(forecast, "LEAST_ROWS", 4)
+    monkeypatch.chdir(tmp_path)
+    config = Config("finetune", weights=str(tiny), data=str(data), epochs=2, batch_size=4)
+    cost = forecast.measure(config)
+    assert (cost.update, cost.evaluation) == (1, 5)
+    assert (cost.epochs, cost.steps_per_epoch) == (
+        2,
+        15,
+    )  # all 60 rows in batches of 4
+    assert not list(tmp_path.iterdir())  # nothing is written
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(20, "20 seconds"), (90, "90 seconds"), (120, "2.0 minutes"), (7200, "2.0 hours")]
+)
+def test_durations(seconds, text):
+    assert pipeline.duration(seconds) == text
