@@ -1,0 +1,104 @@
+"""Which mode and epsilon make SMART matter: what its search finds on a run's own training batches.
+
+    python tools/perturbation.py --run RUN [--data DIR] [--batches N] [--epsilons X,X,...]
+
+Every setting sees the same batches of every task, without dropout, through the run's best model. A row of the
+table holds the means over the batches: R; |dR|, the norm of its gradient with respect to all weights, beside
+that of the task loss, |dL|; the cosine of the perturbation with the gradient it climbed; and how many times
+higher it raised l than random noise of the same norm (the median). A weight of `lambda`, |dL| / |dR|, makes
+both terms pull equally hard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minbert.errors import InputError
+from minbert.packing import Packing
+from multitask.config import Config
+from multitask.data import SAMPLE, Examples, make_examples, read_split
+from multitask.finetune import collate
+from multitask.jobs import data_of, load_run
+from multitask.losses import DIVERGENCES, LOSSES
+from multitask.model import MultitaskBert
+from multitask.sampling import random_seed, shuffled_rows
+from multitask.smart import adversarial_noise, ascent_gain
+
+EPSILONS = "0.001,0.003,0.01,0.03,0.1,0.3"
+BATCH = 16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="finished run of finetune")
+    parser.add_argument("--data", type=Path, help="folder of tables (default: the run's own)")
+    parser.add_argument("--batches", type=int, default=100, help="batches of each task")
+    parser.add_argument("--epsilons", default=EPSILONS, help="radii of the ball")
+    args = parser.parse_args()
+    try:
+        settings = [Config("finetune", smart_mode="normalize")]
+        settings += [Config("finetune", smart_epsilon=float(text)) for text in args.epsilons.split(",")]
+        model = load_run(args.run, torch.device("cpu"))
+        folder = args.data or Path(data_of(args.run) or SAMPLE)
+        rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
+    except (InputError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    model.eval()
+    print(f"{args.batches} batches of {BATCH} a task from {folder}, {args.run}")
+    print("| task | mode | epsilon | R | \\|dR\\| | \\|dL\\| | lambda | cosine | gain |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in model.tasks:
+        examples = make_examples(rows[name], model.tokenizer, model.max_length)
+        for config in settings:
+            found = np.array(list(searches(model, name, examples, config, args.batches)))
+            r, regulariser, loss, cosine = found[:, :4].mean(axis=0)
+            weight, gain = loss / regulariser, np.median(found[:, 4])
+            cells = [config.smart_mode, f"{config.ascent['epsilon']:g}", f"{r:.2g}", f"{regulariser:.2g}"]
+            cells += [f"{loss:.2g}", f"{weight:.2g}", f"{cosine:.3f}", f"{gain:,.2f}"]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+def searches(
+    model: MultitaskBert, name: str, examples: Examples, config: Config, batches: int
+) -> Iterator[tuple[float, ...]]:
+    """R, |dR|, |dL|, cosine and gain on each batch."""
+    task, weights = model.tasks[name], list(model.encoder.parameters())
+    divergence = DIVERGENCES[task.kind]
+    for number in range(batches):
+        inputs, labels = collate(model, examples, shuffled_rows(0, 0, len(examples), number * BATCH, BATCH))
+        generator = torch.Generator().manual_seed(random_seed(0, "noise", number))
+        embeddings, packing = model.encoder.embed(**inputs)
+
+        def outputs(embeddings: Tensor, packing: Packing = packing) -> Tensor:
+            return model.logits_from_embeddings(name, embeddings, packing) / task.unit
+
+        clean = outputs(embeddings)
+        ascent = config.ascent
+        noise, found = adversarial_noise(
+            outputs, embeddings, clean, divergence, **ascent, generator=generator
+        )
+        r = divergence(outputs(embeddings + noise), clean)
+        gain = ascent_gain(outputs, embeddings, clean, divergence, noise, r, ascent["norm"], generator)
+        loss = LOSSES[task.kind](clean, labels / task.unit)
+        norms = [gradient_norm(value, weights) for value in (r, loss)]
+        yield r.item(), *norms, found.cosine, gain
+
+
+def gradient_norm(value: Tensor, weights: list[nn.Parameter]) -> float:
+    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
