@@ -31,6 +31,7 @@ OPTIONS = {
     "report": "draw a run: report.html and its figures",
     "predict": "read texts from a file or standard input, write predictions as it goes",
 }
+COMPUTING = (*TRAINING, "evaluate", "ensemble", "predict")
 MAX_STEPS_PER_EPOCH = 2000
 REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
@@ -237,6 +238,20 @@ class Config:
     save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
     report: bool = setting(True, "run", "draw report.html at the end (needs the extra plots)", kind=bool)
     threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
+    precision: str = setting(
+        "float32",
+        "run",
+        "of the encoder's products; weights stay float32",
+        choices=("float32", "bf16"),
+        options=COMPUTING,
+    )
+    compile: bool = setting(
+        False,
+        "run",
+        "compile the layers (torch.compile): faster after a minute, needs a C++ compiler",
+        kind=bool,
+        options=COMPUTING,
+    )
     device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
 
     task: str = setting("", "predict", "task to predict", options=("predict",))

@@ -9,7 +9,7 @@ from statistics import mean
 import numpy as np
 
 from minbert.optim import AdamW, parameter_groups
-from multitask import jobs
+from multitask import jobs, machine
 from multitask.config import Config
 from multitask.train import epoch_steps, update
 
@@ -45,7 +45,7 @@ def measure(config: Config) -> Cost:
     thinned = {
         split: {name: table[::every] for name, table in tables.items()} for split, tables in rows.items()
     }
-    training = jobs.PREPARE[config.option](config, selected, thinned, jobs.set_up_machine(config))
+    training = jobs.PREPARE[config.option](config, selected, thinned, machine.set_up(config))
     start = reading + every * (time.perf_counter() - started - reading)
 
     update_seconds = mean(_tried_updates(training)[1:])  # the first one warms up

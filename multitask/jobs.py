@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from minbert.errors import InputError
 from minbert.files import recover_folder, write_text
 from minbert.optim import AdamW, parameter_groups
-from multitask import evaluate, state, tasks
+from multitask import evaluate, machine, state, tasks
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
@@ -56,11 +56,11 @@ def run_training(config: Config) -> None:
     name_the_sample(config)
     selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
-    run, device = claim_folder(config), set_up_machine(config)
+    run, device = claim_folder(config), machine.set_up(config)
     training = prepare_finetuning(replace(config, out=str(run)), selected, rows, device)
     progress = train(training, rows)
 
-    best = MultitaskBert.load(run / "best", device)
+    best = machine.prepared(MultitaskBert.load(run / "best"), config, device)
     dev_data, test_data = (encode(rows[split], best) for split in SPLITS[1:])
     scores = predict_all(run / "predictions", best, dev_data, test_data)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
@@ -79,7 +79,7 @@ def prepare_finetuning(
     config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
 ) -> Training:
     """The model and the tokenised tables of pretrain and finetune."""
-    model = build_model(config, selected).to(device)
+    model = machine.prepared(build_model(config, selected), config, device)
     train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
     start_heads(model, train_data, config)
     sizes = [len(examples) for examples in train_data.values()]
@@ -97,7 +97,7 @@ def run_ranking(config: Config) -> None:
     name_the_sample(config)
     selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS[:2], selected, config.skip_bad_rows)
-    run, device = claim_folder(config), set_up_machine(config)
+    run, device = claim_folder(config), machine.set_up(config)
     progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device), rows)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
     write_result(run, dev=progress.best["dev"], best_epoch=progress.best_epoch)
@@ -109,7 +109,7 @@ def prepare_ranking(
 ) -> Training:
     """The encoder and the tokenised tables of mnrl."""
     (task,) = selected.values()
-    model = build_model(config, {}).to(device)
+    model = machine.prepared(build_model(config, {}), config, device)
     train_data, dev_data = (encode(rows[split], model)[task.name] for split in SPLITS[:2])
     rows_per_step = 2 * task.num_classes * config.groups * config.accumulate
     config = replace(config, steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config))
@@ -165,9 +165,9 @@ def selected_tasks(config: Config) -> dict[str, Task]:
 
 def run_evaluation(config: Config) -> None:
     """Score a finished run's best model on the dev tables and write its dev and test predictions again."""
-    run, device = Path(config.run[0]), set_up_machine(config)
+    run, device = Path(config.run[0]), machine.set_up(config)
     data = config.data or data_of(run)
-    model = load_run(run, device)
+    model = load_run(run, config, device)
     selected = tasks.select(config.tasks, model.tasks)
     rows = read_splits(data, SPLITS[1:], selected, config.skip_bad_rows)
     dev_data, test_data = (encode(rows[split], model) for split in SPLITS[1:])
@@ -179,7 +179,7 @@ def run_evaluation(config: Config) -> None:
 def run_ensemble(config: Config) -> None:
     """Average the runs' predictions, for each task those of the runs that reach its threshold."""
     config = replace(config, data=config.data or data_of(Path(config.run[0])))
-    device, out = set_up_machine(config), claim_folder(config)
+    device, out = machine.set_up(config), claim_folder(config)
     known, examples, logits = logits_of_runs(config, device)
     tasks.select(list(config.least_scores), known)  # a threshold of an unknown task is a mistake
     dev, test = SPLITS[1:]
@@ -227,7 +227,7 @@ def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task
     examples: Encoded = {split: {} for split in SPLITS[1:]}
     logits: Logits = {split: {} for split in SPLITS[1:]}
     for run in dict.fromkeys(config.run):
-        model = load_run(Path(run), device)
+        model = load_run(Path(run), config, device)
         selected = tasks.select(config.tasks, model.tasks)
         for name, task in selected.items():
             if known.setdefault(name, task) != task:
@@ -246,14 +246,14 @@ def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task
 def run_report(config: Config) -> None:
     """Draw a run: report.html, self-contained, and the figures beside it."""
     run = Path(config.run[0])
-    device = set_up_machine(config)
+    device = machine.set_up(config)
     print(f"report {write_report(run, config.data or data_of(run), device, config.skip_bad_rows)}")
 
 
 def run_prediction(config: Config) -> None:
     """A stream of texts in, predictions out."""
-    device = set_up_machine(config)
-    model = load_run(Path(config.run[0]), device)
+    device = machine.set_up(config)
+    model = load_run(Path(config.run[0]), config, device)
     task = tasks.select([config.task], model.tasks)[config.task]
     predict(model, task, config.input, config.output, config.skip_bad_rows)
 
@@ -382,27 +382,9 @@ def data_of(run: Path) -> str | None:
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
 
 
-def load_run(run: Path, device: torch.device) -> MultitaskBert:
+def load_run(run: Path, config: Config, device: torch.device) -> MultitaskBert:
     """A run's best model; InputError for one of mnrl, which has no heads."""
-    model = MultitaskBert.load(best_folder(run), device)
+    model = machine.prepared(MultitaskBert.load(best_folder(run)), config, device)
     if not model.tasks:
         raise InputError(f"{run}: an encoder of mnrl, without heads; fine-tune from it with --init")
     return model
-
-
-def set_up_machine(config: Config) -> torch.device:
-    """Set the threads; the device by name, where auto is the GPU if torch sees one."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("only cpu, cuda and mps compute")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device {config.device}: not to be had here ({str(error).splitlines()[0]})"
-        ) from None
-    return device

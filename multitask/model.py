@@ -45,6 +45,7 @@ class MultitaskBert(nn.Module):
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.pooling = pooling
+        self.precision = "float32"  # or "bf16", of the encoder's products
         self.max_length = min(max_length, encoder.config.max_position_embeddings)
         self.dropout = nn.Dropout(float(head_dropout))
         heads = {name: nn.Linear(encoder.config.hidden_size, task.outputs) for name, task in tasks.items()}
@@ -85,8 +86,14 @@ class MultitaskBert(nn.Module):
 
     def logits_from_embeddings(self, task: str, embeddings: Tensor, packing: Packing) -> Tensor:
         """Logits (B, C) of packed embeddings (T, H): the seam at which embeddings can be perturbed."""
-        pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
+        pooled = self.pooled_from_embeddings(embeddings, packing)
         return self.heads[task](self.dropout(pooled)) * self.tasks[task].unit
+
+    def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing) -> Tensor:
+        """(T, H) -> (B, H), through the encoder in the model's precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
+        return pooled.to(embeddings.dtype)
 
     def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
         """The predicted class of each text or pair, an int; or for a regression task its value, a float."""

@@ -40,7 +40,7 @@ class Ranking:
 
     def vectors_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
         inputs = to_device(inputs, self.model.device)
-        return self.model.encoder.pooled(**inputs, pooling=self.model.pooling)
+        return self.model.pooled_from_embeddings(*self.model.encoder.embed(**inputs))
 
     def after_update(self, step: int) -> None:
         pass

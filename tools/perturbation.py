@@ -47,7 +47,7 @@ def main() -> int:
     try:
         settings = [Config("finetune", smart_mode="normalize")]
         settings += [Config("finetune", smart_epsilon=float(text)) for text in args.epsilons.split(",")]
-        model = load_run(args.run, torch.device("cpu"))
+        model = load_run(args.run, Config("predict"), torch.device("cpu"))
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
     except (InputError, ValueError) as error:

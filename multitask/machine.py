@@ -1,0 +1,80 @@
+"""Where a run computes, and how fast: threads, device, precision, compilation."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+
+from minbert.errors import InputError
+from multitask.config import Config
+from multitask.model import MultitaskBert
+
+WORTH = 1.05  # of float32's speed: what bf16 must reach to be taken
+
+
+def set_up(config: Config) -> torch.device:
+    """Set the threads; the device by name, where auto is the GPU if torch sees one. InputError where this
+    machine cannot do what is asked, or would only be slowed down by it."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    if config.precision == "bf16":
+        _check_bf16(device)
+    if config.compile:
+        _check_compiler(device)
+    return device
+
+
+def prepared(model: MultitaskBert, config: Config, device: torch.device) -> MultitaskBert:
+    """The model on its device, in the precision of the run, its layers compiled where that is wanted. A layer
+    compiles in its place, so that weights keep their names and a copy is an ordinary model."""
+    model.precision = config.precision
+    if config.compile:
+        for layer in model.encoder.layers:
+            layer.compile(dynamic=True)
+    return model.to(device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("only cpu, cuda and mps compute")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def _check_bf16(device: torch.device) -> None:
+    """A processor without instructions for bf16 emulates it, many times slower."""
+    gain = product_seconds(torch.float32, device) / product_seconds(torch.bfloat16, device)
+    if gain < WORTH:
+        raise InputError(
+            f"--precision bf16: measured at {gain:.2f} times the speed of float32 on this {device.type}; "
+            "leave it out"
+        )
+
+
+def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """The median time of a product as a BERT layer has it."""
+    a = torch.ones(512, 768, dtype=dtype, device=device)
+    b = torch.ones(768, 3072, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def _check_compiler(device: torch.device) -> None:
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # the compiler's own kinds, which differ between backends
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--compile: torch.compile does not work here ({reason})") from None

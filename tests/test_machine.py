@@ -1,0 +1,89 @@
+"""machine.py: devices, bf16 only where it pays, layers that compile in their place."""
+
+import copy
+
+import pytest
+import torch
+from helpers import make_model
+
+from minbert.errors import InputError
+from multitask import machine
+from multitask.config import Config
+
+CPU = torch.device("cpu")
+TEXTS = ["a good film", "the man plays a guitar and eats", "bad"]
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """The seconds of a product by precision, instead of this machine's own."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(machine, "product_seconds", lambda dtype, device: seconds[dtype])
+    return seconds
+
+
+def test_bf16_is_refused_where_it_is_slower_by_measurement(speeds):
+    assert machine.set_up(Config("finetune", device="cpu", precision="bf16")) == CPU
+    speeds[torch.bfloat16] = 4.0
+    with pytest.raises(InputError, match=r"--precision bf16: measured at 0\.25 times the speed of float32"):
+        machine.set_up(Config("finetune", device="cpu", precision="bf16"))
+    assert machine.set_up(Config("finetune", device="cpu")) == CPU
+
+
+def test_a_product_takes_time():
+    assert 0 < machine.product_seconds(torch.float32, CPU) < 10
+
+
+def test_bf16_reaches_the_encoder_and_leaves_weights_and_outputs_in_float32(tiny):
+    """Its 8 bits of precision show in the logits: near those of float32, and not the same."""
+    exact = make_model(tiny).eval()
+    rounded = machine.prepared(make_model(tiny).eval(), Config("finetune", precision="bf16"), CPU)
+    batch = exact.tokenizer(TEXTS)
+    with torch.no_grad():
+        expected, found = exact("sentiment", batch), rounded("sentiment", batch)
+    assert found.dtype == torch.float32 and not found.equal(expected)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+    rounded("sentiment", batch).sum().backward()
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.float32}
+    assert rounded.encoder.layers[0].output.weight.grad is not None
+
+
+def test_without_a_compiler_it_says_so(monkeypatch):
+    def missing(function, **_):
+        raise RuntimeError("no working\nC++ compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    with pytest.raises(InputError, match=r"--compile: torch\.compile does not work here \(no working C\+\+"):
+        machine.set_up(Config("finetune", device="cpu", compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+def test_compiled_layers_compute_the_same_under_the_same_names(tiny):
+    config = Config("finetune", device="cpu", compile=True)
+    machine.set_up(config)
+    plain, compiled = make_model(tiny), machine.prepared(make_model(tiny), config, CPU)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for texts in (TEXTS, TEXTS[:2], [*TEXTS, "is it very good"]):
+        batch = plain.tokenizer(texts)
+        results = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            logits = model.eval()("sentiment", batch)
+            logits.square().sum().backward()
+            results.append((logits, model.encoder.layers[0].output.weight.grad))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny):
+    """BPPO's teacher is a copy: were its layers the compiled ones of the model, it would be the model."""
+    model = machine.prepared(make_model(tiny).eval(), Config("finetune", compile=True), CPU)
+    teacher = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in teacher.encoder.layers.parameters():
+            parameter.zero_()
+        batch = model.tokenizer(TEXTS)
+        zeros = make_model(tiny).eval()
+        for parameter in zeros.encoder.layers.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(teacher("sentiment", batch), zeros("sentiment", batch))
