@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from minbert.errors import InputError
 from minbert.files import recover_folder, write_text
 from minbert.optim import AdamW, parameter_groups
-from multitask import evaluate, state, tasks
+from multitask import distributed, evaluate, state, tasks
 from multitask.build import best_folder, build_model, start_heads
-from multitask.config import TRAINING, Config, read_toml
+from multitask.config import PATHS, TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
 from multitask.finetune import Finetuning
@@ -44,7 +44,8 @@ def run_training(config: Config) -> None:
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
     run, device = claim_folder(config), set_up_machine(config)
 
-    model = build_model(config, selected).to(device)
+    with distributed.first_on_machine():  # a checkpoint may have to be fetched
+        model = build_model(config, selected).to(device)
     train_data, dev_data, test_data = (encode(rows[split], model) for split in SPLITS)
     start_heads(model, train_data, config)
     sizes = [len(examples) for examples in train_data.values()]
@@ -57,6 +58,7 @@ def run_training(config: Config) -> None:
     )
     progress = train(Finetuning(model, train_data, dev_data, config), model, rows, rows_per_step, config)
 
+    distributed.wait()  # until the best model is on the disk
     best = MultitaskBert.load(run / "best", device)
     scores = predict_all(run / "predictions", best, dev_data, test_data)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
@@ -76,7 +78,8 @@ def run_ranking(config: Config) -> None:
     rows = read_splits(config.data, SPLITS[:2], {task.name: task}, config.skip_bad_rows)
     run, device = claim_folder(config), set_up_machine(config)
 
-    model = build_model(config, {}).to(device)
+    with distributed.first_on_machine():
+        model = build_model(config, {}).to(device)
     train_data, dev_data = (encode(rows[split], model)[task.name] for split in SPLITS[:2])
     rows_per_step = 2 * task.num_classes * config.groups * config.accumulate
     config = replace(
@@ -94,7 +97,10 @@ def train(
     optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
     progress = start_or_resume(config, method, optimizer, fingerprint([rows["train"], rows["dev"]]))
     run = Path(config.out or "")
-    write_text(run / "config.toml", tomli_w.dumps(config.settings))
+    local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # each machine's own affair
+    distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
+    if distributed.is_writer():
+        write_text(run / "config.toml", tomli_w.dumps(config.settings))
     print(
         f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {model.device}, writing {run}",
         flush=True,
@@ -234,9 +240,19 @@ def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str,
 
 
 def claim_folder(config: Config) -> Path:
+    """The folder that the writer claims, which every process has to see."""
+    run = Path(distributed.from_writer(lambda: str(make_folder(config))))
+    if not run.is_dir():
+        raise InputError(f"{run}: is not to be seen here; name an --out in a folder that all machines share")
+    return run
+
+
+def make_folder(config: Config) -> Path:
     """Make the run's folder. One that holds a run is only gone on with, never written over; without --out it
     is the next free runs/OPTION-N."""
     try:
+        if config.out is None and distributed.may_be_restarted():
+            raise InputError("torchrun --max-restarts needs --out, the folder that a restart goes on with")
         if config.out is None:
             return next_free(Path("runs"), config.option)
         run = Path(config.out)
@@ -290,7 +306,7 @@ def write_all_predictions(
 ) -> dict[str, Any]:
     """Submission files for dev, and for test where there are tables; returns the dev scores."""
     for split, data, logits in (("dev", dev, dev_logits), ("test", test, test_logits)):
-        for name, examples in data.items():
+        for name, examples in data.items() if distributed.is_writer() else ():
             evaluate.write_predictions(directory, selected[name], split, examples.ids, logits[name])
     return evaluate.scores(selected, dev_logits, dev)
 
@@ -321,13 +337,15 @@ def load_run(run: Path, device: torch.device) -> MultitaskBert:
 
 
 def set_up_machine(config: Config) -> torch.device:
-    """Set the threads; the device by name, where auto is the GPU if torch sees one."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Set the threads; the device by name, where auto is the GPU if torch sees one. Of several processes each
+    has a GPU of its own."""
+    threads = config.threads or distributed.default_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return distributed.own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        device = torch.device(config.device)
+        device = distributed.own_device(torch.device(config.device))
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("only cpu, cuda and mps compute")
         torch.empty(1, device=device)

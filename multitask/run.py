@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from minbert.errors import InputError
-from multitask.config import TRAINING, resolve
+from multitask.config import TRAINING, Config, resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,12 +15,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C and 141 where nobody reads the output any more."""
     go_on = ""
     try:
-        config = resolve(sys.argv[1:] if argv is None else argv)
+        config = settings(sys.argv[1:] if argv is None else argv)
         if config.option in TRAINING:
             go_on = f"; go on from the last saved state with --resume --out {config.out or 'RUN'}"
-        from multitask import jobs  # brings torch, which help and usage errors do without
+        from multitask import distributed, jobs  # bring torch, which help and usage errors do without
 
-        jobs.JOBS[config.option](config)
+        with distributed.processes():
+            jobs.JOBS[config.option](config)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,6 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped{go_on}", file=sys.stderr)
         return 130
+
+
+def settings(argv: Sequence[str]) -> Config:
+    """The command line's settings. Where torchrun has started it in several processes, one of each machine
+    says what is wrong with it; where it has started them again after one had died, the run goes on."""
+    try:
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        config = resolve([*argv, *["--resume"] * again])
+        if config.option not in TRAINING and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(f"--option {config.option} works in one process: start it without torchrun")
+        return config
+    except InputError:
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            raise SystemExit(2) from None
+        raise
 
 
 if __name__ == "__main__":
