@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minbert.errors import InputError
+
+GRACE_SECONDS = 5  # torchrun ends all processes at the first exit, which must be that of the one that speaks
 
 Item = TypeVar("Item")
 
@@ -46,12 +49,15 @@ def processes() -> Iterator[None]:
         yield
         return
     store, number, count = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what the one before has left would mislead
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
     dist.init_process_group(store=store, rank=number, world_size=count)  # gloo for the CPU, NCCL for GPUs
     try:
         with _silence() if number else nullcontext():
             yield
     except BaseException:
         if not _first_to_fail(store):
+            time.sleep(GRACE_SECONDS)
             raise SystemExit(2) from None
         raise
     finally:
@@ -77,7 +83,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ConnectionError(f"another process of this run has ended ({reason})") from None
 
 
@@ -246,8 +252,3 @@ def default_threads() -> int | None:
         return None
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
-
-
-def may_be_restarted() -> bool:
-    """Whether torchrun starts all processes again after one has died."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0

@@ -251,8 +251,6 @@ def make_folder(config: Config) -> Path:
     """Make the run's folder. One that holds a run is only gone on with, never written over; without --out it
     is the next free runs/OPTION-N."""
     try:
-        if config.out is None and distributed.may_be_restarted():
-            raise InputError("torchrun --max-restarts needs --out, the folder that a restart goes on with")
         if config.out is None:
             return next_free(Path("runs"), config.option)
         run = Path(config.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from minbert.errors import InputError
@@ -39,16 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def settings(argv: Sequence[str]) -> Config:
-    """The command line's settings. Where torchrun has started it in several processes, one of each machine
-    says what is wrong with it; where it has started them again after one had died, the run goes on."""
+    """The command line's settings. Where torchrun has started several processes, one a machine says what
+    is wrong with them; where it has started them again, after one had died, the run goes on."""
+
+    def launcher(name: str, default: int = 0) -> int:
+        return int(os.environ.get(name, default))
+
     try:
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        config = resolve([*argv, *["--resume"] * again])
-        if config.option not in TRAINING and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        config = resolve(argv)
+        if launcher("WORLD_SIZE", 1) > 1 and config.option not in TRAINING:
             raise InputError(f"--option {config.option} works in one process: start it without torchrun")
-        return config
+        if launcher("TORCHELASTIC_MAX_RESTARTS") > 0 and config.out is None:
+            raise InputError("torchrun --max-restarts needs --out, the folder that a restart goes on with")
+        return resolve([*argv, "--resume"]) if launcher("TORCHELASTIC_RESTART_COUNT") > 0 else config
     except InputError:
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if launcher("LOCAL_RANK") > 0:
+            time.sleep(5)  # torchrun ends all at the first exit, which must not come before the message
             raise SystemExit(2) from None
         raise
 
