@@ -87,8 +87,12 @@ def _together() -> Iterator[None]:
         raise ConnectionError(f"another process of this run has ended ({reason})") from None
 
 
+_alone = False  # while the writer works by itself
+
+
 def several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    """Whether there are others to work with."""
+    return dist.is_available() and dist.is_initialized() and not _alone
 
 
 def rank() -> int:
@@ -195,12 +199,20 @@ def collect(results: list[Item]) -> list[Item]:
 
 
 def from_writer(make: Callable[[], Item]) -> Item:
-    """What `make` gives in the writer, alone there."""
-    box = [make() if is_writer() else None]
-    if several():
-        with _together():
-            dist.broadcast_object_list(box)
-    return box[0]  # type: ignore[return-value]
+    """What `make` gives in the writer, who works by itself there, as one process does; the others wait."""
+    global _alone
+    if not several():
+        return make()
+    box: list[Any] = [None]
+    if is_writer():
+        _alone = True
+        try:
+            box[0] = make()
+        finally:
+            _alone = False
+    with _together():
+        dist.broadcast_object_list(box)
+    return box[0]
 
 
 def wait() -> None:
