@@ -127,7 +127,8 @@ def test_two_processes_of_which_one_is_killed_train_as_one_that_lives(words, tmp
     done = torchrun(2, program, *words, "--out", tmp_path / "two", restarts=1)
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/two: going on after step 12\n" in done.stdout
-    assert done.stderr.count("error: ") == done.stderr.count("another process of this run has ended") == 1
+    complaints = done.stderr.count("error: ")  # none where torchrun ends the other before that has noticed
+    assert complaints == done.stderr.count("error: another process of this run has ended") <= 1
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     same_run(tmp_path / "one", tmp_path / "two")
 
