@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minbert.tokenizer import BertTokenizer
 from multitask.data import Examples, length_sorted_batches
+from multitask.distributed import collect, deal
 from multitask.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ def in_length_order(
     batch_size: int,
     compute: Callable[[Mapping[str, Tensor]], Tensor],
 ) -> Tensor:
-    """`compute` on batches of like length; its rows on the CPU, in float32 and in the examples' own order."""
+    """`compute` on batches of like length, divided over the processes; its rows on the CPU, in float32 and in
+    the examples' own order."""
     batches = length_sorted_batches([len(ids) for ids, _ in encoded], batch_size)
-    rows = [compute(tokenizer.pad([encoded[row] for row in batch])).float().cpu() for batch in batches]
-    return torch.cat(rows)[np.argsort(np.concatenate(batches))]
+    rows = [compute(tokenizer.pad([encoded[row] for row in batch])).float().cpu() for batch in deal(batches)]
+    return torch.cat(collect(rows))[np.argsort(np.concatenate(batches))]
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from multitask import evaluate
 from multitask.bregman import MomentumTeacher, beta_at
 from multitask.config import Config
 from multitask.data import Examples
+from multitask.distributed import Share, total
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
 from multitask.sampling import random_seed, step_rows, task_order
@@ -69,26 +70,31 @@ class Finetuning:
         seed = random_seed(self.config.seed, "noise", step)
         generator = torch.Generator(self.model.device).manual_seed(seed)
         for batch in np.split(rows, self.config.accumulate):
-            inputs, labels = collate(self.model, self.train[name], batch)
-            yield self.objective(self.model.tasks[name], inputs, labels, generator, self.compares(step))
+            share = Share.of([len(self.train[name].encoded[row][0]) for row in batch], generator)
+            inputs, labels = collate(self.model, self.train[name], batch[share.rows])
+            yield self.objective(self.model.tasks[name], inputs, labels, share, self.compares(step))
 
     def objective(
         self,
         task: Task,
         inputs: Mapping[str, Tensor],
         labels: Tensor,
-        generator: torch.Generator,
+        share: Share,
         compare: bool,
     ) -> tuple[Tensor, Terms]:
-        """The loss to minimise on one batch. Without dropout one clean pass serves all three terms."""
-        model, config, divergence = self.model, self.config, DIVERGENCES[task.kind]
+        """The loss to minimise on one batch, of which `inputs` and `labels` are this process's share. Without
+        dropout one clean pass serves all three terms."""
+        model, config = self.model, self.config
+
+        def divergence(p: Tensor, q: Tensor) -> Tensor:  # this share's part of the mean over the batch
+            return DIVERGENCES[task.kind](p, q) * share.weight
 
         def outputs(embeddings: Tensor) -> Tensor:  # in the task's unit, so that any range weighs the same
             return model.logits_from_embeddings(task.name, embeddings, packing) / task.unit
 
         embeddings, packing = model.encoder.embed(**inputs)
         clean = outputs(embeddings)
-        loss = LOSSES[task.kind](clean, labels / task.unit)
+        loss = total(LOSSES[task.kind](clean, labels / task.unit) * share.weight)
         terms = {f"loss/{task.name}": loss.item()}
         if not config.smart_weight and self.teacher is None:
             return loss, terms
@@ -97,11 +103,11 @@ class Finetuning:
                 embeddings, packing = model.encoder.embed(**inputs)
                 clean = outputs(embeddings)
             if config.smart_weight:
-                r, found = self.smoothness(outputs, embeddings, clean, divergence, generator, compare)
+                r, found = self.smoothness(outputs, embeddings, clean, divergence, share, compare)
                 loss = loss + config.smart_weight * r
                 terms |= {f"smart/{task.name}/{name}": value for name, value in found.items()}
             if self.teacher is not None:
-                d = divergence(clean, self.teacher(task.name, inputs) / task.unit)
+                d = total(divergence(clean, self.teacher(task.name, inputs) / task.unit))
                 loss = loss + config.bregman_weight * d
                 terms[f"bregman/{task.name}"] = d.item()
         return loss, terms
@@ -112,23 +118,31 @@ class Finetuning:
         embeddings: Tensor,
         clean: Tensor,
         divergence: Divergence,
-        generator: torch.Generator,
+        share: Share,
         compare: bool,
     ) -> tuple[Tensor, Terms]:
-        """R, and what is known of the search for it; 0 where a gradient was not finite."""
-        config = self.config
+        """R, and what is known of the search for it; 0 where a gradient was not finite, in whatever process.
+        `divergence` gives this process's part of l."""
+
+        def whole_divergence(p: Tensor, q: Tensor) -> Tensor:
+            return total(divergence(p, q))
+
         noise, found = adversarial_noise(
-            outputs, embeddings, clean, divergence, **config.ascent, generator=generator
+            outputs, embeddings, clean, divergence, **self.config.ascent, normal=share.normal(embeddings)
         )
-        if not found.finite:
+        means = torch.tensor([found.noise_norm, found.cosine, not found.finite], dtype=torch.float64)
+        noise_norm, cosine, broken = total(means * share.token_weight).tolist()
+        if broken:
             return clean.new_zeros(()), {"skipped": 1.0}
-        r = divergence(outputs(embeddings + noise), clean)
+        r = whole_divergence(outputs(embeddings + noise), clean)
         if not r.isfinite():
             return clean.new_zeros(()), {"skipped": 1.0}
-        terms = {"r": r.item(), "noise_norm": found.noise_norm, "cosine": found.cosine, "skipped": 0.0}
+        terms = {"r": r.item(), "noise_norm": noise_norm, "cosine": cosine, "skipped": 0.0}
         if compare:
-            norm = config.smart_norm
-            terms["gain"] = ascent_gain(outputs, embeddings, clean, divergence, noise, r, norm, generator)
+            norm = self.config.smart_norm
+            terms["gain"] = ascent_gain(
+                outputs, embeddings, clean, whole_divergence, noise, r, norm, share.normal(embeddings)
+            )
         return r, terms
 
     def after_update(self, step: int) -> None:

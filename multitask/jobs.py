@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from minbert.errors import InputError
 from minbert.files import recover_folder, write_text
 from minbert.optim import AdamW, parameter_groups
-from multitask import evaluate, machine, state, tasks
+from multitask import distributed, evaluate, machine, state, tasks
 from multitask.build import best_folder, build_model, start_heads
-from multitask.config import TRAINING, Config, read_toml
+from multitask.config import PATHS, TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
 from multitask.figures import can_draw
@@ -60,6 +60,7 @@ def run_training(config: Config) -> None:
     training = prepare_finetuning(replace(config, out=str(run)), selected, rows, device)
     progress = train(training, rows)
 
+    distributed.wait()  # until the best model is on the disk
     best = machine.prepared(MultitaskBert.load(run / "best"), config, device)
     dev_data, test_data = (encode(rows[split], best) for split in SPLITS[1:])
     scores = predict_all(run / "predictions", best, dev_data, test_data)
@@ -71,15 +72,15 @@ def run_training(config: Config) -> None:
         )
         print(f"  best {name} {task.metric} {value:.3f} in epoch {-epoch}")
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
-    write_result(run, dev=scores, best_epoch=progress.best_epoch)
-    draw(config, run, device)
+    distributed.from_writer(lambda: finish(config, run, device, scores, progress.best_epoch))
 
 
 def prepare_finetuning(
     config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
 ) -> Training:
     """The model and the tokenised tables of pretrain and finetune."""
-    model = machine.prepared(build_model(config, selected), config, device)
+    with distributed.first_on_machine():  # a checkpoint may have to be fetched
+        model = machine.prepared(build_model(config, selected), config, device)
     train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
     start_heads(model, train_data, config)
     sizes = [len(examples) for examples in train_data.values()]
@@ -100,8 +101,8 @@ def run_ranking(config: Config) -> None:
     run, device = claim_folder(config), machine.set_up(config)
     progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device), rows)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
-    write_result(run, dev=progress.best["dev"], best_epoch=progress.best_epoch)
-    draw(config, run, device)
+    scores = progress.best["dev"]
+    distributed.from_writer(lambda: finish(config, run, device, scores, progress.best_epoch))
 
 
 def prepare_ranking(
@@ -109,7 +110,8 @@ def prepare_ranking(
 ) -> Training:
     """The encoder and the tokenised tables of mnrl."""
     (task,) = selected.values()
-    model = machine.prepared(build_model(config, {}), config, device)
+    with distributed.first_on_machine():
+        model = machine.prepared(build_model(config, {}), config, device)
     train_data, dev_data = (encode(rows[split], model)[task.name] for split in SPLITS[:2])
     rows_per_step = 2 * task.num_classes * config.groups * config.accumulate
     config = replace(config, steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config))
@@ -127,7 +129,10 @@ def train(training: Training, rows: Splits) -> state.Progress:
     optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
     progress = start_or_resume(config, method, optimizer, fingerprint([rows["train"], rows["dev"]]))
     run = Path(config.out or "")
-    write_text(run / "config.toml", tomli_w.dumps(config.settings))
+    local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # each machine's own affair
+    distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
+    if distributed.is_writer():
+        write_text(run / "config.toml", tomli_w.dumps(config.settings))
     print(training.plan)
     print(
         f"{config.epochs} epochs of {config.steps_per_epoch:,} updates on {training.model.device}, "
@@ -138,8 +143,9 @@ def train(training: Training, rows: Splits) -> state.Progress:
     return progress
 
 
-def draw(config: Config, run: Path, device: torch.device) -> None:
-    """The run's report, where the libraries that draw are installed."""
+def finish(config: Config, run: Path, device: torch.device, dev: Mapping[str, Any], best_epoch: int) -> None:
+    """Say that the run is done; then its report, where the libraries that draw are installed."""
+    write_result(run, dev=dev, best_epoch=best_epoch)
     if not config.report:
         return
     if not can_draw():
@@ -296,6 +302,14 @@ def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str,
 
 
 def claim_folder(config: Config) -> Path:
+    """The folder that the writer claims, which every process has to see."""
+    run = Path(distributed.from_writer(lambda: str(_claimed(config))))
+    if not run.is_dir():
+        raise InputError(f"{run}: is not to be seen here; name an --out in a folder that all machines share")
+    return run
+
+
+def _claimed(config: Config) -> Path:
     """Make the run's folder. One that holds a run is only gone on with, never written over; without --out it
     is the next free runs/OPTION-N."""
     run = make_folder(Path("runs") if config.out is None else Path(config.out))
@@ -356,7 +370,7 @@ def write_all_predictions(
 ) -> dict[str, Any]:
     """Submission files for dev, and for test where there are tables; returns the dev scores."""
     for split, data, logits in (("dev", dev, dev_logits), ("test", test, test_logits)):
-        for name, examples in data.items():
+        for name, examples in data.items() if distributed.is_writer() else ():
             evaluate.write_predictions(directory, selected[name], split, examples.ids, logits[name])
     return evaluate.scores(selected, dev_logits, dev)
 

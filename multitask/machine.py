@@ -8,6 +8,7 @@ from statistics import median
 import torch
 
 from minbert.errors import InputError
+from multitask import distributed
 from multitask.config import Config
 from multitask.model import MultitaskBert
 
@@ -15,10 +16,12 @@ WORTH = 1.05  # of float32's speed: what bf16 must reach to be taken
 
 
 def set_up(config: Config) -> torch.device:
-    """Set the threads; the device by name, where auto is the GPU if torch sees one. InputError where this
-    machine cannot do what is asked, or would only be slowed down by it."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Set the threads; the device by name, where auto is the GPU if torch sees one. Of several processes each
+    has a GPU of its own. InputError where this machine cannot do what is asked, or would only be slowed down
+    by it."""
+    threads = config.threads or distributed.default_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = _device(config.device)
     if config.precision == "bf16":
         _check_bf16(device)
@@ -39,9 +42,9 @@ def prepared(model: MultitaskBert, config: Config, device: torch.device) -> Mult
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return distributed.own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        device = torch.device(name)
+        device = distributed.own_device(torch.device(name))
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("only cpu, cuda and mps compute")
         torch.empty(1, device=device)

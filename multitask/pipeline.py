@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import tomli_w
 
 from minbert.errors import InputError
 from minbert.files import write_text
-from multitask import jobs
+from multitask import distributed, jobs
 from multitask.command_line import PIPELINE, Pipeline
 from multitask.config import TRAINING, Config
 from multitask.forecast import measure
@@ -21,8 +22,10 @@ from multitask.forecast import measure
 
 def run_pipeline(pipeline: Pipeline) -> None:
     """Say how long it will take, then carry out every stage that is not done yet."""
-    out = claim(pipeline)
-    left = [name for name in pipeline.stages if not (out / name / jobs.RESULT).exists()]
+    out = Path(distributed.from_writer(lambda: str(claim(pipeline))))
+    left = distributed.from_writer(
+        lambda: [name for name in pipeline.stages if not (out / name / jobs.RESULT).exists()]
+    )
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
         print(f"done before: {', '.join(name for name in pipeline.stages if name not in left)}")
@@ -30,7 +33,8 @@ def run_pipeline(pipeline: Pipeline) -> None:
     for name in left:
         print(f"stage {name}", flush=True)
         config = placed(pipeline.stages[name], out, name)
-        jobs.JOBS[config.option](config)
+        job = partial(jobs.JOBS[config.option], config)
+        job() if config.option in TRAINING else distributed.from_writer(job)
 
 
 def claim(pipeline: Pipeline) -> Path:
@@ -51,12 +55,13 @@ def placed(config: Config, out: Path, name: str) -> Config:
     def folder(value: str) -> str:
         return str(out / value[1:]) if value.startswith("@") else value
 
+    begun = distributed.from_writer((out / name / "config.toml").exists)
     return replace(
         config,
         init=None if config.init is None else folder(config.init),
         run=tuple(map(folder, config.run)),
         out=str(out / name),
-        resume=(out / name / "config.toml").exists() and config.option in TRAINING,
+        resume=begun and config.option in TRAINING,
     )
 
 

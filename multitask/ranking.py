@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from multitask.config import Config
 from multitask.data import Examples
+from multitask.distributed import part_of, total
 from multitask.evaluate import EVALUATION_BATCH, in_length_order, to_device
 from multitask.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
 from multitask.model import MultitaskBert
@@ -34,9 +35,11 @@ class Ranking:
         generator = random_generator(self.config.seed, "groups", step)
         for _ in range(self.config.accumulate):
             rows = draw_groups(self.train.labels, self.config.groups, generator)
-            inputs = self.model.tokenizer.pad([self.train.encoded[row] for row in rows])
-            vectors = self.vectors_of(inputs)
-            yield group_loss(vectors, self.config.groups, self.config.scale), {}
+            part, weight = part_of(self.config.groups)
+            mine = rows.reshape(self.config.groups, -1)[part]
+            inputs = self.model.tokenizer.pad([self.train.encoded[row] for row in mine.flat])
+            loss = group_loss(self.vectors_of(inputs), len(mine), self.config.scale)
+            yield total(loss * weight), {}
 
     def vectors_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
         inputs = to_device(inputs, self.model.device)

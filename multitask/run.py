@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from minbert.errors import InputError
 from multitask.command_line import Pipeline, resolve
-from multitask.config import TRAINING
+from multitask.config import TRAINING, Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,14 +17,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C and 141 where nobody reads the output any more."""
     go_on = ""
     try:
-        plan = resolve(sys.argv[1:] if argv is None else argv)
-        if isinstance(plan, Pipeline) or plan.option in TRAINING:
+        plan = settings(sys.argv[1:] if argv is None else argv)
+        if trains(plan):
             go_on = f"; go on from the last saved state with --resume --out {plan.out or 'RUN'}"
         # These bring torch, which help and usage errors do without.
+        from multitask.distributed import processes
         from multitask.jobs import JOBS
         from multitask.pipeline import run_pipeline
 
-        run_pipeline(plan) if isinstance(plan, Pipeline) else JOBS[plan.option](plan)
+        with processes():
+            run_pipeline(plan) if isinstance(plan, Pipeline) else JOBS[plan.option](plan)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,6 +41,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped{go_on}", file=sys.stderr)
         return 130
+
+
+def trains(plan: Config | Pipeline) -> bool:
+    return isinstance(plan, Pipeline) or plan.option in TRAINING
+
+
+def settings(argv: Sequence[str]) -> Config | Pipeline:
+    """The command line's settings. Where torchrun has started several processes, one a machine says what
+    is wrong with them; where it has started them again, after one had died, the run goes on."""
+
+    def launcher(name: str, default: int = 0) -> int:
+        return int(os.environ.get(name, default))
+
+    try:
+        plan = resolve(argv)
+        if launcher("WORLD_SIZE", 1) > 1 and not trains(plan):
+            raise InputError(f"{' '.join(argv)}: works in one process: start it without torchrun")
+        if launcher("TORCHELASTIC_MAX_RESTARTS") > 0 and plan.out is None:
+            raise InputError("torchrun --max-restarts needs --out, the folder that a restart goes on with")
+        return resolve([*argv, "--resume"]) if launcher("TORCHELASTIC_RESTART_COUNT") > 0 else plan
+    except InputError:
+        if launcher("LOCAL_RANK") > 0:
+            time.sleep(5)  # torchrun ends all at the first exit, which must not come before the message
+            raise SystemExit(2) from None
+        raise
 
 
 if __name__ == "__main__":

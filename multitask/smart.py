@@ -59,10 +59,12 @@ def adversarial_noise(
     norm: str,
     mode: str,
     generator: torch.Generator | None = None,
+    normal: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """The perturbation found by gradient ascent, shaped as `embeddings`: (B, L, H) with a mask (B, L) that is
-    nonzero at real tokens, or packed (T, H). `encode` takes perturbed embeddings to logits (B, C). No weight
-    gets a gradient."""
+    nonzero at real tokens, or packed (T, H). `encode` takes perturbed embeddings to logits (B, C). `normal`
+    are the standard normal numbers to start from, shaped so too; without them `generator` gives them. No
+    weight gets a gradient."""
     if mode not in MODES or norm not in NORMS:
         raise ValueError(f"mode is one of {MODES} and norm one of {tuple(NORMS)}, not {mode!r} and {norm!r}")
     p = NORMS[norm]
@@ -70,11 +72,9 @@ def adversarial_noise(
         torch.ones_like(embeddings[..., :1]) if mask is None else mask[..., None].bool().to(embeddings.dtype)
     )
     start, target = embeddings.detach(), clean_logits.detach()
-    noise = (
-        torch.randn(embeddings.shape, generator=generator, dtype=start.dtype, device=start.device)
-        * noise_std
-        * real
-    )
+    if normal is None:
+        normal = torch.randn(embeddings.shape, generator=generator, dtype=start.dtype, device=start.device)
+    noise = normal * noise_std * real
     if mode == "ball":
         noise = project(noise, epsilon, p)
     gradient = torch.zeros_like(noise)
@@ -133,13 +133,12 @@ def ascent_gain(
     noise: Tensor,
     found: Tensor,
     norm: str,
-    generator: torch.Generator | None = None,
+    normal: Tensor,
 ) -> float:
     """What the ascent was worth: `found`, l at its noise, over l at random noise of the same norm at every
-    token."""
+    token, made of the standard normal numbers `normal`."""
     p = NORMS[norm]
-    random = torch.randn(noise.shape, generator=generator, dtype=noise.dtype, device=noise.device)
-    random = random * token_norm(noise, p) / token_norm(random, p).clamp_min(TINY)
+    random = normal * token_norm(noise, p) / token_norm(normal, p).clamp_min(TINY)
     with torch.no_grad():
         chance = divergence(encode(embeddings + random), clean_logits)
     return (found.detach() / chance.clamp_min(TINY)).item()

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from minbert.errors import InputError
 from minbert.files import write_folder, write_text
 from minbert.optim import constant_schedule, halve_on_rise, linear_schedule
-from multitask import state
+from multitask import distributed, state
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
+from multitask.distributed import is_writer
 from multitask.progress import Meter
 from multitask.sampling import random_seed
 from multitask.state import Progress
@@ -52,7 +53,8 @@ class Method(Protocol):
 def update(
     optimizer: Optimizer, losses: Iterable[tuple[Tensor, Terms]], count: int, clip_norm: float
 ) -> Terms:
-    """One step on the mean of `count` losses; returns the means of their terms."""
+    """One step on the mean of `count` losses; returns the means of their terms. Where several processes share
+    a batch, losses and terms are already those of the whole batch, and the gradients are added up here."""
     found: dict[str, list[float]] = {}
     for loss, terms in losses:
         (loss / count).backward()
@@ -65,6 +67,7 @@ def update(
     if not math.isfinite(means["loss/all"]):
         raise InputError(f"the loss became {means}; lower --lr, or set --clip-norm")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    distributed.sum_gradients(parameters)
     if not clip_grad_norm_(parameters, clip_norm or math.inf).isfinite():
         raise InputError(f"the gradient is not finite (loss {means}); lower --lr")
     optimizer.step()
@@ -85,7 +88,7 @@ def fit(
         step, started = progress.step, time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate(step, [record["loss"]["all"] for record in progress.records])
-        torch.manual_seed(random_seed(config.seed, "dropout", step))
+        torch.manual_seed(random_seed(config.seed, "dropout", step) + distributed.rank())
         terms = update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
         method.after_update(step)
 
@@ -94,7 +97,7 @@ def fit(
         epoch_ends = progress.step % config.steps_per_epoch == 0
         if epoch_ends:
             end_epoch(method, progress, config.steps_per_epoch, rows_per_step, run)
-        if epoch_ends or progress.step % config.save_every == 0:
+        if is_writer() and (epoch_ends or progress.step % config.save_every == 0):
             state.save(run, progress, method.parts, optimizer)
     meter.close()
 
@@ -115,7 +118,8 @@ def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: int
     best = progress.best_score is None or scores["score"] > progress.best_score
     if best:
         progress.best_score, progress.best_epoch = scores["score"], record["epoch"]
-        write_folder(run / "best", method.save)
+        if is_writer():
+            write_folder(run / "best", method.save)
     progress.records.append(record)
     progress.sums, progress.seconds = {}, 0.0
     write_metrics(run, progress)
@@ -130,7 +134,8 @@ def out_of_patience(progress: Progress, patience: int) -> bool:
 
 def write_metrics(run: Path, progress: Progress) -> None:
     lines = (json.dumps(record, allow_nan=False) + "\n" for record in progress.records)
-    write_text(run / "metrics.jsonl", "".join(lines))
+    if is_writer():
+        write_text(run / "metrics.jsonl", "".join(lines))
 
 
 def epoch_steps(rows: int, rows_per_step: int, config: Config) -> int:

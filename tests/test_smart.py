@@ -376,7 +376,8 @@ def test_in_ball_mode_the_ascent_raises_l_above_random_noise_of_the_same_norm(ti
             found.append(divergence(encode(embeddings + noise), logits).item())
             chance.append(divergence(encode(embeddings + random), logits).item())
         reached = torch.tensor(found[-1])
-        said.append(ascent_gain(encode, embeddings, logits, divergence, noise, reached, norm, seeded(seed)))
+        normal = torch.randn(noise.shape, generator=seeded(seed), dtype=noise.dtype)
+        said.append(ascent_gain(encode, embeddings, logits, divergence, noise, reached, norm, normal))
     assert np.mean(found) > 5 * np.mean(chance)
     assert np.median(said) > 5
 
@@ -389,7 +390,7 @@ def test_the_gain_of_noise_that_never_ascended_is_about_1(tiny):
         settings = ascent(num_steps=0, noise_std=1e-3, norm="2", generator=seeded(seed))
         noise, _ = adversarial_noise(encode, embeddings, logits, divergence, **settings)
         reached = divergence(encode(embeddings + noise), logits)
-        other = seeded(1000 + seed)
+        other = torch.randn(noise.shape, generator=seeded(1000 + seed), dtype=noise.dtype)
         gains.append(ascent_gain(encode, embeddings, logits, divergence, noise, reached, "2", other))
     assert 0.6 < np.exp(np.mean(np.log(gains))) < 1.6
 

@@ -89,7 +89,8 @@ def searches(
             outputs, embeddings, clean, divergence, **ascent, generator=generator
         )
         r = divergence(outputs(embeddings + noise), clean)
-        gain = ascent_gain(outputs, embeddings, clean, divergence, noise, r, ascent["norm"], generator)
+        normal = torch.randn(embeddings.shape, generator=generator)
+        gain = ascent_gain(outputs, embeddings, clean, divergence, noise, r, ascent["norm"], normal)
         loss = LOSSES[task.kind](clean, labels / task.unit)
         norms = [gradient_norm(value, weights) for value in (r, loss)]
         yield r.item(), *norms, found.cosine, gain

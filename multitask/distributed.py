@@ -1,0 +1,266 @@
+"""More than one process on one run, as torchrun starts them: what they divide and what they tell each other.
+
+Every process takes the same task and the same global batch, and computes its own part of the rows. The parts
+are made to add up: a mean over n_r of the batch's n rows, times the weight n_r / n, summed over the processes
+r, is the mean over the batch,
+
+    loss = sum_r  n_r / n  loss_r,        gradient = sum_r  n_r / n  gradient of loss_r
+
+so one all-reduce of the gradients before the optimizer's step gives every process the gradient of the whole
+batch; all start from the same weights and take the same steps, and need not compare them. This serves updates
+of several forward passes (SMART, BPPO, accumulation), of which `DistributedDataParallel` would have to be
+told. Process 0 alone writes and speaks: the writer. In one process everything here is the identity.
+
+Whatever the processes do together they must all do, in the same order: decisions are taken on numbers that
+are the same everywhere (`total`), and a process without rows of its own goes through the motions with weight
+0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minbert.errors import InputError
+
+GRACE_SECONDS = 5  # torchrun ends all processes at the first exit, which must be that of the one that speaks
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the processes that torchrun has started, where there are several; none but the writer prints.
+
+    The first that fails raises its error, and the others, who fail for its absence, end without a word and
+    with exit status 2.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    store, number, count = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what the one before has left would mislead
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(store=store, rank=number, world_size=count)  # gloo for the CPU, NCCL for GPUs
+    try:
+        with _silence() if number else nullcontext():
+            yield
+    except BaseException:
+        if not _first_to_fail(store):
+            time.sleep(GRACE_SECONDS)
+            raise SystemExit(2) from None
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _first_to_fail(store: dist.Store) -> bool:
+    try:
+        return store.add("failures", 1) == 1
+    except RuntimeError:  # the store has gone with the process that failed first
+        return False
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what needs all processes: OSError where one of them has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ConnectionError(f"another process of this run has ended ({reason})") from None
+
+
+_alone = False  # while the writer works by itself
+
+
+def several() -> bool:
+    """Whether there are others to work with."""
+    return dist.is_available() and dist.is_initialized() and not _alone
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if several() else 0
+
+
+def size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if several() else 1
+
+
+def is_writer() -> bool:
+    return rank() == 0
+
+
+def part_of(count: int) -> tuple[slice, float]:
+    """Which of `count` rows are this process's, as near to count / size as whole rows go, and their share of
+    them all. Where there are fewer rows than processes, some take the first row with a share of 0."""
+    start, stop = (count * number // size() for number in (rank(), rank() + 1))
+    return (slice(start, stop), (stop - start) / count) if stop > start else (slice(0, 1), 0.0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a batch of packed examples (packing.py), and the random numbers that go with it."""
+
+    rows: slice
+    weight: float  # its rows, as a share of the batch's
+    tokens: slice
+    token_weight: float  # its tokens, as a share of the batch's
+    all_tokens: int
+    generator: torch.Generator  # in the same state in every process
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], generator: torch.Generator) -> Share:
+        """`lengths` are the numbers of tokens of all the batch's rows."""
+        rows, weight = part_of(len(lengths))
+        ends = np.cumsum([0, *lengths])
+        start, stop, count = (int(ends[place]) for place in (rows.start, rows.stop, -1))
+        token_weight = (stop - start) / count if weight else 0.0
+        return cls(rows, weight, slice(start, stop), token_weight, count, generator)
+
+    def normal(self, embeddings: Tensor) -> Tensor:
+        """Standard normal numbers, shaped as this part's embeddings (T, H): drawn for the whole batch and cut
+        out of it, so that they are the same however many processes there are."""
+        return torch.randn(
+            (self.all_tokens, embeddings.shape[1]),
+            generator=self.generator,
+            dtype=embeddings.dtype,
+            device=embeddings.device,
+        )[self.tokens]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.clone()
+        with _together():
+            dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def total(part: Tensor) -> Tensor:
+    """The sum of every process's part, the same number everywhere. The gradient of the sum flows to this
+    process's own part, so the weights get this process's part of the gradient: `sum_gradients` adds up."""
+    return _Total.apply(part) if several() else part
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its sum over the processes. A parameter that had no part in the update has
+    none anywhere, and keeps none."""
+    if not several():
+        return
+    used = [parameter for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([parameter.grad.flatten() for parameter in used])  # type: ignore[union-attr]
+    with _together():
+        dist.all_reduce(flat)
+    for parameter, sums in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
+        parameter.grad = sums.view_as(parameter)
+
+
+def deal(items: Sequence[Item]) -> Sequence[Item]:
+    """The items that fall to this process, dealt out like cards."""
+    return items[rank() :: size()]
+
+
+def collect(results: list[Item]) -> list[Item]:
+    """Every process's results of the items it was dealt, in the items' own order."""
+    if not several():
+        return results
+    hands: list[Any] = [None] * size()
+    with _together():
+        dist.all_gather_object(hands, results)
+    items: list[Any] = [None] * sum(map(len, hands))
+    for number, hand in enumerate(hands):
+        items[number :: size()] = hand
+    return items
+
+
+def from_writer(make: Callable[[], Item]) -> Item:
+    """What `make` gives in the writer, who works by itself there, as one process does; the others wait."""
+    global _alone
+    if not several():
+        return make()
+    box: list[Any] = [None]
+    if is_writer():
+        _alone = True
+        try:
+            box[0] = make()
+        finally:
+            _alone = False
+    with _together():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    total(torch.zeros(()))
+
+
+@contextmanager
+def first_on_machine() -> Iterator[None]:
+    """One process of each machine goes first, and leaves on its disk what the others find there."""
+    others = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    if others:
+        wait()
+    yield
+    if not others:
+        wait()
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """InputError in a process where one of these is not as in the writer."""
+    theirs = from_writer(lambda: dict(facts))
+    different = [name for name in facts if facts[name] != theirs[name]]
+    if different:
+        raise InputError(
+            f"process {rank()} has another {', '.join(different)} than process 0: start all machines with "
+            "the same command, on the same tables, with --out in a folder that they share"
+        )
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of the GPUs, the one with its number on the machine."""
+    if not several() or device.type == "cpu":
+        return device
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if device.type != "cuda" or device.index is not None or here > torch.cuda.device_count():
+        raise InputError(
+            f"--device {device}: {here} processes need a GPU each, of {torch.cuda.device_count()} here; "
+            "start as many as there are with --device cuda, or compute on the CPU with --device cpu"
+        )
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def default_threads() -> int | None:
+    """The machine's cores divided over its processes, for each of which torchrun would leave one thread; None
+    where torch's own default, or the OMP_NUM_THREADS of the user, holds."""
+    if not several() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return None
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
