@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minbert import checkpoint, hub
 from minbert.dropout import Dropout, dropout
+from minbert.embedding import Embedding
 from minbert.errors import InputError
 from minbert.files import write_text
 from minbert.packing import Packing, visible_bias
@@ -186,7 +187,7 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word = Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
