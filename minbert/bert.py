@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minbert import checkpoint, hub
+from minbert.dropout import Dropout, dropout
+from minbert.embedding import Embedding
 from minbert.errors import InputError
 from minbert.files import write_text
-from minbert.packing import Packing
+from minbert.packing import Packing, visible_bias
 
 POOLINGS = ("cls", "mean")  # how one vector is made of a sentence's tokens: `BertModel.pool`
 
@@ -102,14 +104,20 @@ def attention(
     a key may be seen. Returns the context (B, h, Lq, d) and the weights (B, h, Lq, Lk), which sum to 1 over
     the keys and are returned as they were before dropout. InputError where a query may see no key at all.
     """
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-    if mask is not None:
-        mask = mask.bool()
-        if not mask.any(dim=-1).all():
-            raise InputError("a query may see no key: every row of the mask needs at least one True")
-        scores = scores.masked_fill(~mask, -math.inf)
+    mask = query.new_ones(()) if mask is None else mask
+    if not mask.bool().any(dim=-1).all():
+        raise InputError("a query may see no key: every row of the mask needs at least one True")
+    return biased_attention(query, key, value, visible_bias(mask), dropout)
+
+
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout_prob: float
+) -> tuple[Tensor, Tensor]:
+    """`attention` where each query sees a key: softmax(Q K^T / sqrt(d) + bias) V, with a bias of 0 where a
+    key may be seen and of -inf elsewhere. The layers of a model share one such bias."""
+    scores = torch.add(bias, query @ key.transpose(-2, -1), alpha=query.shape[-1] ** -0.5)
     weights = scores.softmax(dim=-1)
-    return F.dropout(weights, dropout) @ value, weights
+    return dropout(weights, dropout_prob) @ value, weights
 
 
 class SelfAttention(nn.Module):
@@ -119,9 +127,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
+        # One product for keys and values; queries apart, since the last layer may ask for few of them.
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
 
     def forward(
         self, queries: Tensor, layout: Packing, hidden_states: Tensor, packing: Packing
@@ -131,17 +139,15 @@ class SelfAttention(nn.Module):
 
         Returns the context, shaped as `queries`, and the weights (B, h, Lq, L).
         """
+        size = queries.shape[1] // self.num_heads
 
-        def heads(rows: Tensor, layout: Packing) -> Tensor:  # (T, H) -> (B, h, L, d)
-            return layout.unpack(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        def heads(rows: Tensor, layout: Packing) -> Tensor:  # (T, n H) -> (n, B, h, L, d)
+            return layout.unpack(rows).unflatten(-1, (-1, self.num_heads, size)).permute(2, 0, 3, 1, 4)
 
-        context, weights = attention(
-            heads(self.query(queries), layout),
-            heads(self.key(hidden_states), packing),
-            heads(self.value(hidden_states), packing),
-            packing.mask[:, None, None, :],
-            self.dropout if self.training else 0.0,
-        )
+        (query,) = heads(self.query(queries), layout)
+        key, value = heads(self.key_value(hidden_states), packing)
+        dropout_prob = self.dropout if self.training else 0.0
+        context, weights = biased_attention(query, key, value, packing.bias, dropout_prob)
         return layout.pack(context.transpose(1, 2).flatten(2)), weights
 
 
@@ -156,7 +162,7 @@ class BertLayer(nn.Module):
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, hidden_states: Tensor, packing: Packing, first_only: bool = False
@@ -181,11 +187,11 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word = Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
         """(B, L) ids -> (T, H)"""
@@ -327,7 +333,7 @@ class BertModel(nn.Module):
         hidden_dropout_prob. InputError names every key that is missing, unexpected or misshapen."""
         directory = hub.resolve(name_or_directory, allow_pickle)
         model = cls(replace(BertConfig.from_pretrained(directory), **config_changes))
-        model.load_state_dict(checkpoint.load(directory, model.state_dict(), allow_pickle))
+        checkpoint.load(directory, model.state_dict(), allow_pickle)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

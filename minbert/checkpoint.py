@@ -15,34 +15,45 @@ from minbert.errors import InputError
 from minbert.files import write_tensors
 
 # Our module -> Hugging Face's; {} is the layer's number. Each has a weight, and all but the tables a bias.
+# Where there are several of theirs, ours holds their rows one below the other: one product for all.
 MODULES = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-    "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
-    "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
-    "layers.{}.attention_output": "encoder.layer.{}.attention.output.dense",
-    "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "layers.{}.intermediate": "encoder.layer.{}.intermediate.dense",
-    "layers.{}.output": "encoder.layer.{}.output.dense",
-    "layers.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
-    "pooler": "pooler.dense",
+    "embeddings.word": ["embeddings.word_embeddings"],
+    "embeddings.position": ["embeddings.position_embeddings"],
+    "embeddings.token_type": ["embeddings.token_type_embeddings"],
+    "embeddings.norm": ["embeddings.LayerNorm"],
+    "layers.{}.attention.query": ["encoder.layer.{}.attention.self.query"],
+    "layers.{}.attention.key_value": [
+        "encoder.layer.{}.attention.self.key",
+        "encoder.layer.{}.attention.self.value",
+    ],
+    "layers.{}.attention_output": ["encoder.layer.{}.attention.output.dense"],
+    "layers.{}.attention_norm": ["encoder.layer.{}.attention.output.LayerNorm"],
+    "layers.{}.intermediate": ["encoder.layer.{}.intermediate.dense"],
+    "layers.{}.output": ["encoder.layer.{}.output.dense"],
+    "layers.{}.output_norm": ["encoder.layer.{}.output.LayerNorm"],
+    "pooler": ["pooler.dense"],
 }
 
 # A constant buffer of old versions, and the pre-training heads that an encoder does not have.
 IGNORED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
 
 
-def hugging_face_name(name: str) -> str:
+def hugging_face_names(name: str) -> list[str]:
     """layers.3.output.bias -> encoder.layer.3.output.dense.bias"""
     module, _, parameter = name.rpartition(".")
-    number = re.search(r"\d+", module)
-    if number is None:
-        return f"{MODULES[module]}.{parameter}"
-    template = module.replace(number.group(), "{}", 1)
-    return f"{MODULES[template].format(number.group())}.{parameter}"
+    number = "".join(re.findall(r"\d+", module))
+    template = module.replace(f".{number}.", ".{}.") if number else module
+    return [f"{theirs.format(number)}.{parameter}" for theirs in MODULES[template]]
+
+
+def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict, or the gradients by the same names, under Hugging Face's names; views, not copies."""
+    return {
+        theirs: rows
+        for name, tensor in state.items()
+        for names in [hugging_face_names(name)]
+        for theirs, rows in zip(names, tensor.chunk(len(names)), strict=True)
+    }
 
 
 def canonical_name(name: str) -> str:
@@ -52,10 +63,11 @@ def canonical_name(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
-def load(directory: Path, expected: Mapping[str, Tensor], allow_pickle: bool = False) -> dict[str, Tensor]:
-    """The state dict of a model whose own is `expected` (for its names and shapes), in float32.
+def load(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = False) -> None:
+    """Fill a model's own state dict, in float32, from the checkpoint in this folder.
 
-    InputError lists every key that is missing, unexpected, given twice, misshapen or not of floats.
+    InputError lists every key that is missing, unexpected, given twice, misshapen or not of floats; then
+    nothing is filled.
     """
     path, tensors = _read(directory, allow_pickle)
     found: dict[str, Tensor] = {}
@@ -66,27 +78,26 @@ def load(directory: Path, expected: Mapping[str, Tensor], allow_pickle: bool = F
             problems.append(f"{key} is given twice")
         if not IGNORED.fullmatch(name):
             found[name] = tensor
-    state = {}
-    for ours, like in expected.items():
-        name = hugging_face_name(ours)
-        if (given := found.pop(name, None)) is None:
+    places = to_hugging_face(state)
+    for name, place in places.items():
+        given = found.get(name)
+        if given is None:
             problems.append(f"{name} is missing")
-        elif given.shape != like.shape:
-            problems.append(f"{name} has shape {tuple(given.shape)}, config.json wants {tuple(like.shape)}")
+        elif given.shape != place.shape:
+            problems.append(f"{name} has shape {tuple(given.shape)}, config.json wants {tuple(place.shape)}")
         elif not given.is_floating_point():
             problems.append(f"{name} holds {given.dtype}, not floats")
-        else:
-            state[ours] = given.float()
-    problems += [f"{name} is unexpected" for name in found]
+    problems += [f"{name} is unexpected" for name in found.keys() - places.keys()]
     if problems:
         raise InputError(f"{path}: not a BERT encoder that fits its config.json: " + "; ".join(problems))
-    return state
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(found[name])
 
 
 def save(directory: Path, state: Mapping[str, Tensor]) -> None:
     """Write `model.safetensors` under Hugging Face's names."""
-    tensors = {hugging_face_name(name): tensor for name, tensor in state.items()}
-    write_tensors(directory / "model.safetensors", tensors)
+    write_tensors(directory / "model.safetensors", to_hugging_face(state))
 
 
 def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+CHUNK = 2**16  # elements of a parameter that are updated at a time, five tensors of 256 KB
+
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
@@ -68,12 +70,23 @@ class AdamW(Optimizer):
         correction1, correction2 = 1.0, 1.0
         if group["correct_bias"]:
             correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+        # lr m' / (sqrt(v') + eps) with the corrections taken out: rate m / (sqrt(v) + floor)
+        rate = group["lr"] * math.sqrt(correction2) / correction1
+        floor = group["eps"] * math.sqrt(correction2)
 
-        state["exp_avg"].lerp_(grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = state["exp_avg_sq"].sqrt().div_(math.sqrt(correction2)).add_(group["eps"])
-        parameter.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / correction1)
+        for theta, g, m, v in _chunks(parameter, grad, state["exp_avg"], state["exp_avg_sq"]):
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            theta.mul_(1 - group["lr"] * group["weight_decay"])
+            theta.addcdiv_(m, v.sqrt().add_(floor), value=-rate)
+
+
+def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of equal places of tensors of one shape, small enough that all of an update's passes over them
+    find them in the processor's cache: it is memory that an update waits for."""
+    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+        return [tensors]
+    return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

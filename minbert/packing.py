@@ -12,6 +12,7 @@ Axes: B examples, L positions, H width, T real tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class Packing:
     mask: Tensor  # (B, L) bool, True at real tokens
     tokens: Tensor  # (T,) int64, their places in the flattened batch, row after row
     first: Tensor  # (B,) int64, each example's first token, as a place in the packed list
+    bias: Tensor  # (B, 1, 1, L) float32, for attention's scores: 0 at real tokens and -inf at padding
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> Packing:
@@ -38,18 +40,25 @@ class Packing:
             raise InputError(
                 f"row {row} of attention_mask is all zeros: every example needs at least one token"
             )
-        return cls(mask, mask.flatten().nonzero().squeeze(1), lengths.cumsum(dim=0) - lengths)
+        tokens = mask.flatten().nonzero().squeeze(1)
+        return cls(mask, tokens, lengths.cumsum(dim=0) - lengths, visible_bias(mask[:, None, None, :]))
 
     def first_tokens(self) -> Packing:
         """The layout of a batch that holds only each example's first token: B examples, one position."""
         batch = torch.arange(len(self.first), device=self.first.device)
-        return Packing(torch.ones_like(batch, dtype=torch.bool)[:, None], batch, batch)
+        mask = torch.ones_like(batch, dtype=torch.bool)[:, None]
+        return Packing(mask, batch, batch, visible_bias(mask[:, None, None, :]))
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (T, ...)"""
-        return padded.flatten(0, 1)[self.tokens]
+        return padded.flatten(0, 1).index_select(0, self.tokens)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(T, ...) -> (B, L, ...), zeros at padding."""
         padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:])
         return padded.index_copy(0, self.tokens, packed).unflatten(0, self.mask.shape)
+
+
+def visible_bias(mask: Tensor) -> Tensor:
+    """0 where the mask is True or 1, and -inf elsewhere; float32."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask.bool(), -math.inf)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -325,6 +326,10 @@ def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
     config = (run / "config.toml").read_text().splitlines()
     kept = [line for line in config if not line.startswith(("data =", "weights ="))]
     (run / "config.toml").write_text("\n".join([*kept, 'weights = "minilm-l6"']))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record["dev"]["score"] += 0.5  # no chance that a barely trained model scores as it did on its tables
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = parse(report.write_report(run, None, CPU).read_text()).text
     assert "This is the shipped sample: too small for its scores to mean anything" in text
     assert "scores on QQP are not clean" in text

@@ -1,137 +1,523 @@
-"""Training steps side by side: ours, those of the methods, and `transformers`', on identical real batches.
+"""Speed side by side with the peers, on identical real batches, in one run.
 
-    python tools/bench.py [--data DIR] [--repeats N] [--threads N]
+    python tools/bench.py --data DIR                                  everything, for both shapes
+    python tools/bench.py --data DIR --shapes minilm --only step,forward        a quick look
 
-All take turns on every batch, in one process. Quote ratios of the medians: times depend on the machine.
-"minbert" and "transformers" train the encoder with dropout .1 on the mean square of the pooled vectors: ours
-is `BertModel.pooled` with "cls" pooling and our AdamW; theirs is `BertModel` (sdpa), each batch padded to its
-longest row, and torch's fused AdamW. "plain", "SMART" and "BPPO" are whole multitask updates without dropout.
-Needs the extra `test` (transformers).
+All contestants of a part take turns on every batch, so that a noisy machine is noisy for all: read the
+ratios. A time is a median with its quartiles. The floor of an encoder's work is the time that the products
+of its real tokens would take at the rate of one large product, measured in the same run. Weights are random
+and shared. `transformers` is `BertModel` (sdpa), each batch padded to its longest row, with torch's fused
+AdamW; ours is `BertModel.pooled` ("cls") with our AdamW, both with dropout .1. SMART and BPPO are whole
+multitask updates without dropout. Peers are the extra `bench`; one that is missing is said to be.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import resource
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
-from minbert import AdamW, BertModel, BertTokenizer, hub
+from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
 from minbert.optim import parameter_groups
 from multitask.build import build_model
 from multitask.config import Config
 from multitask.data import SAMPLE, Examples, make_examples, read_split
-from multitask.finetune import Finetuning
-from multitask.sampling import schedule
+from multitask.finetune import Finetuning, collate
 from multitask.tasks import BUILT_IN
 from multitask.train import update
 
+SHAPES = {"minilm": BertConfig(30522, 384, 6, 12, 1536), "base": BertConfig()}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "SMART": {"smart_weight": 1.0},
+    "BPPO": {"bregman_weight": 1.0},
+}
 BATCH = 16
-WARM_UP = 3  # steps, one of each task: SMART compares its ascent with random noise in those
-METHODS = {"plain": {}, "SMART": {"smart_weight": 1.0}, "BPPO": {"bregman_weight": 1.0}}
-Step = Callable[[int], object]
+WARM_UP = 3  # turns that do not count, one of each task: SMART compares its ascent with random noise in those
+Batch = dict[str, Tensor]
+Turn = Callable[[int], object]  # one contestant's work on batch number i
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=SAMPLE, help="folder of tables (default: the shipped sample)"
-    )
-    parser.add_argument("--weights", default=hub.DEFAULT, help="checkpoint: a name or a folder")
-    parser.add_argument("--repeats", type=int, default=30, help="batches timed, in turns")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
-    args = parser.parse_args()
-    if args.repeats < 2:
-        parser.error("--repeats: quartiles need at least 2")
-    torch.set_num_threads(args.threads)
-    directory, count = hub.resolve(args.weights), args.repeats + WARM_UP
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    rows = read_split(args.data, "train", BUILT_IN, skip_bad_rows=False)
-    train = {name: make_examples(rows[name], tokenizer, 512) for name in rows}
-    batches = real_batches(train, tokenizer, count)
+@dataclass(frozen=True)
+class Bench:
+    """What every part works with."""
 
-    ours = BertModel.from_pretrained(directory)
-    theirs = transformers.BertModel.from_pretrained(directory, attn_implementation="sdpa")
-    fused = torch.optim.AdamW(parameter_groups(theirs, 1e-4), lr=1e-5, fused=True)
-    by_hand = AdamW(parameter_groups(ours, 1e-4), lr=1e-5)
-    steps: dict[str, Step] = {
-        "transformers": encoder_step(theirs, lambda x: theirs(**x).pooler_output, fused, batches),
-        "minbert": encoder_step(ours, lambda x: ours.pooled(**x), by_hand, batches),
-    }
-    steps |= {name: method_step(train, count, args.weights, settings) for name, settings in METHODS.items()}
+    shape: str
+    config: BertConfig
+    folder: Path  # random weights of this shape, and the tokenizer
+    data: Path
+    train: Mapping[str, Examples]
+    batches: list[Batch]
+    repeats: int
+    device: torch.device
+    precision: str
+    rate: float  # flop/s of one large product
 
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(count):
-        for name, step in steps.items():
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contestant's line; milliseconds, or MB for memory."""
+
+    part: str
+    shape: str
+    name: str
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ratio: float | None = None  # the part's first contestant's median over this one's: above 1 is faster
+    floor_percent: float | None = None  # of the time at the machine's own product rate
+    note: str = ""
+
+
+# Timing
+
+
+def take_turns(bench: Bench, contestants: Mapping[str, Turn], repeats: int, warm_up: int) -> dict[str, list]:
+    """Seconds of every contestant on every batch, one after another on each."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(warm_up + repeats):
+        for name, turn in contestants.items():
             started = time.perf_counter()
-            step(number)
+            turn(number)
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - started)
-    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    padded = sum(batch["attention_mask"].numel() for batch in batches)
-    size = f"{args.repeats} batches of {BATCH}, {1 - real / padded:.0%} padding, {args.threads} threads"
-    print(f"median (quartiles) of a step, {size}")
-    print("ratios: of the encoders to transformers, of the methods to plain")
+    return {name: seconds[warm_up:] for name, seconds in times.items()}
+
+
+def race(
+    bench: Bench,
+    part: str,
+    contestants: Mapping[str, Turn],
+    missing: Mapping[str, str] | None = None,
+    flops: float = 0.0,
+    repeats: int | None = None,
+    warm_up: int = WARM_UP,
+) -> Iterator[Result]:
+    """Every contestant's line; `flops` are those of the products that one turn needs, on average."""
+    times = take_turns(bench, contestants, repeats or bench.repeats, warm_up)
+    first = statistics.median(next(iter(times.values())))
     for name, seconds in times.items():
-        low, median, high = statistics.quantiles(seconds[WARM_UP:], n=4)
-        reference = statistics.median(times["plain" if name in METHODS else "transformers"][WARM_UP:])
-        spread = f"({1000 * low:.0f} to {1000 * high:.0f})"
-        print(f"  {name:13} {1000 * median:6.1f} ms {spread:14} {median / reference:.2f}")
+        low, median, high = statistics.quantiles(seconds, n=4)
+        floor = 100 * flops / bench.rate / median if flops else None
+        yield Result(part, bench.shape, name, 1000 * median, 1000 * low, 1000 * high, first / median, floor)
+    for name, note in (missing or {}).items():
+        yield Result(part, bench.shape, name, note=note)
+
+
+def product_rate(device: torch.device, precision: str) -> float:
+    """Flop/s of a product of two 2048 x 2048 matrices, the median of 15."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(18):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2048**3 / statistics.median(seconds[3:])
+
+
+def product_flops(config: BertConfig, batch: Batch) -> float:
+    """Of the products in one forward pass over the real tokens, the last layer's for first tokens alone."""
+    lengths = batch["attention_mask"].sum(dim=1).double()
+    tokens, rows, width = float(lengths.sum()), float(len(lengths)), config.hidden_size
+    per_row = 2 * (2 * width**2 + 2 * width * config.intermediate_size)  # query, output; feed-forward
+    key_value = 2 * 2 * width**2
+    attention = 4 * width * float((lengths**2).sum())  # Q K^T, and the weights times V
+    last = tokens * key_value + rows * per_row + 4 * width * tokens
+    whole = tokens * (key_value + per_row) + attention
+    return (config.num_hidden_layers - 1) * whole + last + 2 * rows * width**2
+
+
+def mean_flops(bench: Bench) -> float:
+    return statistics.fmean(product_flops(bench.config, batch) for batch in bench.batches[WARM_UP:])
+
+
+# Contestants
+
+
+def load_theirs(bench: Bench) -> Any:
+    import transformers
+
+    model: Any = transformers.BertModel.from_pretrained(bench.folder, attn_implementation="sdpa")
+    return model.to(bench.device)
 
 
 def encoder_step(
-    model: nn.Module,
-    pooled: Callable[[dict[str, Any]], Tensor],
-    optimizer: torch.optim.Optimizer,
-    batches: list[dict[str, Tensor]],
-) -> Step:
-    """Forward, backward and update of an encoder alone."""
+    bench: Bench, model: nn.Module, pooled: Callable[..., Tensor], optimizer: torch.optim.Optimizer
+) -> Turn:
+    """Forward, backward and update of an encoder alone, on the mean square of its vectors."""
     model.train()
 
-    def step(number: int) -> None:
-        pooled(batches[number]).square().mean().backward()
+    def turn(number: int) -> None:
+        with bench.autocast():
+            loss = pooled(**bench.batches[number % len(bench.batches)]).float().square().mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return turn
 
 
-def method_step(train: Mapping[str, Examples], count: int, weights: str, settings: Mapping[str, Any]) -> Step:
-    """A whole update of multitask fine-tuning, collation included."""
-    config = Config(
-        "finetune",
-        weights=weights,
-        pooling="cls",
-        encoder_dropout=0.0,
-        steps_per_epoch=count,
-        epochs=1,
-        **settings,
-    )
-    model = build_model(config, BUILT_IN)
-    method = Finetuning(model, train, {}, config)
+def our_step(bench: Bench) -> Turn:
+    model = BertModel.from_pretrained(bench.folder).to(bench.device)
+    return encoder_step(bench, model, model.pooled, AdamW(parameter_groups(model, 1e-4), lr=1e-5))
+
+
+def their_step(bench: Bench) -> Turn:
+    model = load_theirs(bench)
+    fused = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=1e-5, fused=True)
+    return encoder_step(bench, model, lambda **batch: model(**batch).pooler_output, fused)
+
+
+def cross_encoder_step(bench: Bench) -> Turn:
+    """What CrossEncoder.fit repeats: its model's logits, a loss, the update."""
+    model = cross_encoder(bench).model
+    fused = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=1e-5, fused=True)
+    return encoder_step(bench, model, lambda **batch: model(**batch).logits, fused)
+
+
+def cross_encoder(bench: Bench) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(str(bench.folder), num_labels=1, max_length=512, device=bench.device.type)
+
+
+def inference(bench: Bench, model: nn.Module, pooled: Callable[..., Tensor]) -> Turn:
+    model.eval()
+
+    def turn(number: int) -> None:
+        with torch.inference_mode(), bench.autocast():
+            pooled(**bench.batches[number % len(bench.batches)])
+
+    return turn
+
+
+def our_forward(bench: Bench) -> Turn:
+    model = BertModel.from_pretrained(bench.folder).to(bench.device)
+    return inference(bench, model, model.pooled)
+
+
+def their_forward(bench: Bench) -> Turn:
+    model = load_theirs(bench)
+    return inference(bench, model, lambda **batch: model(**batch).pooler_output)
+
+
+def onnx_forward(bench: Bench) -> Turn:
+    """`transformers`' model, exported with free batch size and length."""
+    import onnxruntime
+
+    path, names = bench.folder / "model.onnx", ["input_ids", "attention_mask", "token_type_ids"]
+    axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+    inputs = {name: bench.batches[0][name].cpu() for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            load_theirs(bench).cpu().eval(),
+            (),
+            str(path),
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=axes,
+            input_names=names,
+            external_data=True,
+            verbose=False,
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    arrays = [{name: batch[name].cpu().numpy() for name in names} for batch in bench.batches]
+    return lambda number: session.run(None, arrays[number % len(arrays)])
+
+
+def method_step(bench: Bench, settings: Mapping[str, Any]) -> Turn:
+    """A whole update of multitask fine-tuning without dropout, collation included."""
+    config = Config("finetune", weights=str(bench.folder), pooling="cls", encoder_dropout=0.0, **settings)
+    config = replace(config, steps_per_epoch=bench.repeats + WARM_UP, epochs=1)
+    model = build_model(config, BUILT_IN).to(bench.device)
+    method = Finetuning(model, bench.train, {}, config)
     optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=1e-5)
 
-    def step(number: int) -> None:
+    def turn(number: int) -> None:
         update(optimizer, method.losses(number), 1, config.clip_norm)
         method.after_update(number)
 
-    return step
+    return turn
 
 
-def real_batches(
-    train: Mapping[str, Examples], tokenizer: BertTokenizer, count: int
-) -> list[dict[str, Tensor]]:
-    """Batches of the tasks in turn, as a round-robin run with seed 0 meets them."""
-    encoded = [examples.encoded for examples in train.values()]
-    plan = schedule("round-robin", [len(rows) for rows in encoded], BATCH, count, epochs=1, seed=0)
-    return [tokenizer.pad([encoded[task][row] for row in rows]) for _, task, rows in plan]
+def present(makers: Mapping[str, tuple[str, Callable[[], Turn]]]) -> tuple[dict[str, Turn], dict[str, str]]:
+    """The contestants whose package is installed, and what is said of the others."""
+    turns = {name: make() for name, (package, make) in makers.items() if find_spec(package)}
+    missing = {name: f"no {package}" for name, (package, _) in makers.items() if name not in turns}
+    return turns, missing
+
+
+# Parts
+
+
+def step(bench: Bench) -> Iterator[Result]:
+    """A training step of the encoder."""
+    turns, missing = present(
+        {
+            "transformers": ("transformers", lambda: their_step(bench)),
+            "sentence-transformers": ("sentence_transformers", lambda: cross_encoder_step(bench)),
+            "minbert": ("minbert", lambda: our_step(bench)),
+        }
+    )
+    yield from race(bench, "step", turns, missing, 3 * mean_flops(bench))
+
+
+def forward(bench: Bench) -> Iterator[Result]:
+    """Inference on batches of the training tables."""
+    turns, missing = present(
+        {
+            "transformers": ("transformers", lambda: their_forward(bench)),
+            "onnxruntime": ("onnxruntime", lambda: onnx_forward(bench)),
+            "minbert": ("minbert", lambda: our_forward(bench)),
+        }
+    )
+    yield from race(bench, "forward", turns, missing, mean_flops(bench))
+
+
+def methods(bench: Bench) -> Iterator[Result]:
+    """Updates of the methods, beside a plain training step of transformers'."""
+    turns, missing = present({"transformers": ("transformers", lambda: their_step(bench))})
+    turns |= {name: method_step(bench, settings) for name, settings in METHODS.items()}
+    yield from race(bench, "methods", turns, missing)
+
+
+def adamw(bench: Bench) -> Iterator[Result]:
+    """The update alone, on random gradients; `step` has what it is a share of."""
+    turns: dict[str, Turn] = {}
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "torch fused": partial(torch.optim.AdamW, fused=True),
+        "minbert": AdamW,
+    }
+    for name, kind in kinds.items():
+        model = BertModel(bench.config).to(bench.device)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        turns[name] = partial(lambda optimizer, _: optimizer.step(), kind(model.parameters(), lr=1e-5))
+    yield from race(bench, "adamw", turns)
+
+
+def predict(bench: Bench) -> Iterator[Result]:
+    """All pairs of quora-dev: text in, probabilities out."""
+    rows = read_split(bench.data, "dev", {"paraphrase": BUILT_IN["paraphrase"]}, skip_bad_rows=False)
+    pairs: list[Any] = [row.texts for row in rows["paraphrase"]]
+    model = build_model(Config("finetune", weights=str(bench.folder), pooling="cls"), BUILT_IN)
+    model = model.to(bench.device).eval()
+
+    def theirs() -> Turn:
+        encoder = cross_encoder(bench)
+        return lambda _: encoder.predict(pairs, batch_size=32, show_progress_bar=False)
+
+    turns, missing = present(
+        {
+            "sentence-transformers": ("sentence_transformers", theirs),
+            "minbert": ("minbert", lambda: lambda _: model.predict_proba("paraphrase", pairs)),
+        }
+    )
+    encoded = model.encode("paraphrase", pairs)
+    lengths = {"attention_mask": model.tokenizer.pad(encoded)["attention_mask"]}
+    flops = product_flops(bench.config, lengths)
+    yield from race(bench, f"predict {len(pairs)}", turns, missing, flops, repeats=3, warm_up=0)
+
+
+def load(bench: Bench) -> Iterator[Result]:
+    """From a folder to a model."""
+    turns, missing = present(
+        {
+            "transformers": ("transformers", lambda: lambda _: load_theirs(bench)),
+            "minbert": ("minbert", lambda: lambda _: BertModel.from_pretrained(bench.folder)),
+        }
+    )
+    yield from race(bench, "load", turns, missing, repeats=5, warm_up=1)
+
+
+def sweep(bench: Bench) -> Iterator[Result]:
+    """Training steps on full rows: no padding that could be spared."""
+    for length in (16, 64, 128, 256, 512):
+        shape = (max(1, BATCH * 64 // length), length)
+        ones = torch.ones(shape, dtype=torch.int64, device=bench.device)
+        batch = {
+            "input_ids": torch.randint(1000, 30000, shape, device=bench.device),
+            "attention_mask": ones,
+            "token_type_ids": torch.zeros_like(ones),
+        }
+        full = replace(bench, batches=[batch])
+        turns, missing = present(
+            {
+                "transformers": ("transformers", lambda full=full: their_step(full)),  # type: ignore[misc]
+                "minbert": ("minbert", lambda full=full: our_step(full)),  # type: ignore[misc]
+            }
+        )
+        flops = 3 * product_flops(bench.config, batch)
+        yield from race(full, f"step {shape[0]}x{length}", turns, missing, flops, repeats=5, warm_up=1)
+
+
+def memory(bench: Bench) -> Iterator[Result]:
+    """The peak of a process that trains, above what it held before it had a model; each in its own."""
+    makers = {"transformers": their_step, "minbert": our_step}
+    found: dict[str, float] = {}
+    for name, make in makers.items():
+        if find_spec(name):
+            with ProcessPoolExecutor(1, get_context("spawn")) as child:
+                found[name] = child.submit(peak_memory, bench, make, torch.get_num_threads()).result()
+    first = next(iter(found.values()))
+    for name, megabytes in found.items():
+        yield Result("memory (MB)", bench.shape, name, megabytes, ratio=first / megabytes)
+
+
+def peak_memory(bench: Bench, make: Callable[[Bench], Turn], threads: int) -> float:
+    """MB that six training steps add to this process's peak, or on a GPU their peak."""
+    torch.set_num_threads(threads)
+    import transformers  # noqa: F401  (its own code is no one's working memory)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    turn = make(bench)
+    for number in range(6):
+        turn(number)
+    if bench.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+PARTS = {part.__name__: part for part in (step, forward, methods, adamw, predict, load, memory, sweep)}
+
+
+# Command line
+
+
+def main() -> None:
+    args = arguments()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    tokenizer = BertTokenizer.from_pretrained(hub.resolve(args.weights))
+    rate = product_rate(device, args.precision)
+    print(f"{args.threads} threads, {rate / 1e9:.0f} GFLOP/s in one large {args.precision} product\n")
+    results: list[Result] = []
+    for shape in args.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = prepare(args, shape, Path(folder), tokenizer, device, rate)
+            for part in args.only:
+                for result in PARTS[part](bench):
+                    results.append(result)
+                    print(line(result), file=sys.stderr, flush=True)
+    print(table(results))
+    if args.json:
+        found = {"threads": args.threads, "gflops": rate / 1e9, "torch": torch.__version__}
+        found |= {"device": args.device, "precision": args.precision}
+        args.json.write_text(json.dumps(found | {"results": [asdict(r) for r in results]}, indent=1) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=SAMPLE, help="folder of tables (default: the sample)")
+    parser.add_argument("--weights", default=hub.DEFAULT, help="whose tokenizer: a name or a folder")
+    parser.add_argument("--only", type=listed(PARTS), default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--shapes", type=listed(SHAPES), default=list(SHAPES), help=", ".join(SHAPES))
+    parser.add_argument("--repeats", type=int, default=12, help="batches timed, in turns")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="bf16: autocast")
+    parser.add_argument("--json", type=Path, help="write the results here as well")
+    args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error("--repeats: quartiles need at least 2")
+    return args
+
+
+def listed(names: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    """The type of an option that takes some of these names, between commas."""
+
+    def parse(text: str) -> list[str]:
+        unknown = [name for name in text.split(",") if name not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; choose from {', '.join(names)}")
+        return text.split(",")
+
+    return parse
+
+
+def prepare(
+    args: argparse.Namespace,
+    shape: str,
+    folder: Path,
+    tokenizer: BertTokenizer,
+    device: torch.device,
+    rate: float,
+) -> Bench:
+    """Random weights of a shape, and batches of the three tasks in turn, as a run with seed 0 meets them."""
+    torch.manual_seed(0)
+    BertModel(SHAPES[shape]).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rows = read_split(args.data, "train", BUILT_IN, skip_bad_rows=False)
+    train = {name: make_examples(rows[name], tokenizer, 512) for name in rows}
+    count = args.repeats + WARM_UP
+    config = Config("finetune", weights=str(folder), steps_per_epoch=count, epochs=1, batch_size=BATCH)
+    model = build_model(config, BUILT_IN).to(device)
+    method = Finetuning(model, train, {}, config)
+    batches = [
+        collate(model, train[name], chosen)[0]
+        for name, chosen in (method.planned(number) for number in range(count))
+    ]
+    return Bench(
+        shape,
+        SHAPES[shape],
+        folder,
+        args.data,
+        train,
+        batches,
+        args.repeats,
+        device,
+        args.precision,
+        rate,
+    )
+
+
+def line(result: Result) -> str:
+    """A row of the table."""
+    if result.median is None:
+        cells = [result.note, "", "", ""]
+    else:
+        spread = f"{result.low:.0f} to {result.high:.0f}" if result.low is not None else ""
+        floor = f"{result.floor_percent:.0f}%" if result.floor_percent else ""
+        cells = [f"{result.median:.1f}", spread, f"{result.ratio:.2f}", floor]
+    return "| " + " | ".join([result.shape, result.part, result.name, *cells]) + " |"
+
+
+def table(results: list[Result]) -> str:
+    head = ["shape", "part", "who", "median ms", "quartiles", "times as fast as the first", "of the floor"]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *map(line, results)]
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

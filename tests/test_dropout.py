@@ -1,0 +1,59 @@
+"""dropout.py: the right share is dropped, the mean stays, and no element's fate tells another's."""
+
+import pytest
+import torch
+
+from minbert.dropout import Dropout, dropout
+
+
+@pytest.mark.parametrize("probability", [0.1, 1 / 3, 0.5, 0.99])
+def test_share_and_mean(probability: float) -> None:
+    """Of n = 400,000 ones a share p is dropped, give or take sqrt(p (1 - p) / n), and the rest is
+    1 / (1 - p); rounding p to a multiple of 2^-16 moves it by 8e-6 at most."""
+    dropped = dropout(torch.ones(1000, 400), probability)
+    share = (dropped == 0).float().mean().item()
+    assert share == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 400_000) ** 0.5)
+    kept = dropped[dropped != 0]
+    assert len(kept.unique()) == 1
+    assert kept[0].item() == pytest.approx(1 / (1 - probability), rel=1e-5 / (1 - probability))
+
+
+def test_elements_are_independent() -> None:
+    """Four neighbours come from one draw: at 1/2 all 16 patterns of them are equally frequent, each 5,000 of
+    80,000 with a standard deviation of 68; and so are those of four draws' same quarters."""
+    kept = (dropout(torch.ones(80_000, 4), 0.5) > 0).long()
+    for patterns in (kept, kept.view(20_000, 4, 4).transpose(1, 2).reshape(80_000, 4)):
+        counts = (patterns * torch.tensor([1, 2, 4, 8])).sum(dim=1).bincount(minlength=16)
+        assert (counts - 5000).abs().max() < 5 * 68
+
+
+def test_a_function_of_the_seed() -> None:
+    x = torch.randn(3, 5, 7)
+    torch.manual_seed(1)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4,), (2, 5), (0, 3)])
+def test_any_shape(shape: tuple[int, ...]) -> None:
+    assert dropout(torch.ones(shape), 0.5).shape == shape
+
+
+def test_the_gradient_falls_where_the_value_does() -> None:
+    x = torch.ones(50, 50, requires_grad=True)
+    y = dropout(x, 0.3)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_nothing_in_evaluation_or_at_zero() -> None:
+    x = torch.randn(4, 4)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert not torch.equal(Dropout(0.5)(x), x)
+
+
+def test_half_precision_keeps_its_type() -> None:
+    assert dropout(torch.ones(8, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16

@@ -1,0 +1,39 @@
+"""embedding.py beside torch.nn.Embedding: the same rows, the same gradient."""
+
+import pytest
+import torch
+from torch import nn
+
+from minbert.embedding import Embedding
+
+IDS = torch.tensor([[5, 0, 7, 5], [5, 2, 0, 99]])  # a row named thrice, and padding's
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, 2])
+@pytest.mark.parametrize("ids", [IDS, IDS[0], IDS[:, :0]])
+def test_equals_torch(padding_idx: int | None, ids: torch.Tensor) -> None:
+    ours, theirs = Embedding(100, 8, padding_idx), nn.Embedding(100, 8, padding_idx)
+    theirs.load_state_dict(ours.state_dict())
+    weight = torch.randn(*ids.shape, 8)
+    for _ in range(2):  # the second adds to the first
+        for table in (ours, theirs):
+            (table(ids).sin() * weight).sum().backward()
+    assert torch.equal(ours(ids), theirs(ids))
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert ours.weight.grad.is_contiguous()
+
+
+def test_frozen_table_and_moved_embeddings() -> None:
+    """No gradient for a frozen table; and one with respect to what is added to its rows."""
+    table = Embedding(10, 4).requires_grad_(False)
+    noise = torch.zeros(3, 4, requires_grad=True)
+    (table(torch.tensor([1, 2, 3])) + noise).sum().backward()
+    assert table.weight.grad is None
+    assert torch.equal(noise.grad, torch.ones(3, 4))
+
+
+def test_double_precision() -> None:
+    table = Embedding(10, 4, dtype=torch.float64)
+    table(torch.tensor([1, 1])).sum().backward()
+    assert table.weight.grad.dtype == torch.float64
+    assert table.weight.grad[:3, 0].tolist() == [0, 2, 0]
