@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,9 @@ class Finetuning:
         self.model.save(folder)
 
 
-def collate(
-    model: MultitaskBert, examples: Examples, rows: Iterable[int]
-) -> tuple[dict[str, Tensor], Tensor]:
+def collate(model: MultitaskBert, examples: Examples, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
     """These rows as one padded batch and its labels, on the model's device."""
-    rows = list(rows)
-    inputs = model.tokenizer.pad([examples.encoded[row] for row in rows])
+    inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
     labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
     return evaluate.to_device(inputs, model.device), labels.to(model.device)
 

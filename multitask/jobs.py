@@ -21,7 +21,7 @@ from minbert.optim import AdamW, parameter_groups
 from multitask import evaluate, state, tasks
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import TRAINING, Config, read_toml
-from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
+from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
 from multitask.finetune import Finetuning
 from multitask.model import MultitaskBert
@@ -33,7 +33,7 @@ from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit, write_metrics
 
 SPLITS = ("train", "dev", "test-student")
-Splits = dict[str, dict[str, list[Row]]]  # split -> task -> rows
+Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
@@ -223,11 +223,11 @@ def read_splits(
     return {split: read_split(directory, split, selected, skip_bad_rows) for split in splits}
 
 
-def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str, Examples]:
+def encode(tables: Mapping[str, Table], model: MultitaskBert) -> dict[str, Examples]:
     """Every task's rows, tokenised; says how many fill the longest input, and may have been cut."""
-    examples = {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     for name in examples:
-        full = sum(len(ids) == model.max_length for ids, _ in examples[name].encoded)
+        full = int((examples[name].tokens.lengths == model.max_length).sum())
         if full:
             print(f"{name}: {full} rows fill all {model.max_length} tokens; what is longer is cut")
     return examples

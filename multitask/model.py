@@ -23,6 +23,7 @@ from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
 from minbert.tokenizer import BertTokenizer
 from multitask import evaluate
+from multitask.store import Tokens
 from multitask.tasks import Task, from_table, to_table
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]  # single sentences, or pairs, as the task wants them
@@ -118,7 +119,8 @@ class MultitaskBert(nn.Module):
         return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
 
     def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
-        return evaluate.predict_logits(self, task, self.encode(task, texts), batch_size)
+        tokens = Tokens.join([self.encode(task, texts)], self.tokenizer.vocab_size)
+        return evaluate.predict_logits(self, task, tokens, batch_size)
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multitask.config import Config
 from multitask.data import Examples
-from multitask.evaluate import EVALUATION_BATCH, in_length_order, to_device
+from multitask.evaluate import in_length_order, to_device
 from multitask.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.sampling import random_generator
@@ -34,7 +34,7 @@ class Ranking:
         generator = random_generator(self.config.seed, "groups", step)
         for _ in range(self.config.accumulate):
             rows = draw_groups(self.train.labels, self.config.groups, generator)
-            inputs = self.model.tokenizer.pad([self.train.encoded[row] for row in rows])
+            inputs = self.train.tokens.batch(rows, self.model.tokenizer.pad_token_id)
             vectors = self.vectors_of(inputs)
             yield group_loss(vectors, self.config.groups, self.config.scale), {}
 
@@ -55,7 +55,7 @@ class Ranking:
     def embeddings(self, examples: Examples) -> Tensor:
         """(N, H), in the examples' own order."""
         self.model.eval()
-        return in_length_order(self.model.tokenizer, examples.encoded, EVALUATION_BATCH, self.vectors_of)
+        return in_length_order(examples.tokens, self.model.tokenizer.pad_token_id, self.vectors_of)
 
     def describe(self, record: Mapping[str, Any]) -> str:
         scores = record["dev"]

@@ -1,5 +1,6 @@
 """What several test files share. The tests need no network and no real weights, unless marked slow."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ torch.set_num_threads(1)  # the same sums on every machine, and a training besid
 def tiny() -> Path:
     """The committed tiny checkpoint: 2 layers, width 32, random weights (made by tools/make_reference.py)."""
     return Path(__file__).resolve().parent.parent / "weights" / "tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests, and the processes they start, share a cache of their own and leave the user's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -129,9 +129,9 @@ def real_batches(
     train: Mapping[str, Examples], tokenizer: BertTokenizer, count: int
 ) -> list[dict[str, Tensor]]:
     """Batches of the tasks in turn, as a round-robin run with seed 0 meets them."""
-    encoded = [examples.encoded for examples in train.values()]
-    plan = schedule("round-robin", [len(rows) for rows in encoded], BATCH, count, epochs=1, seed=0)
-    return [tokenizer.pad([encoded[task][row] for row in rows]) for _, task, rows in plan]
+    tokens = [examples.tokens for examples in train.values()]
+    plan = schedule("round-robin", [len(rows) for rows in tokens], BATCH, count, epochs=1, seed=0)
+    return [tokens[task].batch(rows, tokenizer.pad_token_id) for _, task, rows in plan]
 
 
 if __name__ == "__main__":
