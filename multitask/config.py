@@ -36,6 +36,7 @@ WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its
 ONE_RUN = ("evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
+INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # given the first, the second says nothing
 PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result (epochs only in a run that does not look ahead).
 RESUMABLE = {"threads", "device", "save_every", "epochs"}
@@ -117,6 +118,14 @@ class Config:
         low=1,
     )
     batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1, options=TASKS_TRAINING)
+    max_tokens: int | None = setting(
+        None,
+        "training",
+        "most tokens in a batch, padding included, instead of --batch-size; a longer row stands alone",
+        kind=int,
+        low=1,
+        options=TASKS_TRAINING,
+    )
     sampling: str = setting(
         "round-robin", "training", "how an update's task is chosen", choices=SAMPLINGS, options=TASKS_TRAINING
     )
@@ -269,8 +278,8 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         """What is saved as `config.toml`: every setting of this option that has a value, but for --resume,
-        and for --weights where --init stands in for it."""
-        left_out = {"resume"} if self.init is None else {"resume", "weights"}
+        and for those that another one stands in for, as --init for --weights."""
+        left_out = {"resume"} | {idle for name, idle in INSTEAD.items() if getattr(self, name) is not None}
         names = [name for name, meta in SETTINGS.items() if self.option in meta["options"]]
         values = {name: getattr(self, name) for name in ("option", *names) if name not in left_out}
         return {name: value for name, value in values.items() if value is not None}
@@ -293,6 +302,8 @@ def resolve(argv: Sequence[str]) -> Config:
         values = _layered(read_recipe(recipe_path(recipe)), values)
     if {"init", "weights"} <= values.keys():
         raise InputError("init brings its own encoder: name it or weights, not both")
+    if {"max_tokens", "batch_size"} <= values.keys():
+        raise InputError("max-tokens decides how many rows a batch holds: name it or batch-size, not both")
     values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
     named = set(values)
     if values.get("resume"):
@@ -318,8 +329,8 @@ def resolve(argv: Sequence[str]) -> Config:
 
 
 def _layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags over the recipe; --init displaces a recipe's weights, and --weights its init."""
-    displaced = {"init": "weights", "weights": "init"}
+    """The flags over the recipe; --init displaces a recipe's weights, --weights its init, and so on."""
+    displaced = INSTEAD | {idle: name for name, idle in INSTEAD.items()}
     dropped = {displaced[name] for name in flags if name in displaced}
     return {name: value for name, value in recipe.items() if name not in dropped} | flags
 

@@ -18,8 +18,8 @@ from multitask.tasks import Task
 if TYPE_CHECKING:
     from multitask.model import MultitaskBert
 
-EVALUATION_BATCH = 32  # rows
-EVALUATION_TOKENS = 4096  # at most in a batch, padding included: so many long rows fit into memory
+EVALUATION_BATCH = 256  # rows at most in a batch
+EVALUATION_TOKENS = 2048  # at most in a batch, padding included: what the caches of a processor like best
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

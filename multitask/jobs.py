@@ -23,12 +23,12 @@ from multitask.build import best_folder, build_model, start_heads
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
-from multitask.finetune import Finetuning
+from multitask.finetune import Finetuning, walks_over
 from multitask.model import MultitaskBert
 from multitask.predict import predict
 from multitask.ranking import Ranking
 from multitask.report import write_report
-from multitask.sampling import plan_table
+from multitask.sampling import expected_rows, plan_table
 from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit, write_metrics
 
@@ -48,11 +48,12 @@ def run_training(config: Config) -> None:
     train_data, dev_data, test_data = (encode(rows[split], model) for split in SPLITS)
     start_heads(model, train_data, config)
     sizes = [len(examples) for examples in train_data.values()]
-    rows_per_step = config.batch_size * config.accumulate
+    rows_of_task = [config.accumulate * walk.mean_rows for walk in walks_over(train_data, config)]
+    rows_per_step = expected_rows(config.sampling, sizes, rows_of_task, config.epochs)
     config = replace(config, out=str(run), steps_per_epoch=epoch_steps(sum(sizes), rows_per_step, config))
     print(
         plan_table(
-            config.sampling, list(selected), sizes, rows_per_step, config.steps_per_epoch or 0, config.epochs
+            config.sampling, list(selected), sizes, rows_of_task, config.steps_per_epoch or 0, config.epochs
         )
     )
     progress = train(Finetuning(model, train_data, dev_data, config), model, rows, rows_per_step, config)
@@ -88,7 +89,7 @@ def run_ranking(config: Config) -> None:
 
 
 def train(
-    method: Method, model: MultitaskBert, rows: Splits, rows_per_step: int, config: Config
+    method: Method, model: MultitaskBert, rows: Splits, rows_per_step: float, config: Config
 ) -> state.Progress:
     """From step 0 or the last saved state to the end."""
     optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)

@@ -89,13 +89,17 @@ class MultitaskBert(nn.Module):
         pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
         return self.heads[task](self.dropout(pooled)) * self.tasks[task].unit
 
-    def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
+    def predict(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[int] | list[float]:
         """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
         return evaluate.decode(
             self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)
         ).tolist()
 
-    def predict_proba(self, task: str, texts: Texts, batch_size: int = 32) -> list[list[float]]:
+    def predict_proba(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[list[float]]:
         """The probability of every class, for each text or pair; InputError for a regression task."""
         kind = self.tasks[self._known(task)].kind
         if kind == "regression":

@@ -32,6 +32,7 @@ from multitask.figures import (
     similarity_scatter,
     tsne,
 )
+from multitask.finetune import walks_over
 from multitask.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
@@ -130,9 +131,10 @@ def task_sections(
 
     train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
     if train.keys() == model.tasks.keys():
-        sizes = [len(train[name]) for name in model.tasks]
-        steps, rows_per_step = records[0]["step"], config.batch_size * config.accumulate
-        plan = plan_table(config.sampling, list(model.tasks), sizes, rows_per_step, steps, config.epochs)
+        data = {name: make_examples(train[name], model.tokenizer, model.max_length) for name in model.tasks}
+        sizes, steps = [len(examples) for examples in data.values()], records[0]["step"]
+        rows = [config.accumulate * walk.mean_rows for walk in walks_over(data, config)]
+        plan = plan_table(config.sampling, list(model.tasks), sizes, rows, steps, config.epochs)
         yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan)}</pre>"
         drawing = sampling_probabilities(config.sampling, list(model.tasks), sizes, config.epochs)
         yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")

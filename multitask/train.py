@@ -73,7 +73,7 @@ def update(
 
 
 def fit(
-    method: Method, optimizer: Optimizer, rows_per_step: int, config: Config, run: Path, progress: Progress
+    method: Method, optimizer: Optimizer, rows_per_step: float, config: Config, run: Path, progress: Progress
 ) -> None:
     """Train from `progress.step` to the last epoch's end; `run` gets states, metrics and the best model."""
     assert config.steps_per_epoch is not None, "resolved before training starts"
@@ -99,7 +99,7 @@ def fit(
     meter.close()
 
 
-def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: int, run: Path) -> None:
+def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: float, run: Path) -> None:
     """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
     scores = method.evaluate()
     if not math.isfinite(scores["score"]):
@@ -133,7 +133,7 @@ def write_metrics(run: Path, progress: Progress) -> None:
     write_text(run / "metrics.jsonl", "".join(lines))
 
 
-def epoch_steps(rows: int, rows_per_step: int, config: Config) -> int:
+def epoch_steps(rows: int, rows_per_step: float, config: Config) -> int:
     """Updates in an epoch: as set, or one pass over all rows but at most 2,000."""
     return config.steps_per_epoch or min(MAX_STEPS_PER_EPOCH, math.ceil(rows / rows_per_step))
 
