@@ -7,6 +7,7 @@ stay.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class BertTokenizer:
         if max_length <= needed:
             raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
         self.backend.enable_truncation(max_length, strategy="longest_first")
-        return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch(inputs)]
+        return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch_fast(inputs)]
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
@@ -107,6 +108,11 @@ class BertTokenizer:
             batch["attention_mask"][row, : len(ids)] = 1
             batch["token_type_ids"][row, : len(ids)] = torch.as_tensor(types)
         return batch
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over all that decides which ids a text gets: vocabulary, normalisation, templates."""
+        self.backend.no_truncation()  # set anew by each `encode`
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def decode(self, input_ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens."""

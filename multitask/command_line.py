@@ -65,8 +65,6 @@ def resolve(argv: Sequence[str]) -> Config | Pipeline:
 
 def _single(recipe: dict[str, Any], flags: dict[str, Any]) -> Config:
     values = layered(recipe, flags)
-    if {"init", "weights"} <= values.keys():
-        raise InputError("init brings its own encoder: name it or weights, not both")
     values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
     return Config.of(_resumed(values) if values.get("resume") else values, named=values)
 

@@ -38,6 +38,7 @@ WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its
 ONE_RUN = ("evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
+INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # given the first, the second says nothing
 PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result: where it runs, and how many epochs of a run that
 # does not look ahead.
@@ -121,6 +122,14 @@ class Config:
         low=1,
     )
     batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1, options=TASKS_TRAINING)
+    max_tokens: int | None = setting(
+        None,
+        "training",
+        "most tokens in a batch, padding included, instead of --batch-size; a longer row stands alone",
+        kind=int,
+        low=1,
+        options=TASKS_TRAINING,
+    )
     sampling: str = setting(
         "round-robin", "training", "how an update's task is chosen", choices=SAMPLINGS, options=TASKS_TRAINING
     )
@@ -266,6 +275,10 @@ class Config:
         if option is None:
             names = ", ".join(OPTIONS)
             raise InputError(f"name what to do with --option, one of {names} (--help explains them)")
+        if {"init", "weights"} <= values.keys():
+            raise InputError("init brings its own encoder: name it or weights, not both")
+        if {"max_tokens", "batch_size"} <= values.keys():
+            raise InputError("max-tokens decides the rows of a batch: name it or batch-size, not both")
         ignored = [name for name in values if name != "option" and option not in SETTINGS[name]["options"]]
         if ignored:
             raise InputError(f"--option {option} does not use {', '.join(map(flag, ignored))}")
@@ -320,8 +333,8 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         """What is saved as `config.toml`: every setting of this option that has a value, but for --resume,
-        and for --weights where --init stands in for it."""
-        left_out = {"resume"} if self.init is None else {"resume", "weights"}
+        and for those that another one stands in for, as --init for --weights."""
+        left_out = {"resume"} | {idle for name, idle in INSTEAD.items() if getattr(self, name) is not None}
         names = [name for name, meta in SETTINGS.items() if self.option in meta["options"]]
         values = {name: getattr(self, name) for name in ("option", *names) if name not in left_out}
         return {name: value for name, value in values.items() if value is not None}
@@ -366,8 +379,8 @@ def check(name: str, value: Any, source: str) -> Any:
 
 
 def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags over the recipe; --init displaces a recipe's weights, and --weights its init."""
-    displaced = {"init": "weights", "weights": "init"}
+    """The flags over the recipe; --init displaces a recipe's weights, --weights its init, and so on."""
+    displaced = INSTEAD | {idle: name for name, idle in INSTEAD.items()}
     dropped = {displaced[name] for name in flags if name in displaced}
     return {name: value for name, value in recipe.items() if name not in dropped} | flags
 

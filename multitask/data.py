@@ -11,18 +11,24 @@ import codecs
 import csv
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from minbert.errors import InputError
 from minbert.tokenizer import BertTokenizer
+from multitask.store import Encoded, Strings, Tokens, cached, key_of
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
 REPORTED = 20  # problems spelled out in one report
+CHUNK = 8192  # rows that are tokenised together
+FORMAT = 1  # of the cache's entries: to raise with any change to what is read, checked or kept
 
 csv.field_size_limit(1 << 24)  # characters in one field
 
@@ -45,8 +51,8 @@ class Problem:
 class Examples:
     """One split of one task, tokenised once."""
 
-    ids: list[str]
-    encoded: list[tuple[list[int], list[int]]]  # (input_ids, token_type_ids) of each row
+    ids: Sequence[str]
+    tokens: Tokens
     labels: np.ndarray  # (N,) float64; NaN where the table has none
 
     def __len__(self) -> int:
@@ -144,41 +150,116 @@ def _fields(line: bytes) -> list[str]:
     return rows[0] if rows else []
 
 
-def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> tuple[list[Row], int]:
-    """All rows of a table, and how many bad ones were dropped. Strict by default: InputError lists the first
-    20 problems with file and line, and their number."""
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    lines_of_ids: dict[str, int] = {}
+@dataclass(frozen=True)
+class Source:
+    """A table's file, as it was when its hash was taken, and how it is to be read."""
+
+    path: Path
+    digest: str  # SHA-256 of the file
+    task: Task
+    labelled: bool
+    skip_bad_rows: bool
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its rows depend on."""
+        return key_of(FORMAT, self.digest, self.task, self.labelled, self.skip_bad_rows)
+
+    def rows(self) -> Iterator[Row]:
+        return (item for item in self.items() if isinstance(item, Row))
+
+    def items(self) -> Iterator[Row | Problem]:
+        """Every row, good or bad, as they come. Strict by default: behind a table with bad ones stands an
+        InputError that lists the first 20 with file and line, and their number."""
+        lines_of_ids: dict[str, int] = {}
+        problems: list[Problem] = []
+        bad, hasher = 0, hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                for item in parse(_hashed(file, hasher), str(self.path), self.task, self.labelled):
+                    if isinstance(item, Row):
+                        line = lines_of_ids.setdefault(item.id, item.line)
+                        if line != item.line:
+                            message = f"{self.task.id} {item.id} stands already on line {line}"
+                            item = Problem(item.line, message)
+                    if isinstance(item, Problem):
+                        bad += 1
+                        problems += [item] * (bad <= REPORTED)
+                    yield item
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        if bad and not self.skip_bad_rows:
+            shown = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
+            more = [f"... and {bad - REPORTED} more"] if bad > REPORTED else []
+            counts = f"{self.path}: {bad} bad rows of {len(lines_of_ids) + bad}"
+            raise InputError(
+                "\n".join([*shown, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
+            )
+        if not lines_of_ids:
+            raise InputError(f"{self.path}: holds no {'usable ' if bad else ''}rows below its header")
+        if hasher.hexdigest() != self.digest:
+            raise InputError(f"{self.path}: has changed since this run began to read it; start again")
+
+
+def _hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
+    for line in lines:
+        hasher.update(line)
+        yield line
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read ({error.strerror})")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was read and checked from its first line to its last. Its texts stay in the file."""
+
+    source: Source
+    ids: Sequence[str]
+    labels: np.ndarray  # (N,) float64; NaN where the table has none
+    dropped: int  # bad rows left out
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, read again; InputError where the file is no longer the one that was checked."""
+        return self.source.rows()
+
+
+def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> Table:
+    """A table, checked now or, where the cache knows these bytes, before. InputError for bad rows, unless
+    they may be dropped."""
     try:
         with path.open("rb") as file:
-            for item in parse(file, str(path), task, labelled):
-                if isinstance(item, Row) and item.id in lines_of_ids:
-                    item = Problem(
-                        item.line, f"{task.id} {item.id} stands already on line {lines_of_ids[item.id]}"
-                    )
-                if isinstance(item, Problem):
-                    problems.append(item)
-                else:
-                    lines_of_ids[item.id] = item.line
-                    rows.append(item)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if problems and not skip_bad_rows:
-        shown = [f"{path}:{problem.line}: {problem.message}" for problem in problems[:REPORTED]]
-        more = [f"... and {len(problems) - REPORTED} more"] if len(problems) > REPORTED else []
-        counts = f"{path}: {len(problems)} bad rows of {len(rows) + len(problems)}"
-        raise InputError(
-            "\n".join([*shown, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
-        )
-    if not rows:
-        raise InputError(f"{path}: holds no {'usable ' if problems else ''}rows below its header")
-    return rows, len(problems)
+        raise _unreadable(path, error) from None
+    source = Source(path, digest, task, labelled, skip_bad_rows)
+    kept = cached(source.key, lambda: check(source))
+    return Table(source, Strings(kept["ids"], kept["id_ends"]), kept["labels"], int(kept["dropped"]))
 
 
-def tokenize(
-    rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int
-) -> list[tuple[list[int], list[int]]]:
+def check(source: Source) -> dict[str, np.ndarray]:
+    """Read a table to its end, strictly; what is kept of it as arrays."""
+    ids, ends, labels, dropped = bytearray(), array("q"), array("d"), 0
+    for item in source.items():
+        if isinstance(item, Problem):
+            dropped += 1
+            continue
+        ids += item.id.encode()
+        ends.append(len(ids))
+        labels.append(math.nan if item.label is None else item.label)
+    return {
+        "ids": np.array(ids, np.uint8),
+        "id_ends": np.array(ends),
+        "labels": np.array(labels),
+        "dropped": np.array(dropped),
+    }
+
+
+def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[Encoded]:
     """(input_ids, token_type_ids) of every row: one sentence, or two together."""
     columns = list(zip(*(row.texts for row in rows), strict=True))
     return tokenizer.encode(columns[0], columns[1] if len(columns) == 2 else None, max_length)
@@ -186,34 +267,32 @@ def tokenize(
 
 def read_split(
     directory: Path, split: str, tasks: Mapping[str, Task], skip_bad_rows: bool
-) -> dict[str, list[Row]]:
-    """One split's rows of every task that has such a table: labelled, but for the split test-student. Says
-    how many rows it dropped where it may."""
-    rows = {}
+) -> dict[str, Table]:
+    """One split's table of every task that has one: labelled, but for the split test-student. Says how many
+    rows it dropped where it may."""
+    tables = {}
     for name, task in tasks.items():
         path = task.path(directory, split)
         if path.is_file():
-            rows[name], dropped = read_table(path, task, split != "test-student", skip_bad_rows)
-            if dropped:
-                print(f"{path}: dropped {dropped} bad rows, kept {len(rows[name])}")
-    return rows
+            tables[name] = read_table(path, task, split != "test-student", skip_bad_rows)
+            if dropped := tables[name].dropped:
+                print(f"{path}: dropped {dropped} bad rows, kept {len(tables[name])}")
+    return tables
 
 
-def make_examples(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> Examples:
-    labels = np.array([math.nan if row.label is None else row.label for row in rows])
-    return Examples([row.id for row in rows], tokenize(rows, tokenizer, max_length), labels)
+def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Examples:
+    """A table's rows, tokenised now or taken from the cache."""
+
+    def chunks() -> Iterator[list[Encoded]]:
+        rows = table.rows()
+        while chunk := list(islice(rows, CHUNK)):
+            yield tokenize(chunk, tokenizer, max_length)
+
+    key = key_of(FORMAT, table.source.key, tokenizer.fingerprint(), tokenizers.__version__, max_length)
+    kept = cached(key, lambda: vars(Tokens.join(chunks(), tokenizer.vocab_size)))
+    return Examples(table.ids, Tokens(**kept), table.labels)
 
 
-def fingerprint(splits: Iterable[Mapping[str, Sequence[Row]]]) -> str:
-    """A SHA-256 over everything in these rows."""
-    digest = hashlib.sha256()
-    for split in splits:
-        for name, rows in split.items():
-            digest.update(repr((name, rows)).encode())
-    return digest.hexdigest()
-
-
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
-    """All rows in batches of like length, longest first (so that memory fails early or never)."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:
+    """A SHA-256 over the tasks' names and the bytes of their tables."""
+    return key_of(*[(name, table.source.digest) for split in splits for name, table in split.items()])

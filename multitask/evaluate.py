@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minbert.tokenizer import BertTokenizer
-from multitask.data import Examples, length_sorted_batches
+from multitask.data import Examples
 from multitask.distributed import collect, deal
+from multitask.store import Tokens, length_sorted_batches
 from multitask.tasks import Task
 
 if TYPE_CHECKING:
     from multitask.model import MultitaskBert
 
-EVALUATION_BATCH = 32
+EVALUATION_BATCH = 256  # rows at most in a batch
+EVALUATION_TOKENS = 2048  # at most in a batch, padding included: what the caches of a processor like best
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -27,33 +28,32 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def in_length_order(
-    tokenizer: BertTokenizer,
-    encoded: Sequence[tuple[list[int], list[int]]],
-    batch_size: int,
+    tokens: Tokens,
+    pad_token_id: int,
     compute: Callable[[Mapping[str, Tensor]], Tensor],
+    batch_size: int = EVALUATION_BATCH,
 ) -> Tensor:
     """`compute` on batches of like length, divided over the processes; its rows on the CPU, in float32 and in
     the examples' own order."""
-    batches = length_sorted_batches([len(ids) for ids, _ in encoded], batch_size)
-    rows = [compute(tokenizer.pad([encoded[row] for row in batch])).float().cpu() for batch in deal(batches)]
+    batches = length_sorted_batches(tokens.lengths, batch_size, EVALUATION_TOKENS)
+    rows = [compute(tokens.batch(batch, pad_token_id)).float().cpu() for batch in deal(batches)]
     return torch.cat(collect(rows))[np.argsort(np.concatenate(batches))]
 
 
 @torch.inference_mode()
 def predict_logits(
-    model: MultitaskBert,
-    task: str,
-    encoded: Sequence[tuple[list[int], list[int]]],
-    batch_size: int = EVALUATION_BATCH,
+    model: MultitaskBert, task: str, tokens: Tokens, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
     """Logits (N, C) of tokenised examples, on the CPU, in their own order; leaves the model in evaluation
     mode."""
     model.eval()
-    if not encoded:
+    if not len(tokens):
         return torch.empty(0, model.tasks[task].outputs)
-    return in_length_order(
-        model.tokenizer, encoded, batch_size, lambda batch: model(task, to_device(batch, model.device))
-    )
+
+    def logits(batch: Mapping[str, Tensor]) -> Tensor:
+        return model(task, to_device(batch, model.device))
+
+    return in_length_order(tokens, model.tokenizer.pad_token_id, logits, batch_size)
 
 
 def decode(kind: str, logits: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def scores(
 
 
 def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, Tensor]:
-    return {name: predict_logits(model, name, examples.encoded) for name, examples in data.items()}
+    return {name: predict_logits(model, name, examples.tokens) for name, examples in data.items()}
 
 
 def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from multitask.data import Examples
 from multitask.distributed import Share, total
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
-from multitask.sampling import random_seed, step_rows, task_order
+from multitask.sampling import Batches, Plan, RowBatches, TokenBatches, random_seed
 from multitask.smart import Divergence, Encode, adversarial_noise, ascent_gain
 from multitask.tasks import Task
 from multitask.train import Terms
@@ -43,34 +43,37 @@ class Finetuning:
         self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
         self.total_steps = config.epochs * config.steps_per_epoch
         self.sizes = [len(train[name]) for name in self.names]
-        self.order = task_order(
-            config.sampling, self.sizes, config.steps_per_epoch, config.epochs, config.seed
-        )
+        walks = walks_over(train, config)
+        self.plan = Plan(
+            config.sampling, self.sizes, walks, config.accumulate,
+            config.steps_per_epoch, config.epochs, config.seed,
+        )  # fmt: skip
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         return {"model": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
 
-    def planned(self, step: int) -> tuple[str, np.ndarray]:
-        """The task of a step and its rows."""
-        rows_per_step = self.config.batch_size * self.config.accumulate
-        rows = step_rows(self.order, step, self.sizes, rows_per_step, self.config.seed)
-        return self.names[self.order[step]], rows
+    @property
+    def evaluated(self) -> Sequence[Examples]:
+        return list(self.dev.values())
+
+    def planned(self, step: int) -> tuple[str, list[np.ndarray]]:
+        """The task of a step and the rows of its batches."""
+        return self.names[self.plan.task(step)], self.plan.batches(step)
 
     def compares(self, step: int) -> bool:
         """Whether SMART's ascent is compared with random noise: at each task's first update of an epoch, and
         every hundredth after."""
-        first = step - step % (self.config.steps_per_epoch or 1)
-        return (self.order[first:step] == self.order[step]).sum() % COMPARE_EVERY == 0
+        return self.plan.earlier(step) % COMPARE_EVERY == 0
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
-        name, rows = self.planned(step)
+        name, batches = self.planned(step)
         self.model.train()
         self.model.encoder.train(not self.model.frozen)
         seed = random_seed(self.config.seed, "noise", step)
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        for batch in np.split(rows, self.config.accumulate):
-            share = Share.of([len(self.train[name].encoded[row][0]) for row in batch], generator)
+        for batch in batches:
+            share = Share.of(self.train[name].tokens.lengths[batch].tolist(), generator)
             inputs, labels = collate(self.model, self.train[name], batch[share.rows])
             yield self.objective(self.model.tasks[name], inputs, labels, share, self.compares(step))
 
@@ -166,12 +169,19 @@ class Finetuning:
         self.model.save(folder)
 
 
-def collate(
-    model: MultitaskBert, examples: Examples, rows: Iterable[int]
-) -> tuple[dict[str, Tensor], Tensor]:
+def walks_over(train: Mapping[str, Examples], config: Config) -> list[Batches]:
+    """Each task's walk through its rows, in batches as the settings want them."""
+    return [
+        RowBatches(config.seed, task, len(examples), config.batch_size)
+        if config.max_tokens is None
+        else TokenBatches(config.seed, task, examples.tokens.lengths, config.max_tokens)
+        for task, examples in enumerate(train.values())
+    ]
+
+
+def collate(model: MultitaskBert, examples: Examples, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
     """These rows as one padded batch and its labels, on the model's device."""
-    rows = list(rows)
-    inputs = model.tokenizer.pad([examples.encoded[row] for row in rows])
+    inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
     labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
     return evaluate.to_device(inputs, model.device), labels.to(model.device)
 

@@ -21,21 +21,21 @@ from minbert.optim import AdamW, parameter_groups
 from multitask import distributed, evaluate, machine, state, tasks
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import PATHS, TRAINING, Config, read_toml
-from multitask.data import SAMPLE, Examples, Row, fingerprint, make_examples, read_split
+from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
 from multitask.figures import can_draw
-from multitask.finetune import Finetuning
+from multitask.finetune import Finetuning, walks_over
 from multitask.model import MultitaskBert
 from multitask.predict import predict
 from multitask.ranking import Ranking
 from multitask.report import write_report
-from multitask.sampling import plan_table
+from multitask.sampling import expected_rows, plan_table
 from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit, write_metrics
 
 RESULT = "result.json"  # written last: what came of a run, and by its being there, that the run is done
 SPLITS = ("train", "dev", "test-student")
-Splits = dict[str, dict[str, list[Row]]]  # split -> task -> rows
+Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
@@ -47,7 +47,7 @@ class Training:
     config: Config  # with its steps_per_epoch
     model: MultitaskBert
     method: Method
-    rows_per_step: int
+    rows_per_step: float  # on average
     plan: str  # what will be sampled, in words
 
 
@@ -84,11 +84,12 @@ def prepare_finetuning(
     train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
     start_heads(model, train_data, config)
     sizes = [len(examples) for examples in train_data.values()]
-    rows_per_step = config.batch_size * config.accumulate
+    rows_of_task = [config.accumulate * walk.mean_rows for walk in walks_over(train_data, config)]
+    rows_per_step = expected_rows(config.sampling, sizes, rows_of_task, config.epochs)
     steps = epoch_steps(sum(sizes), rows_per_step, config)
     config = replace(config, steps_per_epoch=steps)
     method = Finetuning(model, train_data, dev_data, config)
-    plan = plan_table(config.sampling, list(selected), sizes, rows_per_step, steps, config.epochs)
+    plan = plan_table(config.sampling, list(selected), sizes, rows_of_task, steps, config.epochs)
     return Training(config, model, method, rows_per_step, plan)
 
 
@@ -291,11 +292,11 @@ def read_splits(
     return {split: read_split(directory, split, selected, skip_bad_rows) for split in splits}
 
 
-def encode(rows: Mapping[str, Sequence[Row]], model: MultitaskBert) -> dict[str, Examples]:
+def encode(tables: Mapping[str, Table], model: MultitaskBert) -> dict[str, Examples]:
     """Every task's rows, tokenised; says how many fill the longest input, and may have been cut."""
-    examples = {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     for name in examples:
-        full = sum(len(ids) == model.max_length for ids, _ in examples[name].encoded)
+        full = int((examples[name].tokens.lengths == model.max_length).sum())
         if full:
             print(f"{name}: {full} rows fill all {model.max_length} tokens; what is longer is cut")
     return examples

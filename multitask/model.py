@@ -23,6 +23,7 @@ from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
 from minbert.tokenizer import BertTokenizer
 from multitask import evaluate
+from multitask.store import Tokens
 from multitask.tasks import Task, from_table, to_table
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]  # single sentences, or pairs, as the task wants them
@@ -95,13 +96,17 @@ class MultitaskBert(nn.Module):
             pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
         return pooled.to(embeddings.dtype)
 
-    def predict(self, task: str, texts: Texts, batch_size: int = 32) -> list[int] | list[float]:
+    def predict(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[int] | list[float]:
         """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
         return evaluate.decode(
             self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)
         ).tolist()
 
-    def predict_proba(self, task: str, texts: Texts, batch_size: int = 32) -> list[list[float]]:
+    def predict_proba(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[list[float]]:
         """The probability of every class, for each text or pair; InputError for a regression task."""
         kind = self.tasks[self._known(task)].kind
         if kind == "regression":
@@ -125,7 +130,8 @@ class MultitaskBert(nn.Module):
         return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
 
     def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
-        return evaluate.predict_logits(self, task, self.encode(task, texts), batch_size)
+        tokens = Tokens.join([self.encode(task, texts)], self.tokenizer.vocab_size)
+        return evaluate.predict_logits(self, task, tokens, batch_size)
 
     def _known(self, task: str) -> str:
         if task not in self.tasks:

@@ -15,6 +15,7 @@ from minbert.errors import InputError
 from multitask import evaluate
 from multitask.data import Problem, Row, parse, parse_plain, read_header, tokenize
 from multitask.model import MultitaskBert
+from multitask.store import Tokens
 from multitask.tasks import Task
 
 WINDOW = 1024  # rows that are read, sorted by length, predicted and written together
@@ -104,8 +105,9 @@ def _write(model: MultitaskBert, task: Task, windows: Iterable[list[Row]], file:
     classes = 0 if task.kind == "regression" else max(2, task.outputs)
     writer.writerow(["id", task.label, *(f"class_{number}" for number in range(classes))])
     for rows in windows:
-        encoded = tokenize(rows, model.tokenizer, model.max_length) if rows else []
-        logits = evaluate.predict_logits(model, task.name, encoded)
+        encoded = [tokenize(rows, model.tokenizer, model.max_length)] if rows else []
+        tokens = Tokens.join(encoded, model.tokenizer.vocab_size)
+        logits = evaluate.predict_logits(model, task.name, tokens)
         values = evaluate.decode(task.kind, logits).tolist()
         shares = evaluate.probabilities(task.kind, logits).tolist() if classes else [[]] * len(rows)
         for row, value, share in zip(rows, values, shares, strict=True):

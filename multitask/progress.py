@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 10
 class Meter:
     """Loss, examples per second and time left, step by step."""
 
-    def __init__(self, steps_per_epoch: int, epochs: int, rows_per_step: int):
+    def __init__(self, steps_per_epoch: int, epochs: int, rows_per_step: float):
         self.steps_per_epoch = steps_per_epoch
         self.total = steps_per_epoch * epochs
         self.epochs = epochs

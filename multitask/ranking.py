@@ -3,7 +3,7 @@ mnrl.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from multitask.config import Config
 from multitask.data import Examples
 from multitask.distributed import part_of, total
-from multitask.evaluate import EVALUATION_BATCH, in_length_order, to_device
+from multitask.evaluate import in_length_order, to_device
 from multitask.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.sampling import random_generator
@@ -30,6 +30,10 @@ class Ranking:
     def parts(self) -> Mapping[str, nn.Module]:
         return {"model": self.model}
 
+    @property
+    def evaluated(self) -> Sequence[Examples]:
+        return self.train, self.dev
+
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
         self.model.train()
         generator = random_generator(self.config.seed, "groups", step)
@@ -37,7 +41,7 @@ class Ranking:
             rows = draw_groups(self.train.labels, self.config.groups, generator)
             part, weight = part_of(self.config.groups)
             mine = rows.reshape(self.config.groups, -1)[part]
-            inputs = self.model.tokenizer.pad([self.train.encoded[row] for row in mine.flat])
+            inputs = self.train.tokens.batch(mine.ravel(), self.model.tokenizer.pad_token_id)
             loss = group_loss(self.vectors_of(inputs), len(mine), self.config.scale)
             yield total(loss * weight), {}
 
@@ -58,7 +62,7 @@ class Ranking:
     def embeddings(self, examples: Examples) -> Tensor:
         """(N, H), in the examples' own order."""
         self.model.eval()
-        return in_length_order(self.model.tokenizer, examples.encoded, EVALUATION_BATCH, self.vectors_of)
+        return in_length_order(examples.tokens, self.model.tokenizer.pad_token_id, self.vectors_of)
 
     def describe(self, record: Mapping[str, Any]) -> str:
         scores = record["dev"]

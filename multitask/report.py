@@ -20,7 +20,7 @@ from minbert.hub import CHECKPOINTS
 from multitask import evaluate, tasks
 from multitask.build import best_folder, build_model
 from multitask.config import TRAINING, Config, read_toml
-from multitask.data import SAMPLE, Row, make_examples, read_split
+from multitask.data import SAMPLE, Row, Table, make_examples, read_split
 from multitask.figures import (
     Records,
     best_record,
@@ -32,6 +32,7 @@ from multitask.figures import (
     similarity_scatter,
     tsne,
 )
+from multitask.finetune import walks_over
 from multitask.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
@@ -108,8 +109,8 @@ def task_sections(
     model: MultitaskBert, config: Config, records: Records, folder: Path, figures: Path
 ) -> Iterator[str]:
     """Scores, curves and sampling plan; then each task's figure and worst mistakes."""
-    rows = read_dev(folder, model.tasks, config)
-    examples = {name: make_examples(rows[name], model.tokenizer, model.max_length) for name in rows}
+    tables = read_dev(folder, model.tasks, config)
+    examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     logits = evaluate.all_logits(model, examples)
     scores = evaluate.scores(model.tasks, logits, examples)
     titles = {name: PAPER_NAMES.get(task, name) for name, task in model.tasks.items()}
@@ -119,7 +120,7 @@ def task_sections(
         value, correlation = scores[name][task.metric], task.metric == "pearson"
         share = f"{task.score(value):.3f}" + " = (1 + r) / 2" * correlation
         metric = "r" if correlation else task.metric
-        lines.append([titles[name], f"{len(rows[name]):,}", metric, f"{value:.3f}", share])
+        lines.append([titles[name], f"{len(tables[name]):,}", metric, f"{value:.3f}", share])
     yield "<h2>Dev scores</h2>"
     lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
     yield f'<div class="scores">{table(["task", "rows", "metric", "value", "in the score"], lines)}</div>'
@@ -130,9 +131,10 @@ def task_sections(
 
     train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
     if train.keys() == model.tasks.keys():
-        sizes = [len(train[name]) for name in model.tasks]
-        steps, rows_per_step = records[0]["step"], config.batch_size * config.accumulate
-        plan = plan_table(config.sampling, list(model.tasks), sizes, rows_per_step, steps, config.epochs)
+        data = {name: make_examples(train[name], model.tokenizer, model.max_length) for name in model.tasks}
+        sizes, steps = [len(examples) for examples in data.values()], records[0]["step"]
+        rows = [config.accumulate * walk.mean_rows for walk in walks_over(data, config)]
+        plan = plan_table(config.sampling, list(model.tasks), sizes, rows, steps, config.epochs)
         yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan)}</pre>"
         drawing = sampling_probabilities(config.sampling, list(model.tasks), sizes, config.epochs)
         yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
@@ -146,7 +148,7 @@ def task_sections(
             drawing = confusion_matrix(labels, predictions, [str(number) for number in classes])
         yield f"<h2>{escape(titles[name])}</h2>"
         yield embed(drawing, figures, name, f"{titles[name]}: predicted against true, on dev")
-        yield worst_mistakes(task, rows[name], labels, logits[name])
+        yield worst_mistakes(task, list(tables[name].rows()), labels, logits[name])
 
 
 def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
@@ -181,30 +183,30 @@ def embedding_section(
     """What MNRL did to the sentence vectors of the dev table (Figure 1a)."""
     known = tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
     task = tasks.first_of_single_texts_in_classes(tasks.select(config.tasks, known))
-    rows = read_dev(folder, {task.name: task}, config)[task.name]
-    examples = make_examples(rows, model.tokenizer, model.max_length)
+    dev_table = read_dev(folder, {task.name: task}, config)[task.name]
+    examples = make_examples(dev_table, model.tokenizer, model.max_length)
     first = build_model(config, {}).to(model.device)
     before, after = (Ranking(it, examples, examples, config).embeddings(examples) for it in (first, model))
 
     dev, epochs = best_record(records)["dev"], ("before", "best epoch")
     nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
-    yield f"<h2>{escape(PAPER_NAMES.get(task, task.name))} on dev, {len(rows):,} rows</h2>"
+    yield f"<h2>{escape(PAPER_NAMES.get(task, task.name))} on dev, {len(examples):,} rows</h2>"
     yield table(
         ["", *epochs],
         [["nearest sentence has the same class", *nearest], ["kNN accuracy", "", f"{dev['knn']:.3f}"]],
     )
     yield embed(learning_curves(records), figures, "learning-curves", "loss, retrieval and kNN by epoch")
-    if len(rows) >= 4:
+    if len(examples) >= 4:
         drawing = tsne(before.numpy(), after.numpy(), examples.labels, 50, iterations, config.seed)
         yield embed(drawing, figures, "tsne", "dev sentence vectors before and after training, by class")
         yield "<p>t-SNE shows who is near whom; distances between groups and their sizes mean nothing.</p>"
 
 
-def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, list[Row]]:
-    rows = read_split(folder, "dev", selected, config.skip_bad_rows)
-    for name in selected.keys() - rows.keys():
+def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, Table]:
+    tables = read_split(folder, "dev", selected, config.skip_bad_rows)
+    for name in selected.keys() - tables.keys():
         raise InputError(f"{selected[name].path(folder, 'dev')}: no such file; name its folder with --data")
-    return rows
+    return tables
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

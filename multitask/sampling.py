@@ -6,14 +6,21 @@ epoch e of E with p_i proportional to N_i ** alpha, alpha = 1 - 0.8 (e - 1) / (E
 evenly at last.
 
 An epoch is `steps_per_epoch` updates, not a pass over the data. One task per update. Each task walks through
-its own rows in shuffled passes, and every pass is shuffled anew.
+its own rows in shuffled passes, and every pass is shuffled anew. The walk is cut into batches of as many rows
+each, or by a budget of tokens.
+
+The budget counts tokens as padded, rows times the longest: the encoder's linear layers see only real tokens,
+but its attention scores are padded, rows times the longest squared. Real tokens alone would not bound those,
+where one long row stands among many short ones; this product bounds both.
 """
 
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -82,48 +89,139 @@ def _pass(seed: int, task: int, size: int, number: int) -> np.ndarray:
     return random_generator(seed, "pass", task, number).permutation(size)
 
 
-def task_order(
-    sampling: str, sizes: Sequence[int], steps_per_epoch: int, epochs: int, seed: int
-) -> np.ndarray:
-    """The task of every update of a run."""
-    return np.concatenate(
-        [epoch_tasks(sampling, sizes, epoch, epochs, steps_per_epoch, seed) for epoch in range(1, epochs + 1)]
-    )
+class Batches(Protocol):
+    """A task's endless walk in batches; called with a batch's number, from 0, it gives its rows."""
+
+    @property
+    def mean_rows(self) -> float:
+        """Rows in a batch."""
+
+    def __call__(self, number: int) -> np.ndarray: ...
 
 
-def step_rows(
-    order: np.ndarray, step: int, sizes: Sequence[int], rows_per_step: int, seed: int
-) -> np.ndarray:
-    """The rows of an update: those that follow the ones its task took in the updates before."""
-    task = int(order[step])
-    start = int((order[:step] == task).sum()) * rows_per_step
-    return shuffled_rows(seed, task, sizes[task], start, rows_per_step)
+class RowBatches:
+    """Batches of `batch_size` rows, some with the end of one pass and the beginning of the next."""
+
+    def __init__(self, seed: int, task: int, size: int, batch_size: int):
+        self.seed, self.task, self.size, self.batch_size = seed, task, size, batch_size
+
+    @property
+    def mean_rows(self) -> float:
+        return self.batch_size
+
+    def __call__(self, number: int) -> np.ndarray:
+        return shuffled_rows(self.seed, self.task, self.size, number * self.batch_size, self.batch_size)
+
+
+class TokenBatches:
+    """Batches of as many rows as fit into `max_tokens`, padding included; a longer row stands alone. A pass
+    ends with what is left over, so how it is cut depends on the pass alone, not on those before it."""
+
+    def __init__(self, seed: int, task: int, lengths: np.ndarray, max_tokens: int):
+        self.seed, self.task, self.lengths, self.max_tokens = seed, task, lengths, max_tokens
+        self.ends = [0]  # of each pass that has been cut: how many batches there are up to it
+        self.cut = lru_cache(maxsize=2)(self._cut)
+
+    @property
+    def mean_rows(self) -> float:
+        return len(self.lengths) / len(self.cut(0))
+
+    def __call__(self, number: int) -> np.ndarray:
+        while self.ends[-1] <= number:
+            self.ends.append(self.ends[-1] + len(self.cut(len(self.ends) - 1)))
+        which = bisect_right(self.ends, number) - 1
+        return self.cut(which)[number - self.ends[which]]
+
+    def _cut(self, number: int) -> list[np.ndarray]:
+        """The batches of a pass."""
+        rows = _pass(self.seed, self.task, len(self.lengths), number)
+        starts, start, longest = [], 0, 0
+        for place, length in enumerate(self.lengths[rows].tolist()):
+            longest = max(longest, length)
+            if place > start and (place + 1 - start) * longest > self.max_tokens:
+                starts.append(place)
+                start, longest = place, length
+        return np.split(rows, starts)
+
+
+class Plan:
+    """Every update of a run: which task it trains, and on which batches. Nothing is drawn before its epoch
+    is asked for."""
+
+    def __init__(
+        self, sampling: str, sizes: Sequence[int], walks: Sequence[Batches], accumulate: int,
+        steps_per_epoch: int, epochs: int, seed: int,
+    ):  # fmt: skip
+        self.sampling, self.sizes, self.walks, self.accumulate = sampling, sizes, walks, accumulate
+        self.steps_per_epoch, self.epochs, self.seed = steps_per_epoch, epochs, seed
+        self.before = [np.zeros(len(sizes), dtype=np.int64)]  # updates of each task before each epoch
+        self.tasks_of = lru_cache(maxsize=2)(self._tasks_of)
+
+    def _tasks_of(self, epoch: int) -> np.ndarray:
+        return epoch_tasks(self.sampling, self.sizes, epoch + 1, self.epochs, self.steps_per_epoch, self.seed)
+
+    def task(self, step: int) -> int:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return int(self.tasks_of(epoch)[place])
+
+    def earlier(self, step: int) -> int:
+        """How many updates of the same task came before this one in its epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        tasks = self.tasks_of(epoch)
+        return int((tasks[:place] == tasks[place]).sum())
+
+    def batches(self, step: int) -> list[np.ndarray]:
+        """The rows of each batch of an update: those that follow the ones its task took before."""
+        task, epoch = self.task(step), step // self.steps_per_epoch
+        while len(self.before) <= epoch:
+            last = self.tasks_of(len(self.before) - 1)
+            self.before.append(self.before[-1] + np.bincount(last, minlength=len(self.sizes)))
+        first = (int(self.before[epoch][task]) + self.earlier(step)) * self.accumulate
+        return [self.walks[task](number) for number in range(first, first + self.accumulate)]
 
 
 def schedule(
     sampling: str,
     sizes: Sequence[int],
-    rows_per_step: int,
+    batch_size: int,
     steps_per_epoch: int,
     epochs: int,
     seed: int,
     first_step: int = 0,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(step, task, rows) of every update from `first_step` on."""
-    order = task_order(sampling, sizes, steps_per_epoch, epochs, seed)
-    for step in range(first_step, len(order)):
-        yield step, int(order[step]), step_rows(order, step, sizes, rows_per_step, seed)
+    """(step, task, rows) of every update of one batch from `first_step` on."""
+    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
+    plan = Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
+    for step in range(first_step, epochs * steps_per_epoch):
+        (rows,) = plan.batches(step)
+        yield step, plan.task(step), rows
+
+
+def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
+    """How often each task comes in a whole run; in a very long one, judged by a thousand of its epochs."""
+    judged = np.linspace(1, epochs, min(epochs, 1000)).round().astype(int).tolist()
+    return np.mean([epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in judged], axis=0)
+
+
+def expected_rows(sampling: str, sizes: Sequence[int], rows: Sequence[float], epochs: int) -> float:
+    """How many rows an update of a run takes on average, where those of each task take `rows`."""
+    return round(float(mean_probabilities(sampling, sizes, epochs) @ np.asarray(rows)), 6)
 
 
 def plan_table(
-    sampling: str, names: Sequence[str], sizes: Sequence[int], rows: int, steps: int, epochs: int
+    sampling: str, names: Sequence[str], sizes: Sequence[int], rows: Sequence[float], steps: int, epochs: int
 ) -> str:
-    """What will be sampled, as lines of text: each task's share at the first and the last epoch, and how
-    often the run is expected to pass over its rows (`rows` an update, `steps` an epoch)."""
-    shares = np.array([epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in range(1, epochs + 1)])
-    passes = shares.sum(axis=0) * steps * rows / np.asarray(sizes)
+    """What will be sampled, as lines of text: each task's share at the first and the last epoch, the mean
+    number of rows in its updates, and how often the run is expected to pass over its rows (`steps` updates an
+    epoch)."""
+    passes = (
+        mean_probabilities(sampling, sizes, epochs) * epochs * steps * np.asarray(rows) / np.asarray(sizes)
+    )
+    first, last = (epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in (1, epochs))
+    columns = zip(names, sizes, first, last, rows, passes, strict=True)
     lines = [
-        f"  {name:12} {size:9,} rows, {first:.1%} of updates at first, {last:.1%} at last, {count:.2f} passes"
-        for name, size, first, last, count in zip(names, sizes, shares[0], shares[-1], passes, strict=True)
+        f"  {name:12} {size:9,} rows, {at_first:.1%} of updates at first, {at_last:.1%} at last, "
+        f"{update:.4g} rows each, {count:.2f} passes"
+        for name, size, at_first, at_last, update, count in columns
     ]
     return "\n".join([f"sampling {sampling}:", *lines])

@@ -19,6 +19,7 @@ from minbert.files import write_folder, write_text
 from minbert.optim import constant_schedule, halve_on_rise, linear_schedule
 from multitask import distributed, state
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
+from multitask.data import Examples
 from multitask.distributed import is_writer
 from multitask.progress import Meter
 from multitask.sampling import random_seed
@@ -33,6 +34,10 @@ class Method(Protocol):
     @property
     def parts(self) -> Mapping[str, nn.Module]:
         """What a saved state holds: the model, and what else learns."""
+
+    @property
+    def evaluated(self) -> Sequence[Examples]:
+        """What `evaluate` passes through the encoder."""
 
     def losses(self, step: int) -> Iterable[tuple[Tensor, Terms]]:
         """The loss and its terms on each batch of this update, computed one at a time; in training mode."""
@@ -76,7 +81,7 @@ def update(
 
 
 def fit(
-    method: Method, optimizer: Optimizer, rows_per_step: int, config: Config, run: Path, progress: Progress
+    method: Method, optimizer: Optimizer, rows_per_step: float, config: Config, run: Path, progress: Progress
 ) -> None:
     """Train from `progress.step` to the last epoch's end; `run` gets states, metrics and the best model."""
     assert config.steps_per_epoch is not None, "resolved before training starts"
@@ -102,7 +107,7 @@ def fit(
     meter.close()
 
 
-def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: int, run: Path) -> None:
+def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: float, run: Path) -> None:
     """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
     scores = method.evaluate()
     if not math.isfinite(scores["score"]):
@@ -138,7 +143,7 @@ def write_metrics(run: Path, progress: Progress) -> None:
         write_text(run / "metrics.jsonl", "".join(lines))
 
 
-def epoch_steps(rows: int, rows_per_step: int, config: Config) -> int:
+def epoch_steps(rows: int, rows_per_step: float, config: Config) -> int:
     """Updates in an epoch: as set, or one pass over all rows but at most 2,000."""
     return config.steps_per_epoch or min(MAX_STEPS_PER_EPOCH, math.ceil(rows / rows_per_step))
 

@@ -17,6 +17,14 @@ def tiny() -> Path:
     return Path(__file__).resolve().parent.parent / "weights" / "tiny"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests, and the processes they start, share a cache of their own and leave the user's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test draws the same random numbers, alone or in the whole set."""

@@ -174,7 +174,7 @@ def test_the_loss_is_the_tasks_plus_mu_d(tiny, tmp_path, task):
     before = flat(method.model)
     move(method.model, 0.02)
     ((loss, terms),) = method.losses(task)
-    name, rows = method.planned(task)
+    name, (rows,) = method.planned(task)
     inputs, _ = collate(method.model, method.train[name], rows)
     logits, target = method.model(name, inputs), method.teacher(name, inputs)
     d = DIVERGENCES[BUILT_IN[name].kind](logits, target)

@@ -238,6 +238,18 @@ def test_init_and_weights_displace_each_other_in_a_recipe(tmp_path):
         finetune("--recipe", str(recipe))
 
 
+def test_max_tokens_and_batch_size_displace_each_other(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("batch_size = 8\n")
+    config = finetune("--recipe", str(recipe), "--max-tokens", "512")
+    assert config.max_tokens == 512 and "batch_size" not in config.settings
+    recipe.write_text("max_tokens = 512\n")
+    config = finetune("--recipe", str(recipe), "--batch-size", "8")
+    assert (config.max_tokens, config.settings["batch_size"]) == (None, 8)
+    with pytest.raises(InputError, match="name it or batch-size, not both"):
+        finetune("--batch-size", "8", "--max-tokens", "512")
+
+
 def test_paths_hold_from_every_folder_and_names_of_checkpoints_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w").mkdir()

@@ -23,6 +23,7 @@ from multitask.evaluate import (
     table,
     write_predictions,
 )
+from multitask.store import Tokens
 from multitask.tasks import BUILT_IN
 
 
@@ -32,7 +33,7 @@ class Stub:
     def __init__(self) -> None:
         self.tasks = BUILT_IN
         self.device = torch.device("cpu")
-        self.tokenizer = SimpleNamespace(pad=lambda rows: {"input_ids": tensor([ids[:1] for ids, _ in rows])})
+        self.tokenizer = SimpleNamespace(pad_token_id=0)
         self.batches: list[int] = []
         self.training = True
 
@@ -41,16 +42,16 @@ class Stub:
 
     def __call__(self, task: str, batch: dict[str, Tensor]) -> Tensor:
         self.batches.append(len(batch["input_ids"]))
-        return batch["input_ids"].float() * torch.arange(1, self.tasks[task].outputs + 1)
+        return batch["input_ids"][:, :1].float() * torch.arange(1, self.tasks[task].outputs + 1)
 
 
 def stub() -> MultitaskBert:
     return cast(MultitaskBert, Stub())
 
 
-def encoded(count: int) -> list[tuple[list[int], list[int]]]:
+def tokens(count: int) -> Tokens:
     """Row n begins with token n; the lengths go up and down."""
-    return [([row] * (1 + row * 7 % 5), [0] * (1 + row * 7 % 5)) for row in range(count)]
+    return Tokens.join([[([row] * (1 + row * 7 % 5), [0] * (1 + row * 7 % 5)) for row in range(count)]], 100)
 
 
 def test_decode():
@@ -89,14 +90,14 @@ def test_pearson_of_constant_values_is_0_with_a_warning(predictions, labels):
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_logits_come_in_the_rows_order_whatever_the_batches(batch_size):
     model = stub()
-    result = predict_logits(model, "sentiment", encoded(11), batch_size)
+    result = predict_logits(model, "sentiment", tokens(11), batch_size)
     assert torch.equal(result, torch.arange(11.0)[:, None] * torch.arange(1, 6))
     assert not model.training
     assert cast(Stub, model).batches == {1: [1] * 11, 4: [4, 4, 3], 100: [11]}[batch_size]
 
 
 def test_logits_of_nothing():
-    assert predict_logits(stub(), "sentiment", []).shape == (0, 5)
+    assert predict_logits(stub(), "sentiment", tokens(0)).shape == (0, 5)
 
 
 def test_scores_are_over_whole_splits_and_average_shares_of_1():
@@ -105,7 +106,7 @@ def test_scores_are_over_whole_splits_and_average_shares_of_1():
     0..39; where the second half's labels start anew at 0, each half correlates perfectly and the whole does
     not."""
     labels = {"sentiment": np.full(40, 4.0), "paraphrase": np.ones(40), "similarity": np.arange(40.0) % 20}
-    data = {name: Examples([str(row) for row in range(40)], encoded(40), labels[name]) for name in BUILT_IN}
+    data = {name: Examples([str(row) for row in range(40)], tokens(40), labels[name]) for name in BUILT_IN}
     model = stub()
     result = scores(BUILT_IN, all_logits(model, data), data)
     r = np.corrcoef(np.arange(40), np.arange(40) % 20)[0, 1]

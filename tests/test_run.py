@@ -265,6 +265,29 @@ def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
     assert contents(tmp_path / "run" / "predictions") == contents(finished / "predictions")
 
 
+def test_batches_by_tokens_on_resume(call, tiny, data, tmp_path, monkeypatch):
+    """Updates of any number of rows, entered within a pass: what comes next depends on the step alone."""
+    small = [word for word in SMALL if word not in SMALL[SMALL.index("--batch-size") :][:2]]
+    words = ["--option", "finetune", "--weights", tiny, "--data", data, *small, "--max-tokens", 40,
+             "--accumulate", 2, "--sampling", "annealed", "--save-every", 2]  # fmt: skip
+    status, out, _ = call(*words, "--out", tmp_path / "whole")
+    assert status == 0 and "rows each" in out
+    real, calls = train.update, []
+
+    def stop(*rest):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(train, "update", stop)
+    assert call(*words, "--out", tmp_path / "cut")[0] == 130
+    status, out, _ = call("--resume", "--out", tmp_path / "cut")
+    assert status == 0 and "going on after step 2" in out
+    assert metrics_without_clock(tmp_path / "cut") == metrics_without_clock(tmp_path / "whole")
+    assert contents(tmp_path / "cut" / "best") == contents(tmp_path / "whole" / "best")
+
+
 def test_resume_with_nothing_there_starts_at_step_0_and_says_so(call, finetune, finished, tmp_path):
     status, out, _ = call(*finetune, "--out", tmp_path / "run", "--resume")
     assert status == 0

@@ -10,15 +10,18 @@ from multitask.config import SAMPLINGS, Config
 from multitask.data import make_examples, read_split
 from multitask.sampling import (
     ALPHAS,
+    Plan,
+    RowBatches,
+    TokenBatches,
     annealed_alpha,
     epoch_probabilities,
     epoch_tasks,
+    expected_rows,
     plan_table,
     random_generator,
     random_seed,
     schedule,
     shuffled_rows,
-    task_order,
     task_probabilities,
 )
 from multitask.tasks import BUILT_IN
@@ -77,6 +80,73 @@ def test_an_update_trains_one_task_on_the_next_rows_of_its_own_pass(sampling):
         taken[task] += rows
     for task, rows in enumerate(taken):
         assert rows and rows == shuffled_rows(0, task, sizes[task], 0, len(rows)).tolist()
+
+
+LENGTHS = np.random.default_rng(3).integers(3, 60, size=101)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 59, 64, 200, 10_000])
+def test_batches_by_tokens_take_every_row_once_a_pass(max_tokens):
+    """They hold as many rows as fit, padding included, and a row that is longer than the budget stands
+    alone."""
+    batches, number = TokenBatches(0, 0, LENGTHS, max_tokens), 0
+    for _ in range(3):
+        taken = []
+        while len(taken) < len(LENGTHS):
+            rows = batches(number)
+            assert len(rows) == 1 or len(rows) * LENGTHS[rows].max() <= max_tokens
+            taken, number = [*taken, *rows], number + 1
+            if len(taken) < len(LENGTHS):
+                longer = [*rows, batches(number)[0]]
+                assert len(longer) * LENGTHS[longer].max() > max_tokens
+        assert sorted(taken) == list(range(len(LENGTHS)))
+
+
+def test_batches_by_tokens_depend_on_their_number_alone():
+    """Asked for in any order, and by one that has just come, as after a resume."""
+    first = TokenBatches(7, 1, LENGTHS, 200)
+    wanted = [first(number).tolist() for number in range(80)]
+    assert len({number for batch in wanted[:30] for number in batch}) == len(LENGTHS)  # more than one pass
+    for number in (79, 3, 41, 0):
+        assert first(number).tolist() == TokenBatches(7, 1, LENGTHS, 200)(number).tolist() == wanted[number]
+    assert TokenBatches(8, 1, LENGTHS, 200)(0).tolist() != wanted[0]
+    assert TokenBatches(7, 0, LENGTHS, 200)(0).tolist() != wanted[0]
+
+
+def test_mean_rows():
+    """Rows of 4, 4 and 4 tokens by budgets of 8: batches of two and of one."""
+    assert TokenBatches(0, 0, np.array([4, 4, 4]), 8).mean_rows == 1.5
+    assert RowBatches(0, 0, 3, 8).mean_rows == 8
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_an_update_takes_the_next_batches_of_its_task(sampling):
+    """With accumulation, in whatever order the steps are asked for."""
+
+    def plan() -> Plan:
+        walks = [TokenBatches(0, task, LENGTHS[: 40 + 30 * task], 150) for task in range(3)]
+        return Plan(sampling, [40, 70, 100], walks, 2, 20, 3, seed=0)
+
+    whole, walks, taken = plan(), plan().walks, [0, 0, 0]
+    for step in range(60):
+        task, batches = whole.task(step), whole.batches(step)
+        assert [rows.tolist() for rows in batches] == [walks[task](taken[task] + n).tolist() for n in (0, 1)]
+        taken[task] += 2
+        assert all(np.array_equal(*pair) for pair in zip(plan().batches(step), batches, strict=True))
+    assert min(taken) > 0
+
+
+def test_a_plan_of_endless_epochs_draws_only_those_it_is_asked_for():
+    plan = Plan("annealed", [9, 4], [RowBatches(0, task, 9, 2) for task in (0, 1)], 1, 1000, 10**8, seed=0)
+    assert len(plan.batches(2500)) == 1 and plan.earlier(2000) == 0
+    assert len(plan_table("annealed", ["a", "b"], [9, 4], [2, 2], 1000, 10**8).splitlines()) == 3
+
+
+def test_expected_rows():
+    """Tasks in turn, of 2 and 4 rows an update: 3. By size, 1 to 3: (2 + 3 * 4) / 4 = 3.5."""
+    assert expected_rows("round-robin", [10, 30], [2, 4], 5) == 3
+    assert expected_rows("proportional", [10, 30], [2, 4], 5) == 3.5
+    assert expected_rows("annealed", REAL, [10, 10, 10], 25) == 10
 
 
 @pytest.mark.parametrize(
@@ -153,7 +223,7 @@ def test_each_epoch_draws_its_tasks_anew():
     assert first != second
 
 
-def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path, monkeypatch):
+def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path):
     """Tables of 24, 12 and 6 rows, not the numbers of the paper."""
     sizes = {"sentiment": 24, "paraphrase": 12, "similarity": 6}
     for name, size in sizes.items():
@@ -166,36 +236,28 @@ def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path, monkeypatch):
         }
         for split in ("train", "dev")
     )
-    asked = []
-
-    def spy(sampling, sizes, *rest):
-        asked.append((sampling, list(sizes)))
-        return task_order(sampling, sizes, *rest)
-
-    monkeypatch.setattr(finetune, "task_order", spy)
     config = Config("finetune", sampling="annealed", steps_per_epoch=30, epochs=2, batch_size=4, accumulate=3)
     method = finetune.Finetuning(model, train, dev, config)
     for step, task, rows in schedule("annealed", [24, 12, 6], 12, 30, 2, config.seed):
-        name, planned = method.planned(step)
-        assert name == list(sizes)[task] and planned.tolist() == rows.tolist()
-        assert len(rows) == 12 and max(rows) < sizes[name]
-    assert asked == [("annealed", [24, 12, 6])]
+        name, batches = method.planned(step)
+        assert name == list(sizes)[task] and np.concatenate(batches).tolist() == rows.tolist()
+        assert [len(batch) for batch in batches] == [4, 4, 4] and max(rows) < sizes[name]
 
 
 def test_plan_table():
     """Sizes 100, 400 and 1600, 10 epochs of 210 updates of 4 rows. Proportional: 1/21 = 4.8% of 2100 updates
     are 100 updates, 400 rows, 4 passes over 100; 4/21 and 16/21 pass as often."""
-    lines = plan_table("proportional", ["a", "b", "c"], [100, 400, 1600], 4, 210, 10).splitlines()
+    lines = plan_table("proportional", ["a", "b", "c"], [100, 400, 1600], [4, 4, 4], 210, 10).splitlines()
     assert lines[0] == "sampling proportional:"
     assert [line.split()[:2] for line in lines[1:]] == [["a", "100"], ["b", "400"], ["c", "1,600"]]
     for line, share in zip(lines[1:], ("4.8%", "19.0%", "76.2%"), strict=True):
-        assert line.count(share) == 2 and "4.00 passes" in line
+        assert line.count(share) == 2 and line.endswith("4 rows each, 4.00 passes")
 
 
 def test_plan_table_of_annealed_sampling():
     """Two epochs of 100 updates of 10 rows, sizes 100 and 3200, as 1 to 32. alpha 1: 1/33 = 3.0%; alpha 0.2:
     32 ** 0.2 = 2, so 1/3 and 2/3. Passes over a: (1/33 + 1/3) 1000 / 100 = 3.64."""
-    lines = plan_table("annealed", ["a", "b"], [100, 3200], 10, 100, 2).splitlines()
+    lines = plan_table("annealed", ["a", "b"], [100, 3200], [10, 10], 100, 2).splitlines()
     assert (
         "3.0% of updates at first" in lines[1] and "33.3% at last" in lines[1] and "3.64 passes" in lines[1]
     )

@@ -467,7 +467,7 @@ def test_the_updates_gradient_has_lambda_times_that_of_r(tiny, tmp_path, monkeyp
         torch.manual_seed(0)
         one_loss(method, QUIET_STEP + task)[0].backward()
         gradients.append({name: parameter.grad for name, parameter in method.model.named_parameters()})
-    model, (name, rows), (call,) = method.model.eval(), method.planned(QUIET_STEP + task), calls
+    model, (name, (rows,)), (call,) = method.model.eval(), method.planned(QUIET_STEP + task), calls
     model.zero_grad(set_to_none=True)
     inputs, _ = finetune.collate(model, method.train[name], rows)
     embeddings, packing = model.encoder.embed(**inputs)
@@ -488,7 +488,7 @@ def test_a_pairs_two_halves_share_one_perturbation(tiny, tmp_path, monkeypatch):
     step = QUIET_STEP + list(BUILT_IN).index("similarity")
     one_loss(method, step)
     (call,) = calls
-    name, rows = method.planned(step)
+    name, (rows,) = method.planned(step)
     inputs, _ = finetune.collate(method.model, method.train[name], rows)
     types = inputs["token_type_ids"][inputs["attention_mask"].bool()]
     assert call["embeddings"].shape == call["noise"].shape == (len(types), 32)
@@ -500,7 +500,7 @@ def test_a_pairs_two_halves_share_one_perturbation(tiny, tmp_path, monkeypatch):
 def test_the_seam_gives_the_models_own_logits_at_zero_noise(tiny, tmp_path, monkeypatch, task):
     calls, method = watch(monkeypatch), make_method(tiny, tmp_path)
     one_loss(method, QUIET_STEP + task)
-    name, rows = method.planned(QUIET_STEP + task)
+    name, (rows,) = method.planned(QUIET_STEP + task)
     inputs, _ = finetune.collate(method.model, method.train[name], rows)
     (call,) = calls
     wanted = method.model.eval()(name, inputs)

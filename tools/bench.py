@@ -327,7 +327,7 @@ def adamw(bench: Bench) -> Iterator[Result]:
 def predict(bench: Bench) -> Iterator[Result]:
     """All pairs of quora-dev: text in, probabilities out."""
     rows = read_split(bench.data, "dev", {"paraphrase": BUILT_IN["paraphrase"]}, skip_bad_rows=False)
-    pairs: list[Any] = [row.texts for row in rows["paraphrase"]]
+    pairs: list[Any] = [row.texts for row in rows["paraphrase"].rows()]
     model = build_model(Config("finetune", weights=str(bench.folder), pooling="cls"), BUILT_IN)
     model = model.to(bench.device).eval()
 
@@ -486,7 +486,7 @@ def prepare(
     model = build_model(config, BUILT_IN).to(device)
     method = Finetuning(model, train, {}, config)
     batches = [
-        collate(model, train[name], chosen)[0]
+        collate(model, train[name], chosen[0])[0]
         for name, chosen in (method.planned(number) for number in range(count))
     ]
     return Bench(
