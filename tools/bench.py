@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "BPPO": {"bregman_weight": 1.0},
 }
 BATCH = 16
+REST = 0.05  # seconds between turns: a thread pool that waits by spinning must not take its rival's cores
 WARM_UP = 3  # turns that do not count, one of each task: SMART compares its ascent with random noise in those
 Batch = dict[str, Tensor]
 Turn = Callable[[int], object]  # one contestant's work on batch number i
@@ -98,6 +99,7 @@ def take_turns(bench: Bench, contestants: Mapping[str, Turn], repeats: int, warm
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warm_up + repeats):
         for name, turn in contestants.items():
+            time.sleep(REST)
             started = time.perf_counter()
             turn(number)
             if bench.device.type == "cuda":
