@@ -49,7 +49,8 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     """The `sizes` of the cells, none where the whole grid fits, and a `note` on them."""
     started = time.perf_counter()
     costs, averaging = measure_cells(grid, cells)
-    seconds = MARGIN * 60 * minutes - (time.perf_counter() - started)
+    spent = time.perf_counter() - started
+    seconds = MARGIN * 60 * minutes - spent
     whole = sum(cost.seconds() * (len(grid.seeds) - len(grid.done(cell))) for cell, cost in costs.items())
     if whole + averaging <= seconds:
         return {"sizes": {}, "note": f"The whole grid fits into {minutes:g} minutes: nothing is scaled."}
@@ -64,7 +65,8 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
         note += f" Fewer epochs too: {', '.join(f'{two} of {one}' for one, two in sorted(epochs.items()))}."
     needed = len(grid.seeds) * sum(cost.seconds() for cost in after) + averaging
     if needed > seconds:
-        note += f" The least grid takes longer than the budget, about {needed / 60:.0f} minutes."
+        least = f"about {needed / 60:.1f} minutes, after {spent / 60:.1f} of measuring"
+        note += f" Even the least grid may take longer: {least}."
     sizes = {
         cell.name: {"epochs": cost.epochs, "steps_per_epoch": cost.steps_per_epoch}
         for cell, cost in zip(costs, after, strict=True)
