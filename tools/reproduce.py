@@ -72,8 +72,8 @@ def test_scores(run: Path, labels: Mapping[str, Mapping[str, float]]) -> Scores:
 def read_labels(folder: Path, task: Task, split: str) -> dict[str, float]:
     from multitask.data import read_table
 
-    rows, _ = read_table(task.path(folder, split), task, labelled=True)
-    return {row.id: row.label for row in rows if row.label is not None}
+    table = read_table(task.path(folder, split), task, labelled=True)
+    return dict(zip(table.ids, table.labels.tolist(), strict=True))
 
 
 def read_predictions(run: Path, task: Task, split: str, ids: Iterable[str]) -> np.ndarray:
