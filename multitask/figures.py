@@ -275,6 +275,39 @@ def tsne(
 
 
 @plotting()
+def comparison(
+    head: str,
+    labels: Sequence[str],
+    columns: Sequence[str],
+    paper: np.ndarray,
+    ours: np.ndarray,
+) -> Figure:
+    """A panel a column: in every row the paper's figure, and ours with its spread. `paper` is (rows,
+    columns); `ours` (rows, columns, 2), mean and standard deviation, NaN where there is none."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 + 2.1 * len(columns), 1.6 + 0.34 * len(labels)))
+    places = np.arange(len(labels))
+    for number, (name, axes) in enumerate(
+        zip(columns, figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], strict=True)
+    ):
+        mean, spread = ours[:, number].T
+        axes.hlines(places, paper[:, number], mean, color="#dddddd", linewidth=2, zorder=1)
+        axes.plot(paper[:, number], places, "o", color=PALE, markerfacecolor="white", label="paper")
+        axes.errorbar(mean, places, xerr=spread, fmt="o", color=COLOURS[0], capsize=3, label="ours")
+        axes.set_title(name)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.15)
+    figure.axes[0].set_yticks(places, labels)
+    figure.axes[0].set_ylabel(head)
+    figure.axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False
+    )
+    return figure
+
+
+@plotting()
 def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
     """Write NAME.png and NAME.svg into the folder; returns the SVG."""
     folder.mkdir(parents=True, exist_ok=True)

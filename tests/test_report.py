@@ -123,6 +123,23 @@ def test_similarity_scatter_has_every_point_and_the_line_of_equals():
     assert line.get_slope() is None and len(set(line.get_xy2())) == 1
 
 
+def test_comparison_draws_ours_with_its_spread_beside_the_papers():
+    """Two rows, three columns; the second row has not been run, and only the first column has a spread."""
+    paper = np.array([[0.9, 0.5, 0.7], [0.8, 0.6, 0.7]])
+    ours = np.full((2, 3, 2), np.nan)
+    ours[0] = [[0.7, 0.1], [0.4, np.nan], [0.6, np.nan]]
+    figure = figures.comparison("rows", ["first", "second"], ["a", "b", "c"], paper, ours)
+    assert [axes.get_title("left") for axes in figure.axes] == ["a", "b", "c"]
+    first = figure.axes[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["first", "second"]
+    assert first.get_ylim()[0] > first.get_ylim()[1]  # the first row on top
+    theirs, (mine, _, (bars,)) = first.lines[0], first.containers[0]
+    assert theirs.get_xdata().tolist() == [0.9, 0.8] and theirs.get_ydata().tolist() == [0, 1]
+    np.testing.assert_equal(mine.get_xdata(), [0.7, np.nan])
+    assert bars.get_segments()[0].tolist() == [[pytest.approx(0.6), 0], [pytest.approx(0.8), 0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["paper", "ours"]
+
+
 def test_tsne_draws_both_with_one_seed_and_says_when_the_perplexity_is_reduced():
     """13 rows: at most (13 - 1) / 3 = 4 neighbours' worth."""
     vectors, labels = np.random.default_rng(0).normal(size=(13, 5)), np.arange(13) % 3.0

@@ -1,0 +1,120 @@
+"""A grid made small enough for a budget of minutes: a few updates measured, epochs and steps scaled alike."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from grid import Grid, weights_of_recipes
+from minbert.errors import InputError
+from multitask.command_line import resolve
+from multitask.config import Config
+from paper import TARGETS, Cell
+
+if TYPE_CHECKING:
+    from multitask.forecast import Cost
+
+MARGIN = 0.9  # of a budget is planned for: other work slows a machine down
+
+
+def within(minutes: float, name: str, grid: Grid) -> tuple[Grid, str]:
+    """The grid as it fits into the budget, and what a reader must know of that. Measured once: a scaled grid
+    lies in a folder of its own, whose plan.json later calls find. Targets of the same cells share it."""
+    cells = TARGETS[name].cells
+    first = next(other for other, target in TARGETS.items() if set(target.cells) == set(cells))
+    seeds = f"-seeds-{len(grid.seeds)}" if len(grid.seeds) > 1 else ""
+    folder = grid.out / f"{first}-budget-{minutes:g}{seeds}"
+    origin = {"data": grid.data, "weights": grid.weights}
+    path = folder / "plan.json"
+    if not path.is_file():
+        found = origin | plan(minutes, grid, cells)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sizes, note, before = found["sizes"], found["note"], {key: found[key] for key in origin}
+    except (ValueError, KeyError):
+        raise InputError(f"{path}: not a plan; delete it and the runs beside it to plan anew") from None
+    if before != origin:
+        raise InputError(f"{path}: was made for other --data or --weights; name another --out")
+    return replace(grid, out=folder if sizes else grid.out, sizes=sizes), note
+
+
+def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
+    """The `sizes` of the cells, none where the whole grid fits, and a `note` on them."""
+    started = time.perf_counter()
+    costs, averaging = measure_cells(grid, cells)
+    spent = time.perf_counter() - started
+    seconds = MARGIN * 60 * minutes - spent
+    whole = sum(cost.seconds() * (len(grid.seeds) - len(grid.done(cell))) for cell, cost in costs.items())
+    if whole + averaging <= seconds:
+        return {"sizes": {}, "note": f"The whole grid fits into {minutes:g} minutes: nothing is scaled."}
+    before, after = [*costs.values()], scaled([*costs.values()], (seconds - averaging) / len(grid.seeds))
+    share = sum(map(updates, after)) / sum(map(updates, before))
+    note = (
+        f"Scaled to {share:.2%} of the paper's steps, to fit into {minutes:g} minutes (all of them: some "
+        f"{whole / 3600:,.1f} hours): these figures show that the methods run, not what they reach."
+    )
+    epochs = {one.epochs: two.epochs for one, two in zip(before, after, strict=True)}
+    if any(one != two for one, two in epochs.items()):
+        note += f" Fewer epochs too: {', '.join(f'{two} of {one}' for one, two in sorted(epochs.items()))}."
+    needed = len(grid.seeds) * sum(cost.seconds() for cost in after) + averaging
+    if needed > seconds:
+        least = f"about {needed / 60:.1f} minutes, after {spent / 60:.1f} of measuring"
+        note += f" Even the least grid may take longer: {least}."
+    sizes = {
+        cell.name: {"epochs": cost.epochs, "steps_per_epoch": cost.steps_per_epoch}
+        for cell, cost in zip(costs, after, strict=True)
+    }
+    return {"sizes": sizes, "note": note}
+
+
+def scaled(costs: Sequence[Cost], seconds: float) -> list[Cost]:
+    """The costs with fewer epochs and steps, so that together they take these seconds, or come as near as 2
+    epochs of one step can. Evaluations may take half of what starting leaves: all cells keep that share of
+    their epochs. The updates get the rest: all keep that share of their steps."""
+    left = seconds - sum(replace(cost, epochs=0).seconds() for cost in costs)
+    share = left / 2 / sum(cost.epochs * cost.evaluation for cost in costs)
+    costs = [replace(cost, epochs=shrunk(cost.epochs, share, 2)) for cost in costs]
+    left -= sum(cost.epochs * cost.evaluation for cost in costs)
+    share = left / sum(updates(cost) * cost.update for cost in costs)
+    return [replace(cost, steps_per_epoch=shrunk(cost.steps_per_epoch, share, 1)) for cost in costs]
+
+
+def shrunk(count: int, share: float, least: int) -> int:
+    return min(count, max(least, int(share * count)))
+
+
+def updates(cost: Cost) -> int:
+    return cost.epochs * cost.steps_per_epoch
+
+
+def measure_cells(grid: Grid, cells: Sequence[Cell]) -> tuple[dict[Cell, Cost], float]:
+    """What each training takes on this machine, and the seconds of the ensembles. Cells whose updates do the
+    same work are measured once, all from the pretrained weights."""
+    from multitask.forecast import measure  # brings torch
+
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import multitask.jobs"], check=True)
+    process = time.perf_counter() - started
+    tried: dict[tuple, Cost] = {}
+    costs: dict[Cell, Cost] = {}
+    for cell in filter(lambda cell: cell.trains, cells):
+        config = resolve(grid.job(cell, grid.seeds[0]).words)
+        assert isinstance(config, Config)
+        config = replace(config, init=None, weights=grid.weights or weights_of_recipes())
+        regularised = (config.smart_weight > 0, config.bregman_weight > 0)
+        kind = (config.option, config.sampling, config.batch_size, *regularised)
+        if kind not in tried:
+            print(f"measuring {cell.name}", flush=True)
+            tried[kind] = measure(config)
+        cost = tried[kind]
+        steps = config.steps_per_epoch or cost.steps_per_epoch
+        costs[cell] = replace(cost, start=process + cost.start, epochs=config.epochs, steps_per_epoch=steps)
+    members = [costs[need] for cell in cells if not cell.trains for need in cell.needs]
+    return costs, len(grid.seeds) * sum(cost.start + 3 * cost.evaluation for cost in members)  # dev and test

@@ -1,0 +1,117 @@
+"""Cells of the paper's tables as commands of `multitask.run`, and the carrying out of them."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from multitask.config import flag, read_recipe, recipe_path
+from paper import Cell, Figure, Table
+
+RESULT = "result.json"  # in a run's folder once it is done: see multitask.jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """The words of a `multitask.run` command, the run's folder, what exists once it is done, and what must
+    exist before."""
+
+    words: list[str]
+    run: Path
+    product: Path
+    needs: list[Path]
+
+    def __str__(self) -> str:
+        after = f"  # after {' '.join(str(need.parent) for need in self.needs)}" if self.needs else ""
+        return shlex.join(["python", "-m", "multitask.run", *self.words]) + after
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where and on what cells run. A scaled grid has `sizes`: each cell's own epochs and steps_per_epoch."""
+
+    out: Path
+    data: str | None = None
+    weights: str | None = None
+    seeds: Sequence[int] = (0,)
+    machine: Sequence[str] = ()  # flags that every command takes
+    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def run(self, cell: Cell, seed: int) -> Path:
+        return self.out / cell.name / f"seed-{seed}"
+
+    def done(self, cell: Cell) -> list[Path]:
+        """The runs of a cell that have a result."""
+        runs = [self.run(cell, seed) for seed in self.seeds]
+        return [run for run in runs if (run / RESULT).exists()]
+
+    def job(self, cell: Cell, seed: int) -> Job:
+        """A training goes on with what it finds, so its command may be repeated."""
+        run, needs = self.run(cell, seed), [self.run(need, seed) for need in cell.needs]
+        words = ["--recipe", cell.recipe]
+        for name, value in {**dict(cell.settings), **self.sizes.get(cell.name, {})}.items():
+            words += [flag(name), str(value)]
+        if not cell.trains:
+            words += ["--or-best", "--run", *map(str, needs)]
+        elif needs:
+            words += ["--init", *map(str, needs)]
+        elif self.weights:
+            words += ["--weights", self.weights]
+        if cell.trains:
+            words += ["--seed", str(seed), "--no-report", "--resume"]
+        words += [*self.common, "--out", str(run)]
+        return Job(words, run, run / RESULT, [need / RESULT for need in needs])
+
+    def drawing(self, figure: Figure, seed: int) -> Job:
+        run = self.run(figure.cell, seed)
+        words = ["--option", "report", "--run", str(run), *self.common]
+        return Job(words, run, run / "figures" / f"{figure.file}.png", [run / RESULT])
+
+    @property
+    def common(self) -> list[str]:
+        return [*(["--data", self.data] if self.data else []), *self.machine]
+
+
+def jobs_of(target: Table | Figure, grid: Grid) -> list[Job]:
+    """In an order in which each comes after those that it needs."""
+    cells = [grid.job(cell, seed) for cell in target.cells for seed in grid.seeds]
+    drawings = [grid.drawing(target, seed) for seed in grid.seeds] if isinstance(target, Figure) else []
+    return cells + drawings
+
+
+def carry_out(jobs: Sequence[Job]) -> int:
+    """Run what is not done, one after the other; a failure stops only what needs it. How many failed."""
+    failed = 0
+    for number, job in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {job.run} ... ", end="", flush=True)
+        missing = [str(need.parent) for need in job.needs if not need.exists()]
+        if job.product.exists():
+            print("done before")
+        elif missing:
+            print(f"not run, for lack of {', '.join(missing)}")
+        else:
+            print(execute(job), flush=True)
+        failed += not job.product.exists()
+    return failed
+
+
+def execute(job: Job) -> str:
+    """Run the command, its output into the run's log.txt; says how it went."""
+    job.run.mkdir(parents=True, exist_ok=True)
+    path, started = job.run / "log.txt", time.perf_counter()
+    with path.open("ab") as log:
+        command = [sys.executable, "-m", "multitask.run", *job.words]
+        status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if status == 0:
+        return f"{time.perf_counter() - started:.0f} s"
+    last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"failed with status {status} ({' '.join(last)}), see {path}"
+
+
+def weights_of_recipes() -> str:
+    return read_recipe(recipe_path("baseline"))["weights"]
