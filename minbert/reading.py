@@ -8,8 +8,9 @@ import json
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from minbert.errors import InputError, short_line
 
@@ -18,7 +19,7 @@ LARGEST_TEXT = 64 * MEGABYTE  # of vocabularies; the largest BERT's takes a few
 LARGEST_SETTINGS = MEGABYTE  # of TOML, whose reader is slow
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, to read its bytes; OSError for everything else that may stand under a name."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block either

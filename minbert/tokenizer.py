@@ -160,7 +160,10 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
             found = (content[part] or {}).get("type")
             if found not in known:
                 raise ValueError(f"its {part} is {shown(found)}, not {' or '.join(sorted(known))}")
-        if not 0 < content["model"]["max_input_chars_per_word"] <= LONGEST_WORD:
+        model = content["model"]
+        if (model["unk_token"], model["continuing_subword_prefix"]) != ("[UNK]", "##"):
+            raise ValueError("its unk_token and continuing_subword_prefix are not [UNK] and ##")
+        if not 0 < model["max_input_chars_per_word"] <= LONGEST_WORD:
             raise ValueError(f"max_input_chars_per_word is not from 1 to {LONGEST_WORD}")
         plain = content | {"truncation": None, "padding": None}  # it may carry both, and some do
         backend = Tokenizer.from_str(json.dumps(plain))

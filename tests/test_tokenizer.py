@@ -378,6 +378,7 @@ def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) ->
         (["model", "type"], "BPE", "its model is 'BPE', not WordPiece"),
         (["model", "vocab", "the"], 10**6, "tokens are not numbered from 0 without gap or repeat"),
         (["model", "vocab", "the"], 5, "tokens are not numbered from 0 without gap or repeat"),
+        (["model", "unk_token"], "unknown", "its unk_token and continuing_subword_prefix are not"),
         (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not from 1 to 1000"),
         (
             ["normalizer"],

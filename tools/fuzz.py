@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import math
+import os
 import re
 import resource
 import shutil
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import safetensors.torch
 import torch
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, figures, predict, report
+from multitask import MultitaskBert, command_line, config, figures, predict, report, store
 from multitask.data import Row, read_table, tokenize
 from multitask.tasks import BUILT_IN, Task, read_task_file
 
@@ -181,6 +183,8 @@ def toml_files(draw: st.DrawFn, content: bytes, keys: Sequence[str]) -> bytes:
 
 # Tables and plain text
 
+ENTRY, BUILT = "ab" * 32, {"ids": np.arange(9, dtype=np.uint8), "labels": np.array([0.5, 3])}
+
 CELLS = [
     "a", "b1", "good", "", " ", "\xa0", "3", "0", "-1", "5", "4.5", "1e0", "nan", "inf", "1_0", "٣",
     "9" * 400, '"', '""',
@@ -225,6 +229,25 @@ def tables(draw: st.DrawFn, task: Task, headed: bool = True) -> bytes:
     return draw(st.just(content) | st.just(content) | spoiled(content))
 
 
+@cache
+def cache_entry() -> Files:
+    """One entry of the cache, and nothing else."""
+    with tempfile.TemporaryDirectory() as scratch:
+        store._write(Path(scratch, f"{ENTRY}.safetensors"), BUILT)
+        return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+
+
+def cache_entries() -> Strategy[Files]:
+    ((name, content),) = cache_entry().items()
+    return safetensors_files(content).map(lambda made: {name: made})
+
+
+def read_cache(folder: Path) -> None:
+    """A damaged entry is as good as none."""
+    found = store._read(folder / f"{ENTRY}.safetensors")
+    assert found is None or all(np.array_equal(found[name], BUILT[name]) for name in BUILT)
+
+
 def task_tables() -> Strategy[Files]:
     return st.sampled_from(list(BUILT_IN.values())).flatmap(
         lambda task: tables(task).map(lambda content: {f"{task.name}.csv": content})
@@ -236,8 +259,9 @@ def read_tables(folder: Path) -> None:
     for path in folder.iterdir():
         task = BUILT_IN[path.stem]
         for labelled in (True, False):
-            rows, _ = read_table(path, task, labelled, skip_bad_rows=True)
-            assert len({row.id for row in rows}) == len(rows) > 0
+            table = read_table(path, task, labelled, skip_bad_rows=True)
+            rows = list(table.rows())
+            assert len({row.id for row in rows}) == len(rows) == len(table) > 0
             for row in rows:
                 assert row.id and all(row.texts) and len(row.texts) == len(task.texts)
                 assert len(row.id.splitlines()) == 1 and "\t" not in row.id
@@ -585,6 +609,7 @@ RIGHT_WORDS = b'["--option", "finetune", "--lr", "1e-3"]'
 
 READERS = {
     "tables": Reader(lambda: {"sentiment.csv": RIGHT_TABLE}, task_tables, read_tables, one_line=False),
+    "cache": Reader(cache_entry, cache_entries, read_cache),
     "texts": Reader(lambda: {"input.txt": b"good\n"}, texts, read_texts),
     "task-files": Reader(lambda: {"tasks.toml": TASK_FILE}, task_files, read_tasks),
     "recipes": Reader(lambda: {"recipe.toml": RECIPE}, lambda: recipes(RECIPE), read_recipe, named=False),
@@ -712,6 +737,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["MINBERT_CACHE"] = os.devnull  # no table is worth keeping; says so once
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     findings = 0
     for name in options.reader or READERS:
