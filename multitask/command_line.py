@@ -82,7 +82,7 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         unknown = [ref for ref in references if ref.startswith("@") and ref[1:] not in stages]
         if unknown:
             raise InputError(
-                f"{path}: stage {name}: {shown(', '.join(unknown))}: no stage of that name before it"
+                f"{path}: stage {name}: {short_line(', '.join(unknown))}: no stage of that name before it"
             )
         option = settings.get("option")
         own = {key: flags[key] for key in flags if key != "out" and option in SETTINGS[key]["options"]}

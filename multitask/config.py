@@ -8,6 +8,7 @@ ignore.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -325,11 +326,11 @@ class Config:
         """The thresholds by task."""
         try:
             least = {task: float(text) for task, text in (item.split("=") for item in self.thresholds)}
-            if len(least) < len(self.thresholds) or not all(0 <= value <= 1 for value in least.values()):
+            if len(least) < len(self.thresholds) or not all(map(math.isfinite, least.values())):
                 raise ValueError
         except ValueError:
             problem = f"{shown(','.join(self.thresholds))} is not TASK=X,TASK=X"
-            raise InputError(f"--thresholds: {problem} with a number from 0 to 1 for each task") from None
+            raise InputError(f"--thresholds: {problem} with one number for each task") from None
         return least
 
     @property
