@@ -165,6 +165,11 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
             raise ValueError("its unk_token and continuing_subword_prefix are not [UNK] and ##")
         if not 0 < model["max_input_chars_per_word"] <= LONGEST_WORD:
             raise ValueError(f"max_input_chars_per_word is not from 1 to {LONGEST_WORD}")
+        template = content["post_processor"]
+        pieces = [*template.get("single", ()), *template.get("pair", ())]
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if not named <= template.get("special_tokens", {}).keys():  # the library would panic
+            raise ValueError("its post_processor names special tokens that it does not have")
         plain = content | {"truncation": None, "padding": None}  # it may carry both, and some do
         backend = Tokenizer.from_str(json.dumps(plain))
         lowercase = content["normalizer"]["lowercase"]
@@ -198,6 +203,7 @@ def _check(backend: Tokenizer, path: Path) -> None:
         or pair.type_ids != [0] * len(single.tokens) + [1] * (len(second) + 1)
         or single.tokens != ["[CLS]", *first, "[SEP]"]
         or any(single.type_ids)
+        or pair.ids != [vocabulary[token] for token in pair.tokens]
     ):
         raise InputError(f"{path}: does not read a pair as [CLS] a [SEP] b [SEP] with types 0 and 1")
 

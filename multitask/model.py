@@ -181,7 +181,7 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         raise InputError(f"{path}: not a saved model's (pooling is one of {', '.join(POOLINGS)})")
     if not 0 <= settings["head_dropout"] < 1:
         raise InputError(f"{path}: not a saved model's (head_dropout is at least 0 and below 1)")
-    if not 0 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
+    if not 3 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
         raise InputError(f"{path}: not a saved model's (max_length is {shown(settings['max_length'])})")
     tasks = {name: from_table(name, table, path) for name, table in tables.items()}
     path = directory / "heads.safetensors"

@@ -223,7 +223,7 @@ def test_heads_that_are_missing_or_torn(saved, spoil):
         {"pooling": "max"},
         {"head_dropout": 2.0},
         {"head_dropout": math.nan},
-        {"max_length": -1},
+        {"max_length": 3},  # special tokens alone
         {"max_length": 10**12},
         {"tasks": {"sentiment": 3}},
     ],

@@ -388,6 +388,8 @@ def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) ->
         (["normalizer", "lowercase"], "yes", "not a BERT tokenizer that can be read"),
         (["pre_tokenizer"], None, "its pre_tokenizer is None, not BertPreTokenizer"),
         (["post_processor", "single"], [{"Sequence": {"id": "A", "type_id": 0}}], "does not read a pair as"),
+        (["post_processor", "special_tokens"], {}, "names special tokens that it does not have"),
+        (["post_processor", "special_tokens", "[CLS]", "ids"], [999], "does not read a pair as"),
         (["added_tokens", 0, "content"], "[GAP]", "the vocabulary lacks|not numbered|more than the 1200"),
     ],
 )
