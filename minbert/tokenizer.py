@@ -23,18 +23,26 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from minbert import hub
-from minbert.errors import InputError
+from minbert.bert import BertConfig
+from minbert.errors import InputError, short_line, shown
+from minbert.reading import load_json, read_text, reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LONGEST_WORD = 1000  # characters; WordPiece takes time that grows with their square
+# What a tokenizer.json may be made of. Anything else reads text otherwise than BERT, or can take for ever.
+COMPONENTS = {
+    "normalizer": {"BertNormalizer"},
+    "pre_tokenizer": {"BertPreTokenizer"},
+    "model": {"WordPiece"},
+    "post_processor": {"TemplateProcessing", "BertProcessing"},
+}
 
 
 class BertTokenizer:
     """Text to token ids; `tokenizer(...)` gives padded tensors, `encode` plain lists."""
 
     def __init__(self, backend: Tokenizer, lowercase: bool):
-        backend.no_truncation()  # a tokenizer.json may carry both, and some do
-        backend.no_padding()
         self.backend = backend
         self.lowercase = lowercase
         self.pad_token_id = backend.get_vocab()["[PAD]"]
@@ -49,27 +57,15 @@ class BertTokenizer:
         """
         directory = hub.resolve(name_or_directory, allow_pickle)
         path = directory / "tokenizer.json"
-        try:
-            if path.is_file():
-                backend = Tokenizer.from_file(str(path))
-                lowercase = json.loads(backend.to_str())["normalizer"].get("lowercase", False)
-            else:
-                path = directory / "vocab.txt"
-                vocabulary = _read_vocabulary(path)
-                lowercase = _is_lowercase(directory / "tokenizer_config.json", vocabulary)
-                backend = _wordpiece(vocabulary, lowercase)
-        except InputError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{path}: not a BERT tokenizer that can be read ({error})") from None
-        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
-        if missing:
-            raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
-        tokenizer = cls(backend, lowercase)
-        pair = backend.encode("a", "b")
-        if pair.tokens[0] != "[CLS]" or pair.tokens.count("[SEP]") != 2 or pair.type_ids[-1] != 1:
-            raise InputError(f"{path}: does not read a pair as [CLS] a [SEP] b [SEP] with types 0 and 1")
-        return tokenizer
+        if path.is_file():
+            backend, lowercase = _read_tokenizer(path)
+        else:
+            path = directory / "vocab.txt"
+            vocabulary = _read_vocabulary(path)
+            lowercase = _is_lowercase(directory / "tokenizer_config.json", vocabulary)
+            backend = _wordpiece(vocabulary, lowercase)
+        _check(backend, path)
+        return cls(backend, lowercase)
 
     @property
     def vocab_size(self) -> int:
@@ -155,27 +151,91 @@ def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
     return list(zip(texts, pairs, strict=True))
 
 
+def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
+    """A tokenizer.json's tokenizer, and whether it lowercases. Its parts are known before the library
+    builds any of them."""
+    content = load_json(path, hint="; not a BERT tokenizer that can be read")
+    try:
+        for part, known in COMPONENTS.items():
+            found = (content[part] or {}).get("type")
+            if found not in known:
+                raise ValueError(f"its {part} is {shown(found)}, not {' or '.join(sorted(known))}")
+        model = content["model"]
+        if (model["unk_token"], model["continuing_subword_prefix"]) != ("[UNK]", "##"):
+            raise ValueError("its unk_token and continuing_subword_prefix are not [UNK] and ##")
+        if not 0 < model["max_input_chars_per_word"] <= LONGEST_WORD:
+            raise ValueError(f"max_input_chars_per_word is not from 1 to {LONGEST_WORD}")
+        template = content["post_processor"]
+        pieces = [*template.get("single", ()), *template.get("pair", ())]
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if not named <= template.get("special_tokens", {}).keys():  # the library would panic
+            raise ValueError("its post_processor names special tokens that it does not have")
+        plain = content | {"truncation": None, "padding": None}  # it may carry both, and some do
+        backend = Tokenizer.from_str(json.dumps(plain))
+        lowercase = content["normalizer"]["lowercase"]
+    except Exception as error:  # the library raises bare Exception
+        problem = f"lacks {error}" if isinstance(error, KeyError) else short_line(error)
+        raise InputError(f"{path}: not a BERT tokenizer that can be read ({problem})") from None
+    return backend, lowercase
+
+
+def _check(backend: Tokenizer, path: Path) -> None:
+    """InputError unless it has BERT's special tokens, numbers its tokens without gaps within what the model
+    beside it has, and reads sentences and pairs as BERT does."""
+    vocabulary = backend.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise InputError(
+            f"{path}: the {len(vocabulary)} tokens are not numbered from 0 without gap or repeat"
+        )
+    if (path.parent / "config.json").is_file():
+        known = BertConfig.from_pretrained(path.parent).vocab_size
+        if len(vocabulary) > known:
+            raise InputError(
+                f"{path}: has {len(vocabulary)} tokens, more than the {known} of its config.json"
+            )
+    single, pair = backend.encode("a"), backend.encode("a", "b")
+    first, second = single.tokens[1:-1], pair.tokens[len(single.tokens) : -1]
+    if (
+        pair.tokens != ["[CLS]", *first, "[SEP]", *second, "[SEP]"]
+        or pair.type_ids != [0] * len(single.tokens) + [1] * (len(second) + 1)
+        or single.tokens != ["[CLS]", *first, "[SEP]"]
+        or any(single.type_ids)
+        or pair.ids != [vocabulary[token] for token in pair.tokens]
+    ):
+        raise InputError(f"{path}: does not read a pair as [CLS] a [SEP] b [SEP] with types 0 and 1")
+
+
 def _read_vocabulary(path: Path) -> dict[str, int]:
     """One token a line; its id is its line's number, from 0."""
     try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        tokens = read_text(path).removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path.parent}: holds neither tokenizer.json nor vocab.txt") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     vocabulary: dict[str, int] = {}
     for number, token in enumerate(token.rstrip("\r") for token in tokens):
         if token in vocabulary:
-            raise InputError(f"{path}:{number + 1}: {token!r} stands already on line {vocabulary[token] + 1}")
+            raise InputError(
+                f"{path}:{number + 1}: {shown(token)} stands already on line {vocabulary[token] + 1}"
+            )
         vocabulary[token] = number
     return vocabulary
 
 
 def _is_lowercase(config: Path, vocabulary: dict[str, int]) -> bool:
     if config.is_file():
-        lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
+        settings = load_json(config)
+        lowercase = settings.get("do_lower_case") if isinstance(settings, dict) else "?"
+        if not isinstance(lowercase, bool | None):
+            raise InputError(f"{config}: do_lower_case is not true or false")
         if lowercase is not None:
-            return bool(lowercase)
+            return lowercase
     return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
 
 

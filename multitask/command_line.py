@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line, shown
 from minbert.hub import CHECKPOINTS
+from minbert.reading import load_toml
 from multitask.config import (
     MACHINE,
     OPTIONS,
@@ -21,7 +23,6 @@ from multitask.config import (
     default_of,
     flag,
     layered,
-    load_toml,
     read_recipe,
     read_stages,
     read_toml,
@@ -56,7 +57,7 @@ def resolve(argv: Sequence[str]) -> Config | Pipeline:
     flags = {name: check(name, value, flag(name)) for name, value in given.items()}
     flags |= {name: _absolute(name, value) for name, value in flags.items() if name in PATHS}
     saved = Path(flags["out"]) / PIPELINE if flags.get("resume") and "out" in flags else None
-    if saved is not None and saved.is_file():
+    if saved is not None and os.path.isfile(saved):
         return _resumed_pipeline(saved, path, flags)
     if path is not None and "stages" in load_toml(path):
         return _pipeline(path, flags)
@@ -80,7 +81,9 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         references = [settings.get("init", ""), *settings.get("run", ())]
         unknown = [ref for ref in references if ref.startswith("@") and ref[1:] not in stages]
         if unknown:
-            raise InputError(f"{path}: stage {name}: {', '.join(unknown)}: no stage of that name before it")
+            raise InputError(
+                f"{path}: stage {name}: {short_line(', '.join(unknown))}: no stage of that name before it"
+            )
         option = settings.get("option")
         own = {key: flags[key] for key in flags if key != "out" and option in SETTINGS[key]["options"]}
         if "init" in settings:
@@ -110,7 +113,8 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
         for key in sorted((old.keys() | new.keys()) - MACHINE):
             if old.get(key) != new.get(key):
                 raise InputError(
-                    f"{saved}: stage {name} was started with {key} = {old.get(key)!r}, not {new.get(key)!r}"
+                    f"{saved}: stage {name} was started with {key} = {shown(old.get(key))}, "
+                    f"not {shown(new.get(key))}"
                 )
     return before
 
@@ -118,15 +122,15 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
 def _absolute(name: str, value: str) -> str:
     """The path from anywhere, since a run may be gone on with from another folder; a checkpoint's name
     and a stage's stay."""
-    is_name = name == "weights" and (value in CHECKPOINTS or not Path(value).is_dir())
-    return value if is_name or value.startswith("@") else str(Path(value).resolve())
+    is_name = name == "weights" and (value in CHECKPOINTS or not os.path.isdir(value))
+    return value if is_name or value.startswith("@") else os.path.realpath(value)
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     if "out" not in values:
         raise InputError("--resume needs --out, the folder of the run to go on with")
     path = Path(values["out"]) / "config.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         if "option" not in values:
             raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
         return values
@@ -136,7 +140,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         before = saved.get(name, default_of(name))
         if values[name] != before:
             raise InputError(
-                f"{path}: the run was started with {name} = {before!r}, not {values[name]!r}; "
+                f"{path}: the run was started with {name} = {shown(before)}, not {shown(values[name])}; "
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
     return saved | values
@@ -151,7 +155,7 @@ def _looks_ahead(saved: Mapping[str, Any]) -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
+        raise InputError(f"{short_line(message)} (--help lists the flags)")
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:

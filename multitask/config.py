@@ -8,15 +8,17 @@ ignore.
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line, shown
 from minbert.hub import DEFAULT
+from minbert.reading import load_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -33,6 +35,7 @@ OPTIONS = {
 }
 COMPUTING = (*TRAINING, "evaluate", "ensemble", "predict")
 MAX_STEPS_PER_EPOCH = 2000
+MAX_STEPS = 10**8  # of a whole run, whose order of tasks is laid out beforehand
 REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
 ONE_RUN = ("evaluate", "report", "predict")
@@ -113,7 +116,7 @@ class Config:
         0.0, "model", "dropout before the heads", kind=float, low=0, below=1, options=TASKS_TRAINING
     )
 
-    epochs: int = setting(10, "training", "epochs", kind=int, low=1)
+    epochs: int = setting(10, "training", "epochs", kind=int, low=1, below=1e5)
     steps_per_epoch: int | None = setting(
         None,
         "training",
@@ -121,7 +124,9 @@ class Config:
         kind=int,
         low=1,
     )
-    batch_size: int = setting(16, "training", "rows in a batch", kind=int, low=1, options=TASKS_TRAINING)
+    batch_size: int = setting(
+        16, "training", "rows in a batch", kind=int, low=1, below=1e5, options=TASKS_TRAINING
+    )
     max_tokens: int | None = setting(
         None,
         "training",
@@ -133,7 +138,9 @@ class Config:
     sampling: str = setting(
         "round-robin", "training", "how an update's task is chosen", choices=SAMPLINGS, options=TASKS_TRAINING
     )
-    accumulate: int = setting(1, "training", "batches in an update, all of one task", kind=int, low=1)
+    accumulate: int = setting(
+        1, "training", "batches in an update, all of one task", kind=int, low=1, below=1e5
+    )
     lr: float = setting(
         5e-5, "training", "highest learning rate; pretrain's default is 1e-3", kind=float, low=0
     )
@@ -166,7 +173,7 @@ class Config:
         choices=("ball", "normalize"),
         options=TASKS_TRAINING,
     )
-    smart_steps: int = setting(1, "SMART", "ascent steps", kind=int, options=TASKS_TRAINING)
+    smart_steps: int = setting(1, "SMART", "ascent steps", kind=int, below=1001, options=TASKS_TRAINING)
     smart_epsilon: float | None = setting(
         None,
         "SMART",
@@ -212,6 +219,7 @@ class Config:
         "groups in a batch, each of two sentences of every class",
         kind=int,
         low=1,
+        below=1e5,
         options=("mnrl",),
     )
     scale: float = setting(20.0, "MNRL", "C, the scale of the similarities", kind=float, options=("mnrl",))
@@ -246,7 +254,9 @@ class Config:
     resume: bool = setting(False, "run", "go on with the run in --out from its last saved state", kind=bool)
     save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
     report: bool = setting(True, "run", "draw report.html at the end (needs the extra plots)", kind=bool)
-    threads: int | None = setting(None, "run", "processor threads", kind=int, low=1, options=tuple(OPTIONS))
+    threads: int | None = setting(
+        None, "run", "processor threads", kind=int, low=1, below=1025, options=tuple(OPTIONS)
+    )
     precision: str = setting(
         "float32",
         "run",
@@ -294,6 +304,9 @@ class Config:
             raise InputError(f"--option {option} works on one run, not on {len(values['run'])}")
         config = cls(**(DEFAULTS.get(option, {}) | dict(values)))
         _ = config.betas, config.least_scores  # both are text with a form of its own
+        updates = config.epochs * (config.steps_per_epoch or 1)
+        if updates > MAX_STEPS:
+            raise InputError(f"--epochs times --steps-per-epoch is {updates:,}, more than {MAX_STEPS:,}")
         return config
 
     @property
@@ -304,7 +317,7 @@ class Config:
             if len(betas) > 2 or not all(0 <= float(beta) <= 1 for beta in betas):
                 raise ValueError
         except ValueError:
-            problem = f"{self.bregman_beta!r} is not X or X:X with numbers from 0 to 1"
+            problem = f"{shown(self.bregman_beta)} is not X or X:X with numbers from 0 to 1"
             raise InputError(f"--bregman-beta: {problem}") from None
         return tuple(map(float, betas))
 
@@ -312,9 +325,13 @@ class Config:
     def least_scores(self) -> dict[str, float]:
         """The thresholds by task."""
         try:
-            return {task: float(least) for task, least in (item.split("=") for item in self.thresholds)}
+            least = {task: float(text) for task, text in (item.split("=") for item in self.thresholds)}
+            if len(least) < len(self.thresholds) or not all(map(math.isfinite, least.values())):
+                raise ValueError
         except ValueError:
-            raise InputError(f"--thresholds: {','.join(self.thresholds)!r} is not TASK=X,TASK=X") from None
+            problem = f"{shown(','.join(self.thresholds))} is not TASK=X,TASK=X"
+            raise InputError(f"--thresholds: {problem} with one number for each task") from None
+        return least
 
     @property
     def ascent(self) -> dict[str, Any]:
@@ -358,24 +375,31 @@ def default_of(name: str) -> Any:
 def check(name: str, value: Any, source: str) -> Any:
     """The value as its setting wants it; InputError says where it stood and what it may be."""
     if name == "option":
-        if value not in OPTIONS:
-            raise InputError(f"{source}: {value!r} is none of {', '.join(OPTIONS)}")
+        if not isinstance(value, str) or value not in OPTIONS:
+            raise InputError(f"{source}: {shown(value)} is none of {', '.join(OPTIONS)}")
         return value
     meta = SETTINGS[name]
     kind = meta["kind"]
     if meta["many"]:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise InputError(f"{source}: {value!r} is not a list of names")
-        return tuple(value)
+            raise InputError(f"{source}: {shown(value)} is not a list of names")
+        return tuple(_named(item, source) for item in value)
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{source}: {value!r} is not of type {kind.__name__}")
+        raise InputError(f"{source}: {shown(value)} is not of type {kind.__name__}")
     if meta["choices"] and value not in meta["choices"]:
-        raise InputError(f"{source}: {value!r} is none of {', '.join(meta['choices'])}")
+        raise InputError(f"{source}: {shown(value)} is none of {', '.join(meta['choices'])}")
     if kind in (int, float) and not meta["low"] <= value < meta["below"]:
         bounds = f"at least {meta['low']:g} and below {meta['below']:g}"
-        raise InputError(f"{source}: {value!r} must be a finite number, {bounds}")
-    return kind(value)
+        raise InputError(f"{source}: {shown(value)} must be a finite number, {bounds}")
+    return _named(value, source) if isinstance(value, str) else kind(value)
+
+
+def _named(text: str, source: str) -> str:
+    """A text that can be a name or a path."""
+    if not text or "\0" in text:
+        raise InputError(f"{source}: {shown(text)} is {'no name: it holds a NUL' if text else 'empty'}")
+    return text
 
 
 def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -388,11 +412,11 @@ def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 def recipe_path(name: str) -> Path:
     """A shipped recipe's name, or the path of a TOML file."""
     shipped = RECIPES / f"{name}.toml"
-    if shipped.is_file():
+    if os.path.isfile(shipped):
         return shipped
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-        raise InputError(f"--recipe: {name!r} is neither a file nor a shipped recipe ({names})")
+        raise InputError(f"--recipe: {shown(name)} is neither a file nor a shipped recipe ({names})")
     return Path(name)
 
 
@@ -407,13 +431,13 @@ def read_recipe(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def read_stages(path: Path) -> dict[str, dict[str, Any]]:
-    """The settings of every stage of a recipe, in order; none for a recipe of one run."""
+    """The settings of every stage of a recipe, in order."""
     values = load_toml(path)
     stages = values.pop("stages", {})
-    if stages and values:
-        raise InputError(f"{path}: {', '.join(values)} must stand in a stage, as [stages.NAME]")
-    for name, stage in stages.items() if isinstance(stages, dict) else [("", None)]:
-        if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]+", name):
+    if values:
+        raise InputError(f"{path}: {short_line(', '.join(values))} must stand in a stage, as [stages.NAME]")
+    for name, stage in stages.items() if isinstance(stages, dict) and stages else [("", None)]:
+        if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]{1,100}", name):
             raise InputError(f"{path}: stages are tables, [stages.NAME], of letters, digits, - and _")
     return {name: _extended(stage, f"{path}: stage {name}", (path,)) for name, stage in stages.items()}
 
@@ -421,7 +445,7 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
 def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("extends", None)
     if not isinstance(base, str | None):
-        raise InputError(f"{source}: extends: {base!r} is not a recipe's name")
+        raise InputError(f"{source}: extends: {shown(base)} is not a recipe's name")
     own = check_all(values, source)
     return own if base is None else layered(read_recipe(recipe_path(base), behind), own)
 
@@ -431,18 +455,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     return check_all(load_toml(path), str(path))
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as TOML ({error})") from None
-
-
 def check_all(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Every setting checked; InputError for one that there is not."""
     for name in values:
         if name not in SETTINGS and name != "option":
-            close = difflib.get_close_matches(name, SETTINGS, n=1)
+            close = difflib.get_close_matches(name[:100], SETTINGS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise InputError(f"{source}: unknown key {name!r}{hint}")
+            raise InputError(f"{source}: unknown key {shown(name)}{hint}")
     return {name: check(name, value, f"{source}: {name}") for name, value in values.items()}

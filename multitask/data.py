@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tokenizers
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line, shown
+from minbert.reading import open_regular
 from minbert.tokenizer import BertTokenizer
 from multitask.store import Encoded, Strings, Tokens, cached, key_of
 from multitask.tasks import Task
@@ -28,7 +30,8 @@ from multitask.tasks import Task
 SAMPLE = Path(__file__).parent / "sample"
 REPORTED = 20  # problems spelled out in one report
 CHUNK = 8192  # rows that are tokenised together
-FORMAT = 1  # of the cache's entries: to raise with any change to what is read, checked or kept
+FORMAT = 2  # of the cache's entries: to raise with any change to what is read, checked or kept
+LONGEST_LINE = 1 << 26  # bytes
 
 csv.field_size_limit(1 << 24)  # characters in one field
 
@@ -71,7 +74,7 @@ def parse(
     missing = [column for column in wanted if header.count(column) != 1]
     if missing:
         found = (
-            f"the tab-separated header names {', '.join(map(repr, header))}"
+            f"the tab-separated header names {short_line(', '.join(map(repr, header)))}"
             if header
             else "the file is empty"
         )
@@ -116,8 +119,22 @@ def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> R
     for column in cells:
         if not cells[column]:
             raise ValueError(f"{column} is empty")
+    if len(cells.get(task.id, "").splitlines()) > 1 or "\t" in cells.get(task.id, ""):
+        raise ValueError(f"{task.id} {shown(cells[task.id])} holds a tab or breaks its line")
     label = task.parse_label(cells[task.label]) if labelled else None
     return Row(number, cells.get(task.id, str(number)), tuple(cells[column] for column in task.texts), label)
+
+
+def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of a file; InputError at one that no row of text can be, before all of it is in memory."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise InputError(
+                f"{name}:{number}: longer than {LONGEST_LINE >> 20} MB; is this a table of text?"
+            )
+        yield line
 
 
 def read_header(line: bytes, name: str) -> list[str]:
@@ -146,6 +163,8 @@ def _fields(line: bytes) -> list[str]:
             raise ValueError('a quote (") opens and does not close on its line; close or double it') from None
         if "expected after" in str(error):
             raise ValueError('text follows a closing quote ("); double the quotes inside a field') from None
+        if "new-line character" in str(error):
+            raise ValueError("a CR stands within the line; save the file with lines that end in LF") from None
         raise ValueError(str(error)) from None
     return rows[0] if rows else []
 
@@ -175,12 +194,13 @@ class Source:
         problems: list[Problem] = []
         bad, hasher = 0, hashlib.sha256()
         try:
-            with self.path.open("rb") as file:
-                for item in parse(_hashed(file, hasher), str(self.path), self.task, self.labelled):
+            with open_regular(self.path) as file:
+                lines = _hashed(lines_of(file, str(self.path)), hasher)
+                for item in parse(lines, str(self.path), self.task, self.labelled):
                     if isinstance(item, Row):
                         line = lines_of_ids.setdefault(item.id, item.line)
                         if line != item.line:
-                            message = f"{self.task.id} {item.id} stands already on line {line}"
+                            message = f"{self.task.id} {short_line(item.id)} stands already on line {line}"
                             item = Problem(item.line, message)
                     if isinstance(item, Problem):
                         bad += 1
@@ -189,11 +209,11 @@ class Source:
         except OSError as error:
             raise _unreadable(self.path, error) from None
         if bad and not self.skip_bad_rows:
-            shown = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
+            listed = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
             more = [f"... and {bad - REPORTED} more"] if bad > REPORTED else []
             counts = f"{self.path}: {bad} bad rows of {len(lines_of_ids) + bad}"
             raise InputError(
-                "\n".join([*shown, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
+                "\n".join([*listed, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
             )
         if not lines_of_ids:
             raise InputError(f"{self.path}: holds no {'usable ' if bad else ''}rows below its header")
@@ -232,7 +252,7 @@ def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = Fal
     """A table, checked now or, where the cache knows these bytes, before. InputError for bad rows, unless
     they may be dropped."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from None

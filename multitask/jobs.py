@@ -56,7 +56,7 @@ def run_training(config: Config) -> None:
     name_the_sample(config)
     selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
-    run, device = claim_folder(config), machine.set_up(config)
+    device, run = machine.set_up(config), claim_folder(config)
     training = prepare_finetuning(replace(config, out=str(run)), selected, rows, device)
     progress = train(training, rows)
 
@@ -99,7 +99,7 @@ def run_ranking(config: Config) -> None:
     name_the_sample(config)
     selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS[:2], selected, config.skip_bad_rows)
-    run, device = claim_folder(config), machine.set_up(config)
+    device, run = machine.set_up(config), claim_folder(config)
     progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device), rows)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
     scores = progress.best["dev"]

@@ -6,7 +6,6 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from typing import Any
 import tomli_w
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minbert.bert import POOLINGS, BertModel
-from minbert.errors import InputError
+from minbert.bert import LARGEST, POOLINGS, BertModel
+from minbert.checkpoint import FLOATS, contents
+from minbert.errors import InputError, short_line, shown
 from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
+from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
 from multitask import evaluate
 from multitask.store import Tokens
@@ -161,7 +161,7 @@ class MultitaskBert(nn.Module):
             model.heads.load_state_dict(heads)
         except RuntimeError as error:
             raise InputError(
-                f"{directory}: heads.safetensors and tasks.toml disagree ({_line(error)})"
+                f"{directory}: heads.safetensors and tasks.toml disagree ({short_line(error)})"
             ) from None
         return model.to(device).eval()
 
@@ -171,24 +171,24 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
     path = directory / "tasks.toml"
     if not path.is_file():
         raise InputError(f"{directory}: not a saved model (no tasks.toml); name a run's best/ folder")
+    settings = load_toml(path)
+    tables = settings.pop("tasks", None)
+    types = {"pooling": str, "head_dropout": float, "max_length": int}
+    known = {name: type(value) for name, value in settings.items()} == types and isinstance(tables, dict)
+    if not known or not all(isinstance(table, dict) for table in tables.values()):
+        raise InputError(f"{path}: not a saved model's (needs {', '.join(types)} and the tables of tasks)")
+    if settings["pooling"] not in POOLINGS:
+        raise InputError(f"{path}: not a saved model's (pooling is one of {', '.join(POOLINGS)})")
+    if not 0 <= settings["head_dropout"] < 1:
+        raise InputError(f"{path}: not a saved model's (head_dropout is at least 0 and below 1)")
+    if not 3 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
+        raise InputError(f"{path}: not a saved model's (max_length is {shown(settings['max_length'])})")
+    tasks = {name: from_table(name, table, path) for name, table in tables.items()}
+    path = directory / "heads.safetensors"
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables = settings.pop("tasks", None)
-        if not isinstance(tables, dict):
-            raise ValueError("lacks the tables of tasks")
-        tasks = {name: from_table(name, table, path) for name, table in tables.items()}
-        types = {"pooling": str, "head_dropout": float, "max_length": int}
-        if {name: type(value) for name, value in settings.items()} != types:
-            raise ValueError(f"needs {', '.join(types)} and the tables of tasks")
-        if settings["pooling"] not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}")
-        path = directory / "heads.safetensors"
-        return settings, tasks, load_file(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{path}: not a saved model's ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        stored = contents(path)
+        if not all(tensor.dtype in FLOATS.values() for tensor in stored.values()):
+            raise ValueError("holds something else than floats")
+        return settings, tasks, {name: tensor.read() for name, tensor in stored.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: not a saved model's ({short_line(error)})") from None

@@ -80,7 +80,7 @@ def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> 
     for name in left:
         if stages[name].option in TRAINING:
             metrics = out / name / "metrics.jsonl"
-            done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+            done = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
             seconds[name] = measure(origin(stages, name)).seconds(done)
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     if parts:

@@ -13,7 +13,7 @@ from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
 from multitask import evaluate
-from multitask.data import Problem, Row, parse, parse_plain, read_header, tokenize
+from multitask.data import Problem, Row, lines_of, parse, parse_plain, read_header, tokenize
 from multitask.model import MultitaskBert
 from multitask.store import Tokens
 from multitask.tasks import Task
@@ -69,8 +69,9 @@ def _open_input(source: str) -> tuple[BinaryIO, str]:
 
 def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     """A table where the first line names the task's columns, else plain lines."""
-    first = reader.readline()
-    lines = chain([first] if first else [], reader)
+    lines = lines_of(reader, name)
+    first = next(lines, b"")
+    lines = chain([first] if first else [], lines)
     try:
         is_table = set(task.texts) <= set(read_header(first, name))
     except InputError:

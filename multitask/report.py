@@ -17,11 +17,13 @@ from torch import Tensor
 from minbert.errors import InputError
 from minbert.files import write_text
 from minbert.hub import CHECKPOINTS
+from minbert.reading import read_text, reason
 from multitask import evaluate, tasks
 from multitask.build import best_folder, build_model
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Row, Table, make_examples, read_split
 from multitask.figures import (
+    PANELS,
     Records,
     best_record,
     confusion_matrix,
@@ -42,6 +44,7 @@ from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LARGEST_NUMBER = 2**53  # in a record; beyond it an integer is no float
 WORST, LONGEST = 10, 600  # mistakes shown of each task; characters shown of each text
 PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
 
@@ -67,7 +70,8 @@ def write_report(
     else:
         parts += embedding_section(model, config, records, folder, run / "figures", iterations)
     parts += ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
-    write_text(run / "report.html", PAGE.format(title=escape(run.resolve().name), body="\n".join(parts)))
+    title = escape(run.resolve().name)
+    write_text(run / "report.html", PAGE.format(policy=POLICY, title=title, body="\n".join(parts)))
     return run / "report.html"
 
 
@@ -212,22 +216,47 @@ def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, one an epoch."""
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); has the run completed an epoch?"
+            f"{path}: cannot be read ({reason(error)}); has the run completed an epoch?"
         ) from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["epoch"] + record["step"] + record["loss"]["all"] + record["dev"]["score"]  # are numbers
-        except (ValueError, KeyError, TypeError):
+            good = _is_record(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+        if not good:
             raise InputError(f"{path}:{number}: not the record of an epoch; restore the file") from None
         records.append(record)
     if not records:
         raise InputError(f"{path}: holds no epoch yet; report on the run when its first epoch has ended")
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this has what is drawn of an epoch, in numbers that can be drawn. KeyError or TypeError where
+    it has nothing of the kind."""
+    counts = record["epoch"], record["step"]
+    singles = [*counts, record.get("seconds", 0), record["loss"]["all"], record["dev"]["score"]]
+    return (
+        all(isinstance(count, int) and count > 0 for count in counts)
+        and all(map(_is_number, singles))
+        and all(_holds_numbers(record.get(part, {}), 2) for part in PANELS)
+    )
+
+
+def _holds_numbers(values: Any, levels: int) -> bool:
+    """Whether this maps names to numbers, or to such mappings, at most so many levels deep."""
+    return isinstance(values, dict) and all(
+        _is_number(value) or (levels > 1 and _holds_numbers(value, levels - 1)) for value in values.values()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def embed(figure: Figure, folder: Path, name: str, alternative: str) -> str:
@@ -249,13 +278,14 @@ def escape(value: object) -> str:
     return html.escape(text if len(text) <= LONGEST else text[:LONGEST] + " …")
 
 
-# The policy forbids scripts and every load from elsewhere, should an escape ever be forgotten.
+# It forbids scripts and every load from elsewhere, should an escape ever be forgotten.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+  content="{policy}">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>

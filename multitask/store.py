@@ -156,7 +156,7 @@ def _read(path: Path) -> Arrays | None:
     try:
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
         checksum = arrays.pop(CHECKSUM).tobytes()
-    except (OSError, KeyError, ValueError, SafetensorError):
+    except (OSError, KeyError, ValueError, TypeError, MemoryError, SafetensorError):  # TypeError: bfloat16
         return None
     if checksum != _checksum(path.stem, arrays):
         return None

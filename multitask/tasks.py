@@ -4,16 +4,19 @@ name."""
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line, shown
+from minbert.reading import load_toml
 
 # kind -> the metric that is reported; losses.py and evaluate.py hold what each kind computes.
 METRICS = {"classification": "accuracy", "binary": "accuracy", "regression": "pearson"}
+MOST_CLASSES = 10_000
+LARGEST_INTEGER = 2**53  # that a float holds exactly
+LONGEST_NAME = 100  # of tasks and files, which a file system must be able to hold
 
 
 @dataclass(frozen=True)
@@ -42,28 +45,33 @@ class Task:
     def __post_init__(self) -> None:
         def check(good: bool, problem: str) -> None:
             if not good:
-                raise InputError(f"task {self.name}: {problem}")
+                raise InputError(f"task {short_line(self.name)}: {problem}")
 
         check(self.name.isidentifier(), "a name is letters, digits and underscores")
+        for name in (self.name, self.files, self.output):
+            check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes")
+        for name in (self.files, self.output, self.header):
+            check(name.isprintable(), "files, output and header hold no control characters")
         check(self.name not in ("all", "score"), "this name stands for all tasks; choose another")
         check(all(isinstance(column, str) for column in self.texts), "texts is a list of column names")
         check(
             Path(self.submission).name == self.submission,
             "output is the start of a file name, without folders",
         )
-        check(self.kind in METRICS, f"kind is one of {', '.join(METRICS)}, not {self.kind!r}")
+        check(self.kind in METRICS, f"kind is one of {', '.join(METRICS)}, not {shown(self.kind)}")
         check(len(self.texts) in (1, 2), f"texts names one or two columns, not {len(self.texts)}")
         check("{split}" in self.files, "files needs {split} where train, dev or test-student goes")
         check(Path(self.files).name == self.files, "files is a file name, without folders")
         check(self.low < self.high, "low must be below high")
         if self.kind == "classification":
             check(self.num_classes >= 2, "a classification needs num_classes, at least 2")
+            check(self.num_classes <= MOST_CLASSES, f"num_classes is at most {MOST_CLASSES:,}")
         else:
             check(self.num_classes == 0, "num_classes belongs to a classification")
         if self.kind != "regression":
             check(math.isinf(self.low) and math.isinf(self.high), "low and high belong to a regression")
         columns = (self.id, *self.texts, self.label)
-        check(len(set(columns)) == len(columns), f"columns must differ: {', '.join(columns)}")
+        check(len(set(columns)) == len(columns), f"columns must differ: {short_line(', '.join(columns))}")
 
     @property
     def outputs(self) -> int:
@@ -90,14 +98,16 @@ class Task:
         try:
             value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
-            raise ValueError(f"{self.label} {text!r} is not a number") from None
+            raise ValueError(f"{self.label} {shown(text)} is not a number") from None
         if self.kind == "regression":
             if not (math.isfinite(value) and self.low <= value <= self.high):
-                raise ValueError(f"{self.label} {text} is outside {self.low:g} to {self.high:g}")
+                bounds = f"{self.low:g} to {self.high:g}"
+                raise ValueError(f"{self.label} {short_line(text)} is outside {bounds}")
             return value
         classes = self.num_classes if self.kind == "classification" else 2
         if value not in range(classes):
-            raise ValueError(f"{self.label} {text} is not a whole number from 0 to {classes - 1}")
+            problem = f"is not a whole number from 0 to {classes - 1}"
+            raise ValueError(f"{self.label} {short_line(text)} {problem}")
         return value
 
     def path(self, directory: Path, split: str) -> Path:
@@ -127,7 +137,7 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
     """The tasks of these names, in the order given; all of them for no names."""
     for name in names:
         if name not in known:
-            raise InputError(f"unknown task {name!r}; known are {', '.join(known)}")
+            raise InputError(f"unknown task {shown(name)}; known are {', '.join(known)}")
     return {name: known[name] for name in names or known}
 
 
@@ -141,10 +151,7 @@ def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
 
 def read_task_file(path: Path) -> dict[str, Task]:
     """The tasks that a TOML file defines, one table `[NAME]` each with the fields of `Task`."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as TOML ({error})") from None
+    tables = load_toml(path)
     if not tables or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: holds no tables [NAME] that define tasks")
     tasks = {name: from_table(name, table, path) for name, table in tables.items()}
@@ -155,6 +162,8 @@ def read_task_file(path: Path) -> dict[str, Task]:
 
 def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """A `Task` from a TOML table; InputError names the file and the field."""
+    if not name.isidentifier():
+        raise InputError(f"{path}: {shown(name)}: a task's name is letters, digits and underscores")
     types = {field.name: field.type for field in fields(Task) if field.name != "name"}
     words = {
         "str": "text",
@@ -165,9 +174,12 @@ def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
     accepted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
     for key, value in table.items():
         if key not in types:
-            raise InputError(f"{path}: [{name}] has an unknown key {key!r}; known are {', '.join(types)}")
+            known = ", ".join(types)
+            raise InputError(f"{path}: [{name}] has an unknown key {shown(key)}; known are {known}")
         if isinstance(value, bool) or not isinstance(value, accepted[str(types[key])]):
-            raise InputError(f"{path}: [{name}] {key} must be {words[str(types[key])]}, not {value!r}")
+            raise InputError(f"{path}: [{name}] {key} must be {words[str(types[key])]}, not {shown(value)}")
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise InputError(f"{path}: [{name}] {key} is a number out of all range")
     missing = [key for key in ("kind", "texts", "label", "files") if key not in table]
     if missing:
         raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minbert import BertConfig, BertModel, InputError
+from minbert import BertConfig, BertModel, InputError, checkpoint
 
 Tensors = dict[str, Tensor]
 IDS = torch.tensor([[2, 70, 80, 90, 3]])
@@ -108,7 +108,7 @@ PROBLEMS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     ),
     "integers": (
         lambda found: found.update({"embeddings.word_embeddings.weight": torch.zeros(1200, 32).int()}),
-        "embeddings.word_embeddings.weight holds torch.int32, not floats",
+        "embeddings.word_embeddings.weight holds I32, not floats",
     ),
     "not quite a head": (lambda found: found.update({"cls.mine": torch.zeros(1)}), "cls.mine is unexpected"),
 }
@@ -139,6 +139,35 @@ def test_torn_safetensors(keep: int, tiny: Path, folder: Path) -> None:
 
 def test_no_weights(folder: Path) -> None:
     with pytest.raises(InputError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        BertModel.from_pretrained(folder)
+
+
+def test_a_config_that_asks_for_terabytes_is_refused_before_they_are_taken(tiny: Path, folder: Path) -> None:
+    """Words of 13 TB, and 256 layers, beside the weights of the tiny one. Taking them would be killed,
+    and is here refused by the system, as an error of torch or of Python."""
+    shutil.copy(tiny / "model.safetensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    large = {"vocab_size": 10**8, "hidden_size": 2**15, "num_hidden_layers": 256}
+    (folder / "config.json").write_text(json.dumps(config | large))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"model\.safetensors: not a BERT encoder that fits") as caught:
+            BertModel.from_pretrained(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "has shape (1200, 32), config.json wants (100000000, 32768)" in str(caught.value)
+    assert str(caught.value).endswith(" more") and len(str(caught.value)) < 5000
+
+
+def test_shapes_are_refused_before_a_tensor_is_read(weights: Tensors, folder: Path) -> None:
+    """Where a header tells a wrong shape, no byte behind it is asked for."""
+    save_file(weights | {"pooler.dense.bias": torch.zeros(33)}, folder / "model.safetensors")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(InputError, match=r"has shape \(33,\), config.json wants \(32,\)"),
+    ):
+        patch.setattr(checkpoint, "partial", lambda *_: lambda: pytest.fail("a tensor is read"))
         BertModel.from_pretrained(folder)
 
 
@@ -202,7 +231,10 @@ def test_torn_pickle(keep: int, weights: Tensors, folder: Path) -> None:
         BertModel.from_pretrained(folder, allow_pickle=True)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}])
+@pytest.mark.parametrize(
+    "content",
+    [[torch.zeros(2)], {"epoch": 3}, {3: torch.zeros(2)}, {"a": torch.eye(2).to_sparse()}],
+)
 def test_pickle_of_something_else(content: Any, folder: Path) -> None:
     torch.save(content, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="holds something else than named tensors"):
@@ -302,6 +334,15 @@ def test_config_defaults_are_theirs(tmp_path: Path) -> None:
         ('{"hidden_size": 768.5}', "hidden_size must be a finite int, not 768.5"),
         ('{"num_hidden_layers": null}', "num_hidden_layers must be a finite int, not None"),
         ('{"vocab_size": -1}', "vocab_size must be at least 1, not -1"),
+        ('{"vocab_size": 1000000000}', "vocab_size must be at most 1e[+]08, not 1000000000"),
+        ('{"num_hidden_layers": 1000000000}', "num_hidden_layers must be at most 256, not 1000000000"),
+        ('{"layer_norm_eps": 1%s}' % ("0" * 400), "layer_norm_eps must be at most 1, not 1000"),
+        ('{"pad_token_id": 30522}', "pad_token_id 30522 is not one of 30522 tokens"),
+        ("[" * 100_000, r"cannot be read as JSON \(nested too deeply\)"),
+        (
+            '{"hidden_size": "\\u001b' + "x" * 500 + '"}',
+            r"hidden_size must be a finite int, not '\\x1bx{95}\.\.\.$",
+        ),
         ('{"layer_norm_eps": NaN}', "layer_norm_eps must be a finite float, not nan"),
         ('{"hidden_size": 100}', "hidden_size 100 is not a multiple of num_attention_heads 12"),
     ],

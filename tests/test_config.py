@@ -100,13 +100,13 @@ def test_a_recipe_that_extends_nothing(tmp_path, text, problem):
         resolve(["--recipe", str(mine)])
 
 
-@pytest.mark.parametrize("beta", ["", "x", "1.5", "-0.1", "0.9:", "0.9:0.99:0.999", "nan"])
+@pytest.mark.parametrize("beta", ["x", "1.5", "-0.1", "0.9:", "0.9:0.99:0.999", "nan"])
 def test_a_bad_beta_is_refused(beta):
     with pytest.raises(InputError, match=r"--bregman-beta: .* is not X or X:X"):
         resolve(["--option", "finetune", "--bregman-weight", "1", f"--bregman-beta={beta}"])
 
 
-@pytest.mark.parametrize("thresholds", ["sentiment", "sentiment=x", "a=1=2"])
+@pytest.mark.parametrize("thresholds", ["sentiment", "sentiment=x", "a=1=2", "a=nan", "a=inf", "a=0,a=1"])
 def test_bad_thresholds_are_refused(thresholds):
     with pytest.raises(InputError, match=r"--thresholds: .* is not TASK=X,TASK=X"):
         resolve(["--option", "ensemble", "--run", "a", "--out", "b", "--thresholds", thresholds])
@@ -152,6 +152,13 @@ def test_options_on_one_run_refuse_several():
         ),
         (["--seed", str(2**63)], f"--seed: {2**63} must be a finite number"),
         (["--max-length", "7"], "--max-length: 7 must be a finite number, at least 8 and below 4097"),
+        (["--threads", "100000"], "--threads: 100000 must be a finite number, at least 1 and below 1025"),
+        (["--batch-size", "1000000000"], "--batch-size: 1000000000 must be a finite number, at least 1"),
+        (["--epochs", "99999", "--steps-per-epoch", "99999"], "--epochs times --steps-per-epoch is 9,999"),
+        (["--data", ""], "--data: '' is empty"),
+        (["--out", "a\0b"], r"--out: 'a\x00b' is no name: it holds a NUL"),
+        (["--\x1b[31m"], r"unrecognized arguments: --\x1b[31m"),
+        (["--recipe", "a" * 5000], "is neither a file nor a shipped recipe"),
         (["--pooling", "max"], "--pooling: 'max' is none of cls, mean"),
         (["--schedule", "cosine"], "--schedule: 'cosine' is none of constant, linear"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3 (--help lists the flags)"),
@@ -208,6 +215,12 @@ def test_no_option():
         ('pooling = "max"', "pooling: 'max' is none of cls, mean"),
         ("head_dropout = 1", "head_dropout: 1 must be a finite number, at least 0 and below 1"),
         ('option = "train"', "option: 'train' is none of"),
+        ("option = [1]", "option: [1] is none of"),
+        ('data = "a\\u0000"', r"data: 'a\x00' is no name: it holds a NUL"),
+        ('tasks = [""]', "tasks: '' is empty"),
+        (f"epochs = 0x{'f' * 5000}", "epochs: a int too long to be shown must be a finite number"),
+        (f"tasks = {'[' * 5000}", "cannot be read as TOML (nested too deeply)"),
+        ("#" * (1 << 20) + "\n", "cannot be read as TOML (larger than 1 MB)"),
         (f"lr = 1{'0' * 400}", "must be a finite number, at least 0 and below 1e+09"),
     ],
 )
@@ -217,6 +230,16 @@ def test_a_bad_recipe_is_named_with_its_key(tmp_path, text, problem):
     with pytest.raises(InputError) as caught:
         finetune("--recipe", str(path))
     assert str(caught.value).startswith(f"{path}: ") and problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["stages = 3", "stages = []", "[stages]", f"[stages.{'a' * 101}]", "[stages.'a b']"]
+)
+def test_stages_that_are_none(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"^{path}: stages are tables"):
+        resolve(["--recipe", str(path)])
 
 
 def test_a_recipe_may_not_hold_what_its_option_would_ignore(tmp_path):

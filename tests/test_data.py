@@ -7,6 +7,7 @@ import pytest
 from helpers import write_table
 
 from minbert.errors import InputError
+from multitask import data
 from multitask.data import (
     SAMPLE,
     Problem,
@@ -58,6 +59,11 @@ def table(path: Path, *lines: bytes) -> Path:
         (b"b\tgood\t3\t\n", "4 tab-separated fields where the header has 3"),
         (b"\n", "0 tab-separated fields where the header has 3"),
         (b"a\tgood\t3\n", "id a stands already on line 2"),
+        (b'"b\tc"\tgood\t3\n', r"id 'b\tc' holds a tab or breaks its line"),
+        (b'"b\rc"\tgood\t3\n', r"id 'b\rc' holds a tab or breaks its line"),
+        ("b\u2028c\tgood\t3\n".encode(), r"id 'b\u2028c' holds a tab or breaks its line"),
+        (b"b\tgood\t\x1b[31m\n", r"sentiment '\x1b[31m' is not a number"),
+        (b"b\tgood\t" + b"x" * 500 + b"\n", f"sentiment '{99 * 'x'}... is not a number"),
     ],
 )
 def test_a_bad_row_is_reported_with_its_line_or_dropped_alone(tmp_path, line, problem):
@@ -90,6 +96,7 @@ def test_a_regression_label_outside_its_range(tmp_path, label):
         (b"id\tid\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"ID\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"", "the file is empty"),
+        (b"id\tsentence\tsentiment\ra\tgood\t3\r", ":1: the header line: a CR stands within the line; save"),
         (b"id;sentence;sentiment\n", "this looks comma-separated: save it as tab-separated text"),
         (b"\n", "needs exactly one column named id"),
         (b"id\tsent\xe9nce\tsentiment\n", ":1: the header line: not UTF-8"),
@@ -125,6 +132,20 @@ def test_a_table_that_cannot_be_read(tmp_path, make):
     make(tmp_path / "t.csv")
     with pytest.raises(InputError, match=r"t\.csv: cannot be read"):
         read(tmp_path / "t.csv", SENTIMENT, labelled=True)
+
+
+def test_a_line_that_no_text_can_be_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LONGEST_LINE", 1 << 20)
+    path = table(tmp_path / "t.csv", HEADER, GOOD[0], b"a" * (1 << 20))
+    with pytest.raises(InputError, match=r"t\.csv:3: longer than 1 MB; is this a table of text"):
+        read_table(path, SENTIMENT, labelled=True, skip_bad_rows=True)
+
+
+def test_a_million_columns_are_named_in_short(tmp_path):
+    path = table(tmp_path / "t.csv", b"\t".join([b"column"] * 10**6) + b"\n")
+    with pytest.raises(InputError) as caught:
+        read_table(path, SENTIMENT, labelled=True)
+    assert len(str(caught.value)) < 1000
 
 
 def test_one_report_spells_out_the_first_20_problems_and_counts_all(tmp_path):

@@ -1,16 +1,20 @@
 """evaluate.py: numbers by hand, rows in their own order, and the course's files to the byte."""
 
 import math
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, tensor
 
 from multitask import MultitaskBert
-from multitask.data import Examples
+from multitask.data import Examples, Row, parse
 from multitask.evaluate import (
     accuracy,
     all_logits,
@@ -148,6 +152,26 @@ def test_a_submission_file_reads_back(tmp_path):
     rows = [line.split(" , ") for line in path.read_text().splitlines()[1:]]
     assert [row_id for row_id, _ in rows] == [str(row) for row in range(50)]
     assert [float(value) for _, value in rows] == values.squeeze(1).tolist()
+
+
+@given(st.lists(st.text() | st.text('a ,\r\n\t\x85\u2028"', min_size=1), min_size=1, max_size=8), st.data())
+def test_whatever_ids_a_table_may_have_its_submission_file_reads_back(ids, data):
+    """From a table, whose reader refuses what a line cannot hold, through the file and back: every id with
+    its value, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [
+            "id\tsentence1\tsentence2",
+            *(f'"{text.replace(chr(34), 2 * chr(34))}"\ta\tb' for text in ids),
+        ]
+        items = parse([line.encode() for line in lines], "t", BUILT_IN["similarity"], labelled=False)
+        taken = [item.id for item in items if isinstance(item, Row)]
+        values = tensor([[data.draw(st.floats(width=32, allow_nan=False))] for _ in taken]).reshape(-1, 1)
+        path = write_predictions(Path(folder), BUILT_IN["similarity"], "dev", taken, values)
+        with path.open(encoding="utf-8") as file:  # with every line end that Python knows
+            rows = [line.rstrip("\n").rsplit(" , ", 1) for line in file][1:]
+        assert [row_id for row_id, _ in rows] == taken
+        assert [float(value) for _, value in rows] == values.squeeze(1).tolist()
+        assert len(path.read_text(encoding="utf-8").splitlines()) == len(taken) + 1
 
 
 def test_probabilities_lie_beside_the_predictions_of_classes(tmp_path):

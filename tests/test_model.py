@@ -1,5 +1,6 @@
 """model.py: what the heads see, what `predict` returns, and a saved model that is the same model."""
 
+import math
 import shutil
 import tomllib
 from dataclasses import replace
@@ -220,6 +221,11 @@ def test_heads_that_are_missing_or_torn(saved, spoil):
         {"pooling": None},
         {"tasks": None},
         {"pooling": "max"},
+        {"head_dropout": 2.0},
+        {"head_dropout": math.nan},
+        {"max_length": 3},  # special tokens alone
+        {"max_length": 10**12},
+        {"tasks": {"sentiment": 3}},
     ],
 )
 def test_a_task_file_that_is_not_one(saved, change):
@@ -234,6 +240,13 @@ def test_heads_of_another_shape(saved):
     path = saved / "heads.safetensors"
     save_file({name: tensor[:1] for name, tensor in load_file(path).items()}, path)
     with pytest.raises(InputError, match="size mismatch for sentiment"):
+        MultitaskBert.load(saved)
+
+
+def test_heads_of_other_numbers(saved):
+    path = saved / "heads.safetensors"
+    save_file({name: tensor.int() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputError, match=r"heads\.safetensors: not a saved model's .holds something else"):
         MultitaskBert.load(saved)
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minbert.errors import InputError
 from minbert.packing import Packing
@@ -30,6 +32,26 @@ def test_round_trip(dtype: torch.dtype, tail: tuple[int, ...]) -> None:
     assert torch.equal(
         packing.unpack(packed), torch.where(MASK.bool().view(4, 4, *[1] * len(tail)), padded, 0.0)
     )
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> torch.Tensor:
+    length = draw(st.integers(1, 12))
+    rows = st.lists(st.booleans(), min_size=length, max_size=length).filter(any)
+    return torch.tensor(draw(st.lists(rows, min_size=1, max_size=6)))
+
+
+@given(masks(), st.integers(1, 3))
+def test_round_trip_of_any_mask(mask: torch.Tensor, width: int) -> None:
+    """What is packed comes back to its place, in order; all else becomes 0; every example's first real token
+    is found."""
+    packing = Packing.from_mask(mask)
+    padded = torch.arange(1.0, 1 + mask.numel() * width).view(*mask.shape, width)
+    packed = packing.pack(padded)
+    assert torch.equal(packed, padded[mask])
+    assert torch.equal(packing.unpack(packed), padded * mask[..., None])
+    places = [row.tolist().index(True) for row in mask]
+    assert torch.equal(packed[packing.first], padded[range(len(mask)), places])
 
 
 def test_first_tokens() -> None:

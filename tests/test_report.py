@@ -4,9 +4,13 @@ import base64
 import contextlib
 import io
 import json
+import re
 import shutil
+import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,8 @@ from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
 CPU = torch.device("cpu")
 HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror='alert(2)'> \" onload=\"alert(3) </td> https://evil.example"
+    "<script>document.title = 1</script><img src=x onerror='document.title = 2'> \" onload=\"alert(3) </td>"
+    " https://evil.example"
 )
 
 
@@ -322,9 +327,55 @@ def test_the_report_loads_nothing_from_elsewhere(page, finished):
     for _, attributes in page.elements:
         assert "href" not in attributes and (attributes.get("src") or "data:").startswith("data:")
     policies = [attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == [report.POLICY]
     html = (finished / "report.html").read_text().replace(report.escape(HOSTILE), "")
     assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def opened(path: Path) -> str:
+    """The page as a browser has it once its scripts have run and its images are there."""
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    profile = f"--user-data-dir={path.parent / 'profile'}"
+    done = subprocess.run([BROWSER, *words, profile, path.as_uri()], capture_output=True, timeout=300)
+    if done.returncode or b"</html>" not in done.stdout:
+        pytest.skip(f"{BROWSER} does not run here")
+    return done.stdout.decode()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_network(finished, page, tmp_path):
+    """The run's own report; and two pages that forgot to escape. Of those the one without a policy shows that
+    the trap works, the one with it that the policy would hold even then."""
+    asked = []
+
+    class Beacon(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Beacon)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    hostile = f'{HOSTILE}<img src="http://127.0.0.1:{server.server_port}/beacon">'
+    titles = {}
+    for name, policy, text in (
+        ("escaped", report.POLICY, report.table([], [[hostile]])),
+        ("forgotten", report.POLICY, hostile),
+        ("open", "", hostile),
+    ):
+        path = tmp_path / f"{name}.html"
+        path.write_text(report.PAGE.format(policy=policy, title="untouched", body=text), encoding="utf-8")
+        titles[name] = (re.search("<title>(.*?)</title>", opened(path))[1], len(asked) > 0)
+    server.shutdown()
+    server.server_close()
+    assert titles == {"escaped": ("untouched", False), "forgotten": ("untouched", False), "open": ("2", True)}
+    shutil.copy(finished / "report.html", tmp_path)
+    assert "<title>&lt;img src=x onerror=alert(4)&gt;</title>" in opened(tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "\udcff.tsv", "a" * 10_000, "'", "&lt;b&gt;"])
@@ -398,6 +449,17 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
 
 # What cannot be reported on
 
+HOSTILE_PARTS = [
+    ("epoch", 0), ("epoch", 1.5), ("epoch", True), ("step", -9), ("seconds", "long"), ("seconds", 10**400),
+    ("loss", 3), ("loss", {"all": 1, "x": [1]}), ("loss", {"all": float("nan")}), ("loss", {"all": 2**64}),
+    ("dev", {"score": 1e99}),
+    ("dev", {"score": {"a": 1}}), ("dev", {"score": 1, "a": {"b": {"c": 1}}}), ("smart", []), ("bregman", 1),
+]  # fmt: skip
+
+
+def record_with(part: str, value: object) -> bytes:
+    return json.dumps(record(1, 0.5) | {part: value}).encode() + b"\n"
+
 
 def refusal(run: Path, data: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
@@ -420,8 +482,14 @@ def test_a_missing_extra_is_one_line(finished, monkeypatch):
         (b"", "holds no epoch yet"),
         (b"{}\n", ":1: not the record of an epoch"),
         (b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": "high"}}\n', ":1: not the record"),
-        (b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": 1}}\n\xff\n', ":2: not the record"),
+        (
+            b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": 1}}\n\xff\n',
+            "cannot be read .*utf-8",
+        ),
+        (b'{"epoch": 1, "step": 9, "loss": {"all": 1}, "dev": {"score": 1}}\n[[\n', ":2: not the record"),
         (b"[]\n", ":1: not the record"),
+        (b"[" * 100_000, ":1: not the record"),
+        *((record_with(part, value), ":1: not the record") for part, value in HOSTILE_PARTS),
     ],
 )
 def test_a_run_without_good_metrics_is_refused(tmp_path, metrics, said):

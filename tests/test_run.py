@@ -463,7 +463,7 @@ def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tm
         read_so_far = 0
 
         def readline(self, *_) -> bytes:
-            return next(self)
+            return next(self, b"")
 
         def __iter__(self) -> Iterator[bytes]:
             return self

@@ -4,6 +4,8 @@ tasks as often as their probabilities say."""
 import numpy as np
 import pytest
 from helpers import make_model, write_tables
+from hypothesis import given
+from hypothesis import strategies as st
 
 from multitask import finetune
 from multitask.config import SAMPLINGS, Config
@@ -48,6 +50,29 @@ def test_every_pass_takes_every_row_once(size, rows_per_step):
     assert len(drawn) == 5 * size * rows_per_step
     for start in range(0, len(drawn), size):
         assert sorted(drawn[start : start + size]) == list(range(size))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    rows_per_step=st.integers(1, 40),
+    steps=st.integers(1, 20),
+    epochs=st.integers(1, 4),
+    sampling=st.sampled_from(SAMPLINGS),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_whatever_the_sampling_each_task_takes_whole_passes(
+    sizes, rows_per_step, steps, epochs, sampling, seed
+):
+    """Every row once before any comes again, and as many rows as there are updates."""
+    taken = [[] for _ in sizes]
+    for _, task, rows in walk(sizes, rows_per_step, steps, seed, sampling=sampling, epochs=epochs):
+        assert len(rows) == rows_per_step
+        taken[task] += rows
+    assert sum(map(len, taken)) == rows_per_step * steps * epochs
+    for size, rows in zip(sizes, taken, strict=True):
+        for start in range(0, len(rows), size):
+            one_pass = rows[start : start + size]
+            assert len(set(one_pass)) == len(one_pass) and set(one_pass) <= set(range(size))
 
 
 def test_each_pass_is_shuffled_anew_and_each_task_and_seed_differently():

