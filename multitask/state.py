@@ -36,6 +36,7 @@ from minbert.files import digests, remove, write_folder, write_tensors, write_te
 from multitask.distributed import is_writer
 from multitask.model import MultitaskBert
 
+KEPT = 2  # states on disk
 SECONDS = 45  # between saved states where --save-every does not say; writing one may take as long as it likes
 
 Tensors = dict[str, dict[str, Tensor]]  # by file and name
@@ -105,7 +106,7 @@ class States:
         self._published: dict[str, str] | None = None  # the digests of best/, where it holds that model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
         self._writing: Future[None] | None = None
-        self._written = -1  # the step of the newest state on disk
+        self._kept: list[Path] = []  # on disk, as far as it is known to be whole
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> States:
@@ -170,7 +171,7 @@ class States:
         for place in (None, Path.cwd(), Path.home()):
             with suppress(OSError):
                 self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=place))
-                self._written, self._published = -1, None
+                self._kept, self._published = [], None
                 self._finish(progress)
                 if self._is_whole(progress):
                     return self.run
@@ -187,10 +188,11 @@ class States:
 
     def _is_whole(self, progress: Progress) -> bool:
         published = self.best is None or self._published is not None
-        return self._written == progress.step and published and (self.run / "config.toml").exists()
+        saved = self._kept[-1:] == [_folder(self.run, progress.step)]
+        return saved and published and (self.run / "config.toml").exists()
 
     def _write(self, step: int, tensors: Tensors, progress: str, metrics: str) -> None:
-        folder, before = _folder(self.run, step), _folder(self.run, self._written)
+        folder = _folder(self.run, step)
 
         def write(partial: Path) -> None:
             for name, found in tensors.items():
@@ -200,14 +202,14 @@ class States:
 
         write_folder(folder, write)
         write_text(folder.parent / "latest", folder.name)
-        self._written = step
+        self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
         if not (self.run / "config.toml").exists():
             write_text(self.run / "config.toml", tomli_w.dumps(self.settings))
         if self._published is None or not (self.run / "best").exists():
             self._publish()
         write_text(self.run / "metrics.jsonl", metrics)
         for path in folder.parent.iterdir():
-            if path.is_dir() and path not in (folder, before):
+            if path.is_dir() and path not in self._kept:
                 remove(path)
 
     def _publish(self) -> None:
@@ -231,7 +233,7 @@ class States:
                 continue
             for problem in problems:
                 warn(f"{problem}; going on from the state before it")
-            self._written = progress.step
+            self._kept = [folder]
             self._draw(progress)
             return progress
         if problems:

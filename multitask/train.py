@@ -114,7 +114,7 @@ def fit(
             meter.update(progress)
             if progress.skipped_in_a_row:
                 report_skipped(method.rows(step), progress, config.steps_per_epoch)
-            if states.due(progress, config.save_every):
+            if progress.step % config.steps_per_epoch and states.due(progress, config.save_every):
                 states.save(progress)
         run = states.close(progress)
     meter.close()
