@@ -79,7 +79,7 @@ def main() -> int:
     tally, draw = Tally(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="minbert-crash-") as folder:
         commands = prepare(Path(folder))
-        references = {}
+        references: dict[str, tuple[dict[str, Any], float]] = {}
         for number, name in zip(itertools.count(), itertools.cycle(VARIANTS)):
             if tally.kills >= arguments.kills:
                 break
