@@ -106,7 +106,8 @@ class States:
         self._published: dict[str, str] | None = None  # the digests of best/, where it holds that model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
         self._writing: Future[None] | None = None
-        self._kept: list[Path] = []  # on disk, as far as it is known to be whole
+        self._kept: list[Path] = []  # on disk, as far as they are known to be whole
+        self._written = -1  # the step of which everything is on the disk
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> States:
@@ -171,7 +172,7 @@ class States:
         for place in (None, Path.cwd(), Path.home()):
             with suppress(OSError):
                 self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=place))
-                self._kept, self._published = [], None
+                self._kept, self._published, self._written = [], None, -1
                 self._finish(progress)
                 if self._is_whole(progress):
                     return self.run
@@ -188,8 +189,7 @@ class States:
 
     def _is_whole(self, progress: Progress) -> bool:
         published = self.best is None or self._published is not None
-        saved = self._kept[-1:] == [_folder(self.run, progress.step)]
-        return saved and published and (self.run / "config.toml").exists()
+        return self._written == progress.step and published and (self.run / "config.toml").exists()
 
     def _write(self, step: int, tensors: Tensors, progress: str, metrics: str) -> None:
         folder = _folder(self.run, step)
@@ -211,6 +211,7 @@ class States:
         for path in folder.parent.iterdir():
             if path.is_dir() and path not in self._kept:
                 remove(path)
+        self._written = step
 
     def _publish(self) -> None:
         """best/ from the best model."""
@@ -278,6 +279,7 @@ class States:
         try:
             self._publish()
             write_text(self.run / "metrics.jsonl", progress.metrics)
+            self._written = progress.step
         except OSError as error:
             warn(f"{self.run}: cannot be written ({error}); the next save tries again")
         if self._published is not None and before != self._published:

@@ -84,9 +84,11 @@ def main() -> int:
             if tally.kills >= arguments.kills:
                 break
             if name not in references:
-                started = time.monotonic()
                 reference = Path(folder) / f"reference-{len(references)}"
-                if code := wait(start([*commands[name], "--out", str(reference)], reference)):
+                pid = start([*commands[name], "--out", str(reference)], reference)
+                until_it_trains(pid, reference)
+                started = time.monotonic()
+                if code := wait(pid):
                     raise SystemExit(f"{name}: the uninterrupted run ended with {code}: {log(reference)}")
                 references[name] = contents(reference), time.monotonic() - started
             wanted, seconds = references[name]
@@ -126,6 +128,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 def start(words: list[str], run: Path) -> int:
     """The number of a process that carries out this command line, its output in a file beside the run."""
+    run.with_suffix(".log").write_text("")
     if pid := os.fork():
         return pid
     try:
@@ -146,22 +149,33 @@ def log(run: Path) -> str:
     return run.with_suffix(".log").read_text()
 
 
+def until_it_trains(pid: int, run: Path) -> None:
+    """Until the process has begun with its updates, or has ended."""
+    while "updates on" not in log(run) and not ended(pid):
+        time.sleep(0.001)
+
+
+def ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def kill(words: list[str], run: Path, kills: int, seconds: float, draw: random.Random) -> tuple[int, int]:
     """Start the run and go on with it until it has been killed so often, or has ended: how many kills, and
-    how many of them came while something was being written."""
+    how many of them came while something was being written. One in four may come before the first update."""
     done = in_saves = 0
     while done < kills:
         before = half_written(run)
         pid = start([*words, "--out", str(run), "--resume"], run)
-        deadline = time.monotonic() + draw.uniform(0, seconds)
-        while time.monotonic() < deadline:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return done, in_saves
-            time.sleep(0.001)
+        if draw.random() > 0.25:
+            until_it_trains(pid, run)
+        deadline = time.monotonic() + draw.uniform(0, seconds / 3)
+        while time.monotonic() < deadline and not ended(pid):
+            time.sleep(0.0005)
         os.kill(pid, signal.SIGKILL)
-        if wait(pid) == -signal.SIGKILL:
-            done += 1
-            in_saves += bool(half_written(run) - before)
+        if wait(pid) != -signal.SIGKILL:
+            break
+        done += 1
+        in_saves += bool(half_written(run) - before)
     return done, in_saves
 
 
