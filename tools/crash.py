@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which an optimizer imports; here, so that no process need do it again
 
+from multitask import jobs, pipeline  # noqa: F401  for the same reason
 from multitask.data import SAMPLE
 from multitask.run import main as run_main
 from multitask.tasks import BUILT_IN
