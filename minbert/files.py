@@ -1,7 +1,13 @@
-"""Files and folders that are written whole, or not at all: under another name first, then renamed."""
+"""Files and folders that are written whole, or not at all: under another name first, then renamed.
+
+Whatever changes the disk goes through the few functions at the end, so that the tests can make any of them
+fail at any call.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,42 +17,48 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minbert.errors import InputError
+
+_locks: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> its descriptor, open till the end
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by this text, UTF-8."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    content, partial = text.encode(), _partial(path)
+    write_bytes(partial, content)
     flush(partial)
-    os.replace(partial, path)
+    rename(partial, path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file by these tensors; OSError where the disk refuses, as for any other file."""
-    partial = path.with_name(path.name + ".partial")
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(ready, partial, metadata={"format": "pt"})
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be written ({error})") from None
-    os.replace(partial, path)
+    partial = _partial(path)
+    write_safetensors(partial, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    flush(partial)
+    rename(partial, path)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two
     renames, `path` is missing and the old one stands beside it: `recover_folder` puts it back."""
-    partial, old = path.with_name(path.name + ".partial"), previous(path)
+    partial, old = _partial(path), previous(path)
+    recover_folder(path)
     for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    for file in [*partial.iterdir(), partial]:
-        flush(file)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
+        remove(leftover)
+    try:
+        make_folder(partial)
+        write(partial)
+        for file in [*partial.iterdir(), partial]:
+            flush(file)
+        if path.exists():
+            rename(path, old)
+        rename(partial, path)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs its space
+        recover_folder(path)
+        raise
     flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def previous(path: Path) -> Path:
@@ -57,7 +69,53 @@ def previous(path: Path) -> Path:
 def recover_folder(path: Path) -> None:
     """Undo a replacement that was cut off half-way; only for the one who writes the folder."""
     if previous(path).exists() and not path.exists():
-        previous(path).rename(path)
+        os.rename(previous(path), path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder, by name; none where there is no such folder."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def lock(folder: Path) -> None:
+    """Keep every other process out of this folder until this one ends, however it ends; InputError where
+    another one is in it. Over a network file system, as far as that knows locks."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); name another --out") from None
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) in _locks:
+        os.close(descriptor)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"{folder}: another process is at work in it; wait, or name another --out") from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return
+    _locks[status.st_dev, status.st_ino] = descriptor
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def flush(path: Path) -> None:
@@ -67,3 +125,17 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename(path: Path, target: Path) -> None:
+    os.replace(path, target)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it; none need be there."""
+    if path.exists():
+        shutil.rmtree(path)

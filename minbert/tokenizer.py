@@ -25,6 +25,7 @@ from torch import Tensor
 from minbert import hub
 from minbert.bert import BertConfig
 from minbert.errors import InputError, short_line, shown
+from minbert.files import write_text
 from minbert.reading import load_json, read_text, reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -119,18 +120,16 @@ class BertTokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.backend.no_truncation()
-        self.backend.save(str(directory / "tokenizer.json"))
+        write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         vocabulary = self.backend.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
-        (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        write_text(directory / "vocab.txt", "".join(f"{word}\n" for word in words))
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lowercase,
             "model_max_length": 512,
         }
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:

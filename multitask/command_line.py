@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from multitask.config import (
     default_of,
     flag,
     layered,
+    looks_ahead,
     read_recipe,
     read_stages,
     read_toml,
@@ -135,7 +136,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
         return values
     saved = read_toml(path)
-    changeable = RESUMABLE - {"epochs"} if _looks_ahead(saved) else RESUMABLE
+    changeable = RESUMABLE - {"epochs"} if looks_ahead(saved) else RESUMABLE
     for name in values.keys() - changeable - {"out", "resume"}:
         before = saved.get(name, default_of(name))
         if values[name] != before:
@@ -144,13 +145,6 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
     return saved | values
-
-
-def _looks_ahead(saved: Mapping[str, Any]) -> bool:
-    """Whether what an update does depends on how many are to follow."""
-    rate = (saved.get("schedule"), saved.get("warmup")) != ("constant", 0)
-    teacher = saved.get("bregman_weight", 0) > 0 and ":" in saved.get("bregman_beta", "")
-    return rate or teacher or saved.get("sampling") == "annealed"
 
 
 class _Parser(argparse.ArgumentParser):

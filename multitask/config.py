@@ -8,6 +8,8 @@ ignore.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 import os
 import re
@@ -252,7 +254,13 @@ class Config:
         options=(*TRAINING, "ensemble"),
     )
     resume: bool = setting(False, "run", "go on with the run in --out from its last saved state", kind=bool)
-    save_every: int = setting(200, "run", "updates between saved states", kind=int, low=1)
+    save_every: int | None = setting(
+        None,
+        "run",
+        "updates between saved states; without it, as many as take most of a minute",
+        kind=int,
+        low=1,
+    )
     report: bool = setting(True, "run", "draw report.html at the end (needs the extra plots)", kind=bool)
     threads: int | None = setting(
         None, "run", "processor threads", kind=int, low=1, below=1025, options=tuple(OPTIONS)
@@ -355,6 +363,22 @@ class Config:
         names = [name for name, meta in SETTINGS.items() if self.option in meta["options"]]
         values = {name: getattr(self, name) for name in ("option", *names) if name not in left_out}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over the settings that decide what a run gives."""
+        free = (
+            MACHINE | set(PATHS) | {"out", "report"} | (set() if looks_ahead(self.settings) else {"epochs"})
+        )
+        decisive = {name: value for name, value in self.settings.items() if name not in free}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def looks_ahead(settings: Mapping[str, Any]) -> bool:
+    """Whether what an update does depends on how many are to follow."""
+    rate = (settings.get("schedule"), settings.get("warmup")) != ("constant", 0)
+    teacher = settings.get("bregman_weight", 0) > 0 and ":" in settings.get("bregman_beta", "")
+    return rate or teacher or settings.get("sampling") == "annealed"
 
 
 def _or(value: float | None, default: float) -> float:

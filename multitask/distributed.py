@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minbert.errors import InputError
+from multitask.stopping import Stopped
 
 GRACE_SECONDS = 5  # torchrun ends all processes at the first exit, which must be that of the one that speaks
 
@@ -55,6 +56,11 @@ def processes() -> Iterator[None]:
     try:
         with _silence() if number else nullcontext():
             yield
+    except Stopped as stopped:  # all together
+        if number:
+            time.sleep(GRACE_SECONDS)
+            raise SystemExit(128 + stopped.number) from None
+        raise
     except BaseException:
         if not _first_to_fail(store):
             time.sleep(GRACE_SECONDS)
@@ -178,6 +184,16 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         dist.all_reduce(flat)
     for parameter, sums in zip(used, flat.split([parameter.numel() for parameter in used]), strict=True):
         parameter.grad = sums.view_as(parameter)
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, so that all come to the same decision."""
+    if not several():
+        return number
+    box = torch.tensor(number)
+    with _together():
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
 
 
 def deal(items: Sequence[Item]) -> Sequence[Item]:

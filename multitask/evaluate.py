@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minbert.files import write_text
 from multitask.data import Examples
 from multitask.distributed import collect, deal
 from multitask.store import Tokens, length_sorted_batches
@@ -129,15 +130,14 @@ def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str
     ids = list(ids)
     path = directory / f"{task.submission}-{split}-output.csv"
     values = decode(task.kind, logits).tolist()
-    with path.open("w", encoding="utf-8") as file:
-        file.write(f"id \t {task.header} \n")
-        file.writelines(f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
+    lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
+    write_text(path, f"id \t {task.header} \n" + "".join(lines))
     if task.kind != "regression":
         rows = probabilities(task.kind, logits).tolist()
-        with (directory / f"{task.submission}-{split}-probabilities.csv").open("w", encoding="utf-8") as file:
-            file.write("\t".join(["id", *(f"class_{number}" for number in range(len(rows[0])))]) + "\n")
-            file.writelines(
-                "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n"
-                for row_id, row in zip(ids, rows, strict=True)
-            )
+        header = "\t".join(["id", *(f"class_{number}" for number in range(len(rows[0])))]) + "\n"
+        lines = (
+            "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n"
+            for row_id, row in zip(ids, rows, strict=True)
+        )
+        write_text(directory / f"{task.submission}-{split}-probabilities.csv", header + "".join(lines))
     return path

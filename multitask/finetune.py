@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,8 +164,9 @@ class Finetuning:
         ]
         return line + f"; SMART adds under a thousandth to the loss of {', '.join(idle)}" * bool(idle)
 
-    def save(self, folder: Path) -> None:
-        self.model.save(folder)
+    def rows(self, step: int) -> str:
+        name, batches = self.planned(step)
+        return f"rows {', '.join(map(str, np.concatenate(batches) + 1))} of {name}"
 
 
 def walks_over(train: Mapping[str, Examples], config: Config) -> list[Batches]:

@@ -13,12 +13,11 @@ from typing import Any
 import tomli_w
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from minbert.errors import InputError
-from minbert.files import recover_folder, write_text
+from minbert.files import lock, write_text
 from minbert.optim import AdamW, parameter_groups
-from multitask import distributed, evaluate, machine, state, tasks
+from multitask import distributed, evaluate, machine, tasks
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import PATHS, TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
@@ -30,8 +29,9 @@ from multitask.predict import predict
 from multitask.ranking import Ranking
 from multitask.report import write_report
 from multitask.sampling import expected_rows, plan_table
+from multitask.state import Progress, States
 from multitask.tasks import Task
-from multitask.train import Method, epoch_steps, fit, write_metrics
+from multitask.train import Method, epoch_steps, fit
 
 RESULT = "result.json"  # written last: what came of a run, and by its being there, that the run is done
 SPLITS = ("train", "dev", "test-student")
@@ -124,12 +124,13 @@ def prepare_ranking(
 PREPARE = {"pretrain": prepare_finetuning, "finetune": prepare_finetuning, "mnrl": prepare_ranking}
 
 
-def train(training: Training, rows: Splits) -> state.Progress:
+def train(training: Training, rows: Splits) -> Progress:
     """From step 0 or the last saved state to the end."""
     config, method = training.config, training.method
     optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
-    progress = start_or_resume(config, method, optimizer, fingerprint([rows["train"], rows["dev"]]))
     run = Path(config.out or "")
+    states = States(run, method.parts, optimizer, config.settings)
+    progress = start_or_resume(config, states, fingerprint([rows["train"], rows["dev"]]))
     local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # each machine's own affair
     distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
     if distributed.is_writer():
@@ -140,7 +141,7 @@ def train(training: Training, rows: Splits) -> state.Progress:
         f"writing {run}",
         flush=True,
     )
-    fit(method, optimizer, training.rows_per_step, config, run, progress)
+    fit(method, optimizer, training.rows_per_step, config, states, progress)
     return progress
 
 
@@ -316,11 +317,10 @@ def _claimed(config: Config) -> Path:
     run = make_folder(Path("runs") if config.out is None else Path(config.out))
     if config.out is None:
         return next_free(run, config.option)
+    lock(run)
     if not config.resume and (run / "config.toml").exists():
         remedy = "go on with it (--resume), or " if config.option in TRAINING else ""
         raise InputError(f"{run}: holds a run already; {remedy}name another --out")
-    recover_folder(run / "best")
-    (run / RESULT).unlink(missing_ok=True)
     return run
 
 
@@ -339,25 +339,24 @@ def next_free(folder: Path, name: str) -> Path:
         with suppress(FileExistsError):
             run.mkdir()
             break
+    lock(run)
     return run
 
 
-def start_or_resume(config: Config, method: Method, optimizer: Optimizer, data: str) -> state.Progress:
+def start_or_resume(config: Config, states: States, data: str) -> Progress:
     """Step 0, or with --resume the last saved state, put into the method's parts and the optimizer."""
-    run = Path(config.out or "")
-    progress = state.load(run, method.parts, optimizer) if config.resume else None
+    fresh = Progress(data=data, config=config.fingerprint)
+    progress = states.load(fresh) if config.resume else None
     if progress is None:
         if config.resume:
-            print(f"{run}: nothing saved yet, starting at step 0")
-        return state.Progress(data=data)
-    if progress.data != data:
-        raise InputError(f"{run}: the tables are not those the run was started with; bring those back")
+            print(f"{states.run}: nothing saved yet, starting at step 0")
+        return fresh
     if len(progress.records) > config.epochs:
         raise InputError(
-            f"{run}: has {len(progress.records)} epochs behind it, more than --epochs {config.epochs}"
+            f"{states.run}: has {len(progress.records)} epochs behind it, more than --epochs {config.epochs}"
         )
-    print(f"{run}: going on after step {progress.step}")
-    write_metrics(run, progress)
+    print(f"{states.run}: going on after step {progress.step}")
+    (states.run / RESULT).unlink(missing_ok=True)
     return progress
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from minbert.errors import InputError
-from minbert.files import write_text
+from minbert.files import lock, write_text
 from multitask import distributed, jobs
 from multitask.command_line import PIPELINE, Pipeline
 from multitask.config import TRAINING, Config
@@ -42,6 +42,7 @@ def claim(pipeline: Pipeline) -> Path:
     out = jobs.make_folder(Path("runs") if pipeline.out is None else Path(pipeline.out))
     if pipeline.out is None:
         out = jobs.next_free(out, pipeline.name)
+    lock(out)
     saved = out / PIPELINE
     if not pipeline.resume and (saved.exists() or (out / "config.toml").exists()):
         raise InputError(f"{out}: holds a run already; go on with it (--resume), or name another --out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -30,7 +31,7 @@ class Meter:
             self.first_step = progress.step - 1
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=self.first_step, unit="step", dynamic_ncols=True)
-        total, updates = progress.sums["loss/all"]
+        total, updates = progress.sums.get("loss/all", (math.nan, 1))  # all skipped
         loss = total / updates
         done = progress.step - self.first_step
         seconds = time.perf_counter() - self.started

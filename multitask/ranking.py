@@ -4,9 +4,9 @@ mnrl.py."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +34,15 @@ class Ranking:
     def evaluated(self) -> Sequence[Examples]:
         return self.train, self.dev
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
-        self.model.train()
+    def drawn(self, step: int) -> Iterator[np.ndarray]:
+        """The rows of each batch of an update."""
         generator = random_generator(self.config.seed, "groups", step)
         for _ in range(self.config.accumulate):
-            rows = draw_groups(self.train.labels, self.config.groups, generator)
+            yield draw_groups(self.train.labels, self.config.groups, generator)
+
+    def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
+        self.model.train()
+        for rows in self.drawn(step):
             part, weight = part_of(self.config.groups)
             mine = rows.reshape(self.config.groups, -1)[part]
             inputs = self.train.tokens.batch(mine.ravel(), self.model.tokenizer.pad_token_id)
@@ -68,5 +72,5 @@ class Ranking:
         scores = record["dev"]
         return f"same class nearest {scores['retrieval']:.3f}, kNN probe {scores['knn']:.3f}"
 
-    def save(self, folder: Path) -> None:
-        self.model.save(folder)
+    def rows(self, step: int) -> str:
+        return f"rows {', '.join(map(str, np.concatenate(list(self.drawn(step))) + 1))}"

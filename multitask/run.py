@@ -6,27 +6,30 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from minbert.errors import InputError
 from multitask.command_line import Pipeline, resolve
 from multitask.config import TRAINING, Config
+from multitask.stopping import Stopped, terminable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a mistake in the input or an error of the disk, with one line that says which;
-    130 after Ctrl-C and 141 where nobody reads the output any more."""
+    130 after Ctrl-C, 143 after SIGTERM and 141 where nobody reads the output any more."""
     go_on = ""
     try:
         plan = settings(sys.argv[1:] if argv is None else argv)
         if trains(plan):
             go_on = f"; go on from the last saved state with --resume --out {plan.out or 'RUN'}"
-        # These bring torch, which help and usage errors do without.
-        from multitask.distributed import processes
-        from multitask.jobs import JOBS
-        from multitask.pipeline import run_pipeline
+        with terminable():
+            # These bring torch, which help and usage errors do without.
+            from multitask.distributed import processes
+            from multitask.jobs import JOBS
+            from multitask.pipeline import run_pipeline
 
-        with processes():
-            run_pipeline(plan) if isinstance(plan, Pipeline) else JOBS[plan.option](plan)
+            with processes():
+                run_pipeline(plan) if isinstance(plan, Pipeline) else JOBS[plan.option](plan)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped{go_on}", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        if stopped.run is not None:
+            go_on = f"; go on with --resume --out {resumable(stopped.run, plan)}"
+        print(f"stopped{go_on}", file=sys.stderr)
+        return 128 + stopped.number
+
+
+def resumable(run: Path, plan: Config | Pipeline) -> Path:
+    """The folder to go on with after a stop in this run, which may be a stage's."""
+    is_stage = isinstance(plan, Pipeline) and (plan.out is None or run.parent == Path(plan.out))
+    return run.parent if is_stage else run
 
 
 def trains(plan: Config | Pipeline) -> bool:

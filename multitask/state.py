@@ -1,29 +1,45 @@
-"""What a run must remember to go on exactly, and how it is written: whole, or not at all.
+"""What a run must remember to go on exactly, and how it is kept: whole, checked, and twice.
 
-A state is a folder `state/step-N` with the model's and the optimizer's tensors (safetensors) and
-`progress.json`. It is written under another name, flushed to disk and renamed, so a folder of that name is
-complete by its being there. Random numbers need no saving: they are functions of (seed, step, purpose).
+A state is a folder `state/step-N` with the tensors of the model, the optimizer, a teacher and the best model
+so far (safetensors), `progress.json`, and a manifest of their SHA-256s. It is written under another name,
+flushed to the disk and renamed; then the pointer `state/latest` is switched to it, and all but the one before
+is dropped. Random numbers need no saving: they are functions of (seed, step, purpose).
+
+`best/` and `metrics.jsonl` are drawn from the newest state, which alone is what a run goes on from: whatever
+is missing or damaged of them is written anew.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import shutil
-from collections.abc import Mapping
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from minbert.errors import InputError
-from minbert.files import write_folder, write_tensors, write_text
+from minbert.files import digests, remove, write_folder, write_tensors, write_text
+from multitask.distributed import is_writer
+from multitask.model import MultitaskBert
 
 KEPT = 2  # states on disk
+SECONDS = 45  # between saved states where --save-every does not say; writing one may take as long as it likes
+
+Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 
 @dataclass
@@ -37,16 +53,24 @@ class Progress:
     best_epoch: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
     data: str = ""  # the fingerprint of the training and dev rows
+    config: str = ""  # the fingerprint of the settings that decide what comes out
+    skipped_in_a_row: int = 0  # updates, up to now
 
     @property
     def best(self) -> dict[str, Any]:
         """The record of the best epoch."""
         return self.records[self.best_epoch - 1]
 
+    @property
+    def metrics(self) -> str:
+        """The content of metrics.jsonl."""
+        return "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
+
     def add(self, terms: Mapping[str, float], seconds: float) -> None:
         """One more update, with the terms of its loss."""
         self.step += 1
         self.seconds += seconds
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if "skipped" in terms else 0
         for name, value in terms.items():
             sums = self.sums.setdefault(name, [0.0, 0])
             sums[0] += value
@@ -64,42 +88,229 @@ class Progress:
         return nested
 
 
-def save(run: Path, progress: Progress, parts: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
-    """Write the state of this step and drop all but the last two. The optimizer is that of
-    `parts["model"]`."""
+class States:
+    """The saved states of one run. `save` copies what must be kept and has a thread write it while the
+    training goes on; a disk that refuses costs a warning, and the next save tries again."""
 
-    def write(folder: Path) -> None:
-        for name, module in parts.items():
-            write_tensors(folder / f"{name}.safetensors", module.state_dict())
-        write_tensors(folder / "optimizer.safetensors", _moments(parts["model"], optimizer))
-        write_text(folder / "progress.json", json.dumps(asdict(progress)))
+    def __init__(
+        self,
+        run: Path,
+        parts: Mapping[str, nn.Module],
+        optimizer: Optimizer,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`parts` are what learns: the model, whose optimizer this is, and what stands beside it; `settings`
+        are those of config.toml, should that get lost."""
+        self.run, self.parts, self.optimizer, self.settings = run, parts, optimizer, settings or {}
+        self.best: MultitaskBert | None = None
+        self._published: dict[str, str] | None = None  # the digests of best/, where it holds that model
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
+        self._writing: Future[None] | None = None
+        self._kept: list[Path] = []  # on disk, as far as they are known to be whole
+        self._written = -1  # the step of which everything is on the disk
+        self._saved_at = time.monotonic()
 
-    write_folder(run / "state" / f"step-{progress.step:08d}", write)
-    for old in _saved(run)[:-KEPT]:
-        shutil.rmtree(old)
+    def __enter__(self) -> States:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
-def load(run: Path, parts: Mapping[str, nn.Module], optimizer: Optimizer) -> Progress | None:
-    """Put the newest state into `parts` and the optimizer; None where nothing has been saved."""
-    saved = _saved(run)
-    if not saved:
+    # Saving
+
+    def keep_best(self) -> None:
+        """The model as it is now is the best so far."""
+        if not is_writer():
+            return
+        self.wait()
+        if self.best is None:
+            self.best = copy.deepcopy(self.parts["model"]).cpu()  # type: ignore[assignment]
+        else:
+            self.best.load_state_dict(self.parts["model"].state_dict())
+        self._published = None
+
+    def due(self, progress: Progress, every: int | None) -> bool:
+        """Whether a state is to be saved after this step: every so many, or without a number in time for
+        at most a minute of work to be lost. Never while updates are skipped, so that a good state is kept."""
+        if progress.skipped_in_a_row:
+            return False
+        if every is not None:
+            return progress.step % every == 0
+        return time.monotonic() - self._saved_at >= SECONDS
+
+    def save(self, progress: Progress) -> None:
+        """Copy the state of this step, and write it beside the training."""
+        if not is_writer():
+            return
+        self.wait()
+        self._saved_at = time.monotonic()
+        tensors = {
+            name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in found.items()}
+            for name, found in self._tensors().items()
+        }
+        if self.best is not None:
+            tensors["best"] = self.best.state_dict()  # changed by keep_best alone, which waits
+        text = json.dumps(asdict(progress))
+        self._writing = self._thread.submit(self._write, progress.step, tensors, text, progress.metrics)
+
+    def wait(self) -> None:
+        """Until nothing is being written; warns where that failed."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except OSError as error:
+            warn(f"{self.run}: the state cannot be saved ({error}); training goes on, and it is tried again")
+
+    def close(self, progress: Progress) -> Path:
+        """Have the last state and the best model on the disk. The run's folder; another one, in which the run
+        can be gone on with, where that takes nothing any more. OSError where no place does."""
+        self._finish(progress)
+        if self._is_whole(progress) or not is_writer():
+            return self.run
+        for place in (None, Path.cwd(), Path.home()):
+            with suppress(OSError):
+                self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=place))
+                self._kept, self._published, self._written = [], None, -1
+                self._finish(progress)
+                if self._is_whole(progress):
+                    return self.run
+        raise OSError("the last state could be written nowhere")
+
+    def _finish(self, progress: Progress) -> None:
+        self.wait()
+        if self._published is not None and digests(self.run / "best") != self._published:
+            warn(f"{self.run / 'best'}: is not as it was written; writing it again")
+            self._published = None
+        if not self._is_whole(progress):
+            self.save(progress)
+            self.wait()
+
+    def _is_whole(self, progress: Progress) -> bool:
+        published = self.best is None or self._published is not None
+        return self._written == progress.step and published and (self.run / "config.toml").exists()
+
+    def _write(self, step: int, tensors: Tensors, progress: str, metrics: str) -> None:
+        folder = _folder(self.run, step)
+
+        def write(partial: Path) -> None:
+            for name, found in tensors.items():
+                write_tensors(partial / f"{name}.safetensors", found)
+            write_text(partial / "progress.json", progress)
+            write_text(partial / "manifest.json", json.dumps(digests(partial)))
+
+        write_folder(folder, write)
+        write_text(folder.parent / "latest", folder.name)
+        self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
+        if not (self.run / "config.toml").exists():
+            write_text(self.run / "config.toml", tomli_w.dumps(self.settings))
+        if self._published is None or not (self.run / "best").exists():
+            self._publish()
+        write_text(self.run / "metrics.jsonl", metrics)
+        for path in folder.parent.iterdir():
+            if path.is_dir() and path not in self._kept:
+                remove(path)
+        self._written = step
+
+    def _publish(self) -> None:
+        """best/ from the best model."""
+        if self.best is not None:
+            write_folder(self.run / "best", self.best.save)
+            self._published = digests(self.run / "best")
+
+    # Loading
+
+    def load(self, fresh: Progress) -> Progress | None:
+        """Put the newest whole state into the parts and the optimizer, and write anew what is drawn from it;
+        None where nothing has been saved. `fresh` has the fingerprints that a state must have. InputError
+        where there are states but none can be gone on with."""
+        problems = []
+        for folder in _newest_first(self.run):
+            try:
+                progress = self._read(folder, fresh)
+            except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+                problems.append(f"{folder}: {' '.join(str(error).split())}")
+                continue
+            for problem in problems:
+                warn(f"{problem}; going on from the state before it")
+            self._kept = [folder]
+            self._draw(progress)
+            return progress
+        if problems:
+            raise InputError(
+                f"no saved state can be gone on with: {'; '.join(problems)}; bring back what has changed, or "
+                "start again with another --out"
+            )
+        if (self.run / "metrics.jsonl").exists():
+            raise InputError(
+                f"{self.run}: was saved before, but its folder state/ is gone; bring that back, or start "
+                "again with another --out"
+            )
         return None
-    folder = saved[-1]
-    try:
+
+    def _read(self, folder: Path, fresh: Progress) -> Progress:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        found = digests(folder)
+        del found["manifest.json"]
+        if found != manifest:
+            changed = sorted(
+                name for name in found.keys() | manifest.keys() if found.get(name) != manifest.get(name)
+            )
+            raise ValueError(f"not as it was written ({', '.join(changed)})")
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-        for name, module in parts.items():
+        if progress.data != fresh.data:
+            raise ValueError("the tables are not those the run was started with")
+        if progress.config != fresh.config:
+            raise ValueError("its settings are not the run's")
+        for name, module in self.parts.items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        _set_moments(parts["model"], optimizer, load_file(folder / "optimizer.safetensors"))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(
-            f"{folder}: not a whole state ({message}); delete that folder to go on from the one before"
-        ) from None
-    return progress
+        _set_moments(self.parts["model"], self.optimizer, load_file(folder / "optimizer.safetensors"))
+        if progress.best_epoch:
+            self.best = copy.deepcopy(self.parts["model"]).cpu()  # type: ignore[assignment]
+            self.best.load_state_dict(load_file(folder / "best.safetensors"))  # type: ignore[union-attr]
+        return progress
+
+    def _draw(self, progress: Progress) -> None:
+        """best/ and metrics.jsonl, as this state has them."""
+        if not is_writer():
+            return
+        before = digests(self.run / "best")
+        try:
+            self._publish()
+            write_text(self.run / "metrics.jsonl", progress.metrics)
+            self._written = progress.step
+        except OSError as error:
+            warn(f"{self.run}: cannot be written ({error}); the next save tries again")
+        if self._published is not None and before != self._published:
+            warn(f"{self.run / 'best'}: was not the best model of the state; written anew from it")
+
+    def _tensors(self) -> Tensors:
+        model = {name: module.state_dict() for name, module in self.parts.items()}
+        return model | {"optimizer": _moments(self.parts["model"], self.optimizer)}
+
+
+def warn(line: str) -> None:
+    """A line on standard error, above the progress bar where there is one."""
+    tqdm.write(f"warning: {line}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "state" / f"step-{step:08d}"
 
 
 def _saved(run: Path) -> list[Path]:
     return sorted(path for path in run.glob("state/step-*") if path.name.removeprefix("step-").isdigit())
+
+
+def _newest_first(run: Path) -> Iterator[Path]:
+    """The state that the pointer names, then the others."""
+    saved = _saved(run)[::-1]
+    with suppress(OSError):
+        named = (run / "state" / "latest").read_text(encoding="utf-8", errors="replace")
+        saved.sort(key=lambda path: path.name != named)
+    yield from saved
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -112,6 +323,7 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _set_moments(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    optimizer.state.clear()
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")

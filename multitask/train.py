@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,17 +14,17 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from minbert.errors import InputError
-from minbert.files import write_folder, write_text
 from minbert.optim import constant_schedule, halve_on_rise, linear_schedule
-from multitask import distributed, state
+from multitask import distributed
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
 from multitask.data import Examples
-from multitask.distributed import is_writer
 from multitask.progress import Meter
 from multitask.sampling import random_seed
-from multitask.state import Progress
+from multitask.state import Progress, States
+from multitask.stopping import Stop, Stopped
 
 Terms = dict[str, float]  # parts of a loss by name, such as loss/sentiment; their means go into metrics.jsonl
+SKIPPED_AT_MOST = 10  # updates in a row
 
 
 class Method(Protocol):
@@ -51,15 +50,16 @@ class Method(Protocol):
     def describe(self, record: Mapping[str, Any]) -> str:
         """An epoch's dev scores in a line, and what should worry the reader."""
 
-    def save(self, folder: Path) -> None:
-        """Write the model."""
+    def rows(self, step: int) -> str:
+        """Which rows of the training tables this update takes, in words; rows count from 1."""
 
 
 def update(
     optimizer: Optimizer, losses: Iterable[tuple[Tensor, Terms]], count: int, clip_norm: float
 ) -> Terms:
     """One step on the mean of `count` losses; returns the means of their terms. Where several processes share
-    a batch, losses and terms are already those of the whole batch, and the gradients are added up here."""
+    a batch, losses and terms are already those of the whole batch, and the gradients are added up here. Where
+    the loss or the norm of the gradient is not finite, there is no step, and one term, `skipped`."""
     found: dict[str, list[float]] = {}
     for loss, terms in losses:
         (loss / count).backward()
@@ -69,78 +69,109 @@ def update(
         name: sum(values) if name.endswith("/skipped") else sum(values) / len(values)
         for name, values in found.items()
     }
-    if not math.isfinite(means["loss/all"]):
-        raise InputError(f"the loss became {means}; lower --lr, or set --clip-norm")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    distributed.sum_gradients(parameters)
-    if not clip_grad_norm_(parameters, clip_norm or math.inf).isfinite():
-        raise InputError(f"the gradient is not finite (loss {means}); lower --lr")
-    optimizer.step()
+    finite = math.isfinite(means["loss/all"])
+    if finite:
+        distributed.sum_gradients(parameters)
+        finite = bool(clip_grad_norm_(parameters, clip_norm or math.inf).isfinite())
+    if finite:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return means
+    return means if finite else {"skipped": 1.0}
 
 
 def fit(
-    method: Method, optimizer: Optimizer, rows_per_step: float, config: Config, run: Path, progress: Progress
+    method: Method,
+    optimizer: Optimizer,
+    rows_per_step: float,
+    config: Config,
+    states: States,
+    progress: Progress,
 ) -> None:
-    """Train from `progress.step` to the last epoch's end; `run` gets states, metrics and the best model."""
+    """Train from `progress` to the last epoch's end; the run's folder gets states, metrics and the best
+    model. Stopped, with a state saved, where a signal asks for it."""
     assert config.steps_per_epoch is not None, "resolved before training starts"
-    total_steps = config.epochs * config.steps_per_epoch
-    rate = rate_schedule(config, total_steps)
+    rate = rate_schedule(config, config.epochs * config.steps_per_epoch)
     meter = Meter(config.steps_per_epoch, config.epochs, rows_per_step)
 
-    while progress.step < total_steps and not out_of_patience(progress, config.patience):
-        step, started = progress.step, time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * rate(step, [record["loss"]["all"] for record in progress.records])
-        torch.manual_seed(random_seed(config.seed, "dropout", step) + distributed.rank())
-        terms = update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
-        method.after_update(step)
-
-        progress.add(terms, time.perf_counter() - started)
-        meter.update(progress)
-        epoch_ends = progress.step % config.steps_per_epoch == 0
-        if epoch_ends:
-            end_epoch(method, progress, config.steps_per_epoch, rows_per_step, run)
-        if is_writer() and (epoch_ends or progress.step % config.save_every == 0):
-            state.save(run, progress, method.parts, optimizer)
+    with Stop() as stop, states:
+        while not distributed.largest(stop.number) and not is_over(progress, config):
+            if len(progress.records) < progress.step // config.steps_per_epoch:  # an epoch awaits its scores
+                alone = not distributed.several()  # else all must go through with it
+                scores = stop.unless_asked(method.evaluate) if alone else method.evaluate()
+                if scores is not None:
+                    end_epoch(method, progress, scores, rows_per_step, config.steps_per_epoch, states)
+                    states.save(progress)
+                continue
+            step, started = progress.step, time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate(step, [record["loss"]["all"] for record in progress.records])
+            torch.manual_seed(random_seed(config.seed, "dropout", step) + distributed.rank())
+            terms = update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
+            if "skipped" not in terms:
+                method.after_update(step)
+            progress.add(terms, time.perf_counter() - started)
+            meter.update(progress)
+            if progress.skipped_in_a_row:
+                report_skipped(method.rows(step), progress, config.steps_per_epoch)
+            if progress.step % config.steps_per_epoch and states.due(progress, config.save_every):
+                states.save(progress)
+        run = states.close(progress)
     meter.close()
+    if asked := distributed.largest(stop.number):
+        raise Stopped(asked, run)
+    if run != Path(config.out or run):
+        raise InputError(
+            f"{config.out}: cannot be written; the trained model is in {run / 'best'}: predict with --resume "
+            f"--out {run}"
+        )
 
 
-def end_epoch(method: Method, progress: Progress, steps: int, rows_per_step: float, run: Path) -> None:
-    """Score the dev tables, add the epoch's line to metrics.jsonl, and keep the model if it is the best."""
-    scores = method.evaluate()
+def report_skipped(rows: str, progress: Progress, steps_per_epoch: int) -> None:
+    """Say that the last update was skipped; InputError where ten were in a row, or all of an epoch."""
+    problem = f"the loss or its gradient is not finite at step {progress.step}, on {rows}"
+    Meter.say(f"{problem}: update skipped")
+    count = progress.skipped_in_a_row
+    if count >= min(SKIPPED_AT_MOST, steps_per_epoch):
+        raise InputError(
+            f"{count} updates in a row were skipped: {problem}; the last good state and the best model are "
+            "kept; start again with a lower --lr, or --clip-norm, and another --out"
+        )
+
+
+def end_epoch(
+    method: Method,
+    progress: Progress,
+    scores: dict[str, Any],
+    rows_per_step: float,
+    steps_per_epoch: int,
+    states: States,
+) -> None:
+    """Put the epoch's record together, and keep the model if it is the best."""
     if not math.isfinite(scores["score"]):
         raise InputError(f"the dev score became {scores['score']}; lower --lr, or set --clip-norm")
     record: dict[str, Any] = {
-        "epoch": progress.step // steps,
+        "epoch": progress.step // steps_per_epoch,
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
-        "examples_per_second": round(steps * rows_per_step / progress.seconds, 2),
+        "examples_per_second": round(steps_per_epoch * rows_per_step / progress.seconds, 2),
         **progress.means(),
         "dev": scores,
     }
     best = progress.best_score is None or scores["score"] > progress.best_score
     if best:
         progress.best_score, progress.best_epoch = scores["score"], record["epoch"]
-        if is_writer():
-            write_folder(run / "best", method.save)
+        states.keep_best()
     progress.records.append(record)
     progress.sums, progress.seconds = {}, 0.0
-    write_metrics(run, progress)
     line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {method.describe(record)}"
-    Meter.say(line + ", best" * best)
+    Meter.say(line + ", best" * best + f"; {record.get('skipped')} updates skipped" * ("skipped" in record))
 
 
-def out_of_patience(progress: Progress, patience: int) -> bool:
-    """Whether `patience` epochs have passed without a better score; never for 0."""
-    return patience > 0 and len(progress.records) - progress.best_epoch >= patience
-
-
-def write_metrics(run: Path, progress: Progress) -> None:
-    lines = (json.dumps(record, allow_nan=False) + "\n" for record in progress.records)
-    if is_writer():
-        write_text(run / "metrics.jsonl", "".join(lines))
+def is_over(progress: Progress, config: Config) -> bool:
+    """Whether all epochs have passed, or `patience` of them without a better score (never for 0)."""
+    epochs = len(progress.records)
+    return epochs >= config.epochs or 0 < config.patience <= epochs - progress.best_epoch
 
 
 def epoch_steps(rows: int, rows_per_step: float, config: Config) -> int:

@@ -32,7 +32,8 @@ PREDICTIONS = sorted(
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What a user sees in a folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_finetune_leaves_a_whole_run_directory(finished, data, tiny):
     assert names(finished) == ["best", "config.toml", "metrics.jsonl", "predictions", "result.json", "state"]
     assert names(finished / "best") == BEST
     assert names(finished / "predictions") == PREDICTIONS
-    assert names(finished / "state") == ["step-00000009", "step-00000018"]
+    assert names(finished / "state") == ["latest", "step-00000009", "step-00000018"]
     config = tomllib.loads((finished / "config.toml").read_text())
     assert (config["option"], config["data"], config["weights"]) == ("finetune", str(data), str(tiny))
     assert (config["epochs"], config["batch_size"], config["seed"]) == (2, 4, 0)
@@ -221,44 +222,47 @@ def test_a_folder_that_holds_a_run_is_not_written_over(call, finetune, finished)
 
 KILL = """
 import os, signal, sys
+from minbert import files
 from multitask import state, train
 from multitask.run import main
 
-def deadly(module, name, fatal):
-    real, calls = getattr(module, name), []
-    def counted(*args, **keywords):
-        calls.append(0)
-        if len(calls) == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **keywords)
-    setattr(module, name, counted)
+module, name, about, fatal = {"train": train, "state": state, "files": files}[sys.argv[1]], *sys.argv[2:5]
+real, calls = getattr(module, name), []
 
-deadly({"train": train, "state": state, "Path": state.Path}[sys.argv[1]], sys.argv[2], int(sys.argv[3]))
-main(sys.argv[4:])
+def counted(*args, **keywords):
+    calls.extend([0] * (about in str(args)))
+    if len(calls) == int(fatal):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **keywords)
+
+setattr(module, name, counted)
+main(sys.argv[5:])
 """
 
 
 @pytest.mark.parametrize(
-    "module, function, call_number, going_on",
+    "module, function, about, call_number, going_on",
     [
-        pytest.param("train", "update", 14, "going on after step 12", id="in mid-epoch"),
-        pytest.param("state", "_moments", 4, "going on after step 9", id="in saving a state"),
-        pytest.param("train", "write_metrics", 1, "going on after step 8", id="between best and metrics"),
-        pytest.param("Path", "rename", 8, "going on after step 16", id="between the renames of best"),
-        pytest.param("train", "update", 2, "nothing saved yet, starting at step 0", id="before any state"),
+        pytest.param("state", "_moments", "", 5, "going on after step 12", id="in mid-epoch"),
+        pytest.param("files", "flush", "step-00000012.p", 3, "going on after step 9", id="in saving a state"),
+        pytest.param("files", "rename", "latest", 4, "going on after step 9", id="before its pointer"),
+        pytest.param("files", "rename", "metrics", 3, "going on after step 9", id="before its metrics"),
+        pytest.param("files", "rename", "best.partial')", 2, "going on after step 18",
+                     id="between the renames of best"),
+        pytest.param("train", "update", "", 2, "nothing saved yet, starting at step 0", id="before a state"),
     ],
-)
+)  # fmt: skip
 def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
-    call, finetune, finished, tmp_path, module, function, call_number, going_on
+    call, finetune, finished, tmp_path, module, function, about, call_number, going_on
 ):
     words = [*finetune, "--save-every", "4", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-c", KILL, module, function, str(call_number), *words]
+    command = [sys.executable, "-c", KILL, module, function, about, str(call_number), *words]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "run" / "predictions").exists()
 
     status, out, err = call("--resume", "--out", tmp_path / "run")
-    assert (status, err) == (0, "")
+    assert status == 0 and "damaged" not in err
     assert going_on in out
     assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
     assert contents(tmp_path / "run" / "best") == contents(finished / "best")
@@ -331,15 +335,117 @@ def test_other_tables_on_resume_are_refused(call, finetune, data, tmp_path, spli
     assert status == 2 and "the tables are not those the run was started with" in err
 
 
-def test_a_torn_state_on_resume_is_one_line(call, finished, tmp_path):
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "progress.json", "manifest.json"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(call, finished, tmp_path, file):
     run = shutil.copytree(finished, tmp_path / "run")
-    (run / "state" / "step-00000018" / "model.safetensors").write_bytes(b"torn")
+    flip_a_bit(run / "state" / "step-00000018" / file)
+    status, out, err = call("--resume", "--out", run)
+    assert status == 0
+    assert err.startswith(f"warning: {run}/state/step-00000018: ") and "the state before it" in err
+    assert "going on after step 9" in out
+    assert metrics_without_clock(run) == metrics_without_clock(finished)
+    assert contents(run / "best") == contents(finished / "best")
+
+
+def test_a_run_never_starts_again_in_silence(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for step in (9, 18):
+        flip_a_bit(run / "state" / f"step-{step:08d}" / "model.safetensors")
     status, _, err = call("--resume", "--out", run)
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: {run}/state/step-00000018: not a whole state")
-    shutil.rmtree(run / "state" / "step-00000018")  # as the message says
-    assert call("--resume", "--out", run)[0] == 0
-    assert metrics_without_clock(run) == metrics_without_clock(finished)
+    assert err.startswith(
+        f"error: no saved state can be gone on with: {run}/state/step-00000018: not as it was"
+    )
+    shutil.rmtree(run / "state")
+    status, _, err = call("--resume", "--out", run)
+    assert status == 2 and "its folder state/ is gone" in err
+    assert (run / "result.json").exists() and contents(run / "best") == contents(finished / "best")
+
+
+def test_a_state_of_other_settings_is_refused(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("seed = 0", "seed = 1"))
+    status, _, err = call("--resume", "--out", run)
+    assert status == 2 and "its settings are not the run's" in err
+
+
+def test_a_damaged_best_model_is_written_anew(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    flip_a_bit(run / "best" / "model.safetensors")
+    (run / "best" / "heads.safetensors").unlink()
+    status, _, err = call("--resume", "--out", run)
+    assert status == 0 and f"{run}/best: was not the best model of the state; written anew" in err
+    assert contents(run / "best") == contents(finished / "best")
+    assert contents(run / "predictions") == contents(finished / "predictions")
+
+
+LATER = """
+import os, signal, sys
+from multitask import train
+from multitask.run import main
+
+real, calls, (number, at) = train.update, [], map(int, sys.argv[1:3])
+
+def signalled(*args):
+    calls.append(0)
+    if len(calls) == at:
+        os.kill(os.getpid(), number)
+    return real(*args)
+
+train.update = signalled
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, number, status):
+    command = [sys.executable, "-c", LATER, str(int(number)), "5", *finetune, "--out", str(tmp_path / "run")]
+    stopped = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert stopped.returncode == status
+    assert stopped.stderr.splitlines() == [
+        "", "stopping after this step; a second signal ends at once",
+        f"stopped; go on with --resume --out {tmp_path / 'run'}",
+    ]  # fmt: skip
+    status, out, err = call("--resume", "--out", tmp_path / "run")
+    assert (status, err) == (0, "") and "going on after step 5" in out
+    assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
+    assert contents(tmp_path / "run" / "best") == contents(finished / "best")
+
+
+def test_a_second_process_is_refused(call, finetune, tmp_path):
+    """A process that sleeps in its first update holds the folder; killed, it holds it no more."""
+    sleep = "import sys, time; from multitask import train; from multitask.run import main\n"
+    sleep += "train.update = lambda *_: time.sleep(60)\nmain(sys.argv[1:])"
+    words = [*finetune, "--out", str(tmp_path / "run")]
+    first = subprocess.Popen(
+        [sys.executable, "-c", sleep, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "updates on cpu" in line:
+            break
+    try:
+        for arguments in (words, ["--resume", "--out", tmp_path / "run"]):
+            status, _, err = call(*arguments)
+            assert status == 2
+            assert (
+                err == f"error: {words[-1]}: another process is at work in it; wait, or name another --out\n"
+            )
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    assert call("--resume", "--out", tmp_path / "run")[0] == 0
 
 
 # Evaluating

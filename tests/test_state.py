@@ -1,22 +1,31 @@
 """state.py: what is saved comes back to the bit, and what was cut off half-way does no harm."""
 
-import json
+import errno
+import shutil
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from minbert import AdamW
+from minbert import AdamW, files
 from minbert.errors import InputError
-from minbert.files import recover_folder, write_folder, write_text
+from minbert.files import recover_folder, write_folder, write_tensors, write_text
 from multitask import state
-from multitask.state import Progress
+from multitask.state import Progress, States
 
 
-def make(seed: int = 0) -> tuple[nn.ModuleDict, AdamW]:
+class Model(nn.ModuleDict):
+    def save(self, folder: Path) -> None:
+        write_tensors(folder / "weights", self.state_dict())
+
+
+def make(seed: int = 0) -> tuple[Model, AdamW]:
     """Two layers, of which one stays idle."""
     torch.manual_seed(seed)
-    model = nn.ModuleDict({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 2)})
+    model = Model({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 2)})
     return model, AdamW(model.parameters(), lr=0.1)
 
 
@@ -28,29 +37,44 @@ def steps(model, optimizer, count: int) -> None:
         optimizer.step()
 
 
-def save(run, step: int) -> None:
+def write(run, progress: Progress, parts, optimizer) -> None:
+    with States(run, parts, optimizer) as states:
+        states.save(progress)
+
+
+def save(run, *numbers: int) -> None:
+    """A run's states of these steps, one after the other."""
     model, optimizer = make()
-    steps(model, optimizer, step)
-    state.save(run, Progress(step), {"model": model}, optimizer)
+    with States(run, {"model": model}, optimizer) as states:
+        for step in numbers:
+            steps(model, optimizer, 1)
+            states.save(Progress(step))
 
 
-def load(run, seed: int = 0) -> Progress | None:
+def load(run, seed: int = 0, fresh: Progress | None = None) -> Progress | None:
     model, optimizer = make(seed)
-    return state.load(run, {"model": model}, optimizer)
+    return States(run, {"model": model}, optimizer).load(fresh or Progress())
 
 
 def folders(run) -> list[str]:
-    return sorted(path.name for path in (run / "state").iterdir())
+    return sorted(path.name for path in (run / "state").iterdir() if path.is_dir())
 
 
 def test_what_was_saved_comes_back(tmp_path):
     model, optimizer = make()
     steps(model, optimizer, 3)
-    progress = Progress(3, {"loss/sentiment": [0.1 + 0.2, 2]}, 1.7, 2 / 3, 1, [{"loss": 1 / 3}], "abc")
-    state.save(tmp_path, progress, {"model": model}, optimizer)
+    progress = Progress(
+        3, {"loss/sentiment": [0.1 + 0.2, 2]}, 1.7, 2 / 3, 1, [{"loss": 1 / 3}], "abc", "c", 4
+    )
+    with States(tmp_path, {"model": model}, optimizer) as states:
+        states.keep_best()
+        states.save(progress)
+        steps(model, optimizer, 0)
 
     other, its_optimizer = make(seed=1)
-    assert state.load(tmp_path, {"model": other}, its_optimizer) == progress
+    found = States(tmp_path, {"model": other}, its_optimizer)
+    assert found.load(Progress(data="abc", config="c")) == progress
+    assert found.best is not None and torch.equal(found.best["used"].weight, model["used"].weight)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert not its_optimizer.state[other["idle"].weight]
     for parameter, its in zip(model["used"].parameters(), other["used"].parameters(), strict=True):
@@ -70,14 +94,14 @@ def test_every_part_comes_back_and_the_moments_belong_to_the_model(tmp_path):
     parts = {"model": make(0)[0], "teacher": make(1)[0]}
     optimizer = AdamW(parts["model"].parameters(), lr=0.1)
     steps(parts["model"], optimizer, 2)
-    state.save(tmp_path, Progress(2), parts, optimizer)
+    write(tmp_path, Progress(2), parts, optimizer)
     assert sorted(path.name for path in (tmp_path / "state" / "step-00000002").iterdir()) == [
-        "model.safetensors", "optimizer.safetensors", "progress.json", "teacher.safetensors"
+        "manifest.json", "model.safetensors", "optimizer.safetensors", "progress.json", "teacher.safetensors"
     ]  # fmt: skip
 
     others = {"teacher": make(2)[0], "model": make(3)[0]}
     its_optimizer = AdamW(others["model"].parameters(), lr=0.1)
-    assert state.load(tmp_path, others, its_optimizer) == Progress(2)
+    assert States(tmp_path, others, its_optimizer).load(Progress()) == Progress(2)
     for name, module in parts.items():
         for key, tensor in module.state_dict().items():
             assert torch.equal(others[name].state_dict()[key], tensor)
@@ -87,8 +111,8 @@ def test_every_part_comes_back_and_the_moments_belong_to_the_model(tmp_path):
 def test_a_part_that_was_not_saved_is_named(tmp_path):
     save(tmp_path, 1)
     model, optimizer = make()
-    with pytest.raises(InputError, match=r"not a whole state .*teacher\.safetensors"):
-        state.load(tmp_path, {"model": model, "teacher": make()[0]}, optimizer)
+    with pytest.raises(InputError, match=r"step-00000001: .*teacher\.safetensors"):
+        States(tmp_path, {"model": model, "teacher": make()[0]}, optimizer).load(Progress())
 
 
 def test_progress_gives_each_terms_mean_over_its_own_updates():
@@ -109,8 +133,7 @@ def test_nothing_saved(tmp_path):
 
 
 def test_the_newest_is_loaded_and_two_are_kept(tmp_path):
-    for step in (1, 2, 9, 10):
-        save(tmp_path, step)
+    save(tmp_path, 1, 2, 9, 10)
     assert folders(tmp_path) == ["step-00000009", "step-00000010"]
     progress = load(tmp_path)
     assert progress is not None and progress.step == 10
@@ -124,52 +147,176 @@ def test_a_save_that_was_cut_off_is_ignored(tmp_path, name):
     (partial / "model.safetensors").write_bytes(b"half")
     progress = load(tmp_path)
     assert progress is not None and progress.step == 2
-    save(tmp_path, 9)  # and the next save of that step goes through
-    assert {"step-00000002", "step-00000009"} <= set(folders(tmp_path))
+    model, optimizer = make()
+    states = States(tmp_path, {"model": model}, optimizer)
+    states.load(Progress())
+    states.close(Progress(9))  # and the next save of that step goes through, and clears up
+    assert folders(tmp_path) == ["step-00000002", "step-00000009"]
     progress = load(tmp_path)
     assert progress is not None and progress.step == 9
 
 
-def test_a_save_that_fails_leaves_the_state_before(tmp_path, monkeypatch):
-    save(tmp_path, 1)
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A function that makes the disk full (or not any more) for everything below a folder."""
+    full: list[Path] = []
+    real = files.write_bytes
 
-    def fail(*_):
-        raise OSError("no space left")
+    def write_bytes(path, content):
+        if any(path.is_relative_to(folder) for folder in full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
 
-    monkeypatch.setattr(state.json, "dumps", fail)
-    with pytest.raises(OSError):
-        save(tmp_path, 2)
+    monkeypatch.setattr(files, "write_bytes", write_bytes)
+    return full
+
+
+def test_a_full_disk_costs_a_warning_and_the_next_save_tries_again(tmp_path, full_disk, capsys):
+    model, optimizer = make()
+    states = States(tmp_path, {"model": model}, optimizer)
+    states.save(Progress(1))
+    states.wait()
+    full_disk.append(tmp_path)
+    states.save(Progress(2))
+    states.wait()
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {tmp_path}: the state cannot be saved") and "No space left" in err
+    assert folders(tmp_path) == ["step-00000001"]  # what was half written gives its space back
+    full_disk.clear()
+    assert states.close(Progress(3)) == tmp_path
+    assert folders(tmp_path) == ["step-00000001", "step-00000003"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_path, full_disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    model, optimizer = make()
+    states = States(tmp_path / "run", {"model": model}, optimizer, {"option": "finetune"})
+    states.keep_best()
+    full_disk.append(tmp_path / "run")
+    place = states.close(Progress(3, best_epoch=1, records=[{"epoch": 1}]))
+    assert place.parent == tmp_path / "elsewhere"
+    assert {"best", "config.toml", "metrics.jsonl", "state"} <= {path.name for path in place.iterdir()}
+    assert load(place) == Progress(3, best_epoch=1, records=[{"epoch": 1}])
+
+    full_disk.append(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(OSError, match="nowhere"):
+        states.close(Progress(4))
+
+
+def test_a_folder_removed_while_the_run_goes_on_is_made_again(tmp_path):
+    run = tmp_path / "run"
+    model, optimizer = make()
+    states = States(run, {"model": model}, optimizer, {"option": "finetune"})
+    states.keep_best()
+    states.save(Progress(1, best_epoch=1, records=[{"epoch": 1}]))
+    states.wait()
+    shutil.rmtree(run)
+    assert states.close(Progress(2, best_epoch=1, records=[{"epoch": 1}])) == run
+    assert sorted(path.name for path in run.iterdir()) == ["best", "config.toml", "metrics.jsonl", "state"]
+
+
+def test_a_best_model_that_was_changed_on_disk_is_written_again_at_the_end(tmp_path, capsys):
+    model, optimizer = make()
+    states = States(tmp_path, {"model": model}, optimizer)
+    states.keep_best()
+    states.save(Progress(1, best_epoch=1, records=[{}]))
+    states.wait()
+    before = (tmp_path / "best" / "weights").read_bytes()
+    (tmp_path / "best" / "weights").write_bytes(before[:-1] + b"?")
+    states.close(Progress(1, best_epoch=1, records=[{}]))
+    assert (tmp_path / "best" / "weights").read_bytes() == before
+    assert "is not as it was written" in capsys.readouterr().err
+
+
+def test_the_state_that_is_written_is_that_of_its_step(tmp_path, monkeypatch):
+    """The thread is held until the training has moved on."""
+    model, optimizer = make()
+    steps(model, optimizer, 1)
+    wanted = model["used"].weight.detach().clone()
+    moved_on = threading.Event()
+    monkeypatch.setattr(state, "write_folder", lambda *args: (moved_on.wait(10), write_folder(*args)))
+    with States(tmp_path, {"model": model}, optimizer) as states:
+        states.save(Progress(1))
+        steps(model, optimizer, 3)
+        moved_on.set()
+    other, its_optimizer = make(seed=1)
+    assert States(tmp_path, {"model": other}, its_optimizer).load(Progress()) == Progress(1)
+    assert torch.equal(other["used"].weight, wanted)
+    assert its_optimizer.state[other["used"].weight]["step"] == 1
+
+
+NAMES = ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "a bit"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys, name, damage):
+    save(tmp_path, 1, 2)
+    path = tmp_path / "state" / "step-00000002" / name
+    content = path.read_bytes()
+    flipped = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:]
+    path.unlink() if damage == "missing" else path.write_bytes(
+        {"empty": b"", "torn": content[: len(content) // 2], "a bit": flipped}[damage]
+    )
+    progress = load(tmp_path)
+    assert progress is not None and progress.step == 1
+    assert capsys.readouterr().err.startswith(f"warning: {path.parent}: ")
+
+    model, optimizer = make()  # and the damaged one does not come to stand for a good one
+    states = States(tmp_path, {"model": model}, optimizer)
+    assert states.load(Progress()) == Progress(1)
+    states.close(Progress(3))
+    assert folders(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+def test_where_no_state_is_whole_nothing_starts_again(tmp_path):
+    save(tmp_path, 1, 2)
+    for name in folders(tmp_path):
+        (tmp_path / "state" / name / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(
+        InputError, match=r"no saved state can be gone on with: .*02: .*01: .*another --out"
+    ) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(InputError, match="its folder state/ is gone"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"step-00000009", b"\xff\xfe", None])
+def test_a_damaged_pointer_costs_nothing(tmp_path, content):
+    save(tmp_path, 1, 2)
+    pointer = tmp_path / "state" / "latest"
+    pointer.unlink() if content is None else pointer.write_bytes(content)
+    progress = load(tmp_path)
+    assert progress is not None and progress.step == 2
+
+
+def test_the_pointer_decides(tmp_path):
+    """Cut off between a state and its pointer, a run goes on from the state before."""
+    save(tmp_path, 1, 2)
+    (tmp_path / "state" / "latest").write_text("step-00000001")
     progress = load(tmp_path)
     assert progress is not None and progress.step == 1
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json"])
-@pytest.mark.parametrize("share", [None, 0, 0.5, 0.99])
-def test_a_torn_state_is_named(tmp_path, name, share):
+def test_states_of_other_tables_or_settings_are_refused(tmp_path):
     save(tmp_path, 1)
-    save(tmp_path, 2)
-    path = tmp_path / "state" / "step-00000002" / name
-    content = path.read_bytes()
-    path.unlink() if share is None else path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="^" + str(path.parent) + ": not a whole state") as caught:
-        load(tmp_path)
-    assert "delete that folder to go on from the one before" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="the tables are not those the run was started with"):
+        load(tmp_path, fresh=Progress(data="other"))
+    with pytest.raises(InputError, match="its settings are not the run's"):
+        load(tmp_path, fresh=Progress(config="other"))
 
 
-def test_progress_of_another_version_is_named(tmp_path):
+def test_a_state_of_another_model_is_refused(tmp_path):
     save(tmp_path, 1)
-    path = tmp_path / "state" / "step-00000001" / "progress.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": 1}))
-    with pytest.raises(InputError, match="not a whole state"):
-        load(tmp_path)
-
-
-def test_the_state_of_another_model_is_refused(tmp_path):
-    save(tmp_path, 1)
-    model = nn.ModuleDict({"used": nn.Linear(4, 3)})
-    with pytest.raises(InputError, match="not a whole state"):
-        state.load(tmp_path, {"model": model}, AdamW(model.parameters()))
+    model = Model({"used": nn.Linear(4, 3)})
+    with pytest.raises(InputError, match="no saved state can be gone on with"):
+        States(tmp_path, {"model": model}, AdamW(model.parameters())).load(Progress())
 
 
 def test_write_folder_replaces_the_whole_folder(tmp_path):

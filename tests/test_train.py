@@ -1,6 +1,7 @@
 """train.py: what one update does and leaves alone, the rate, and the same seed giving the same run."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,13 @@ from helpers import make_model, metrics_without_clock, write_tables
 from minbert import AdamW
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
-from multitask import finetune, train
+from multitask import finetune, state, train
 from multitask.build import best_folder, build_model, start_heads
 from multitask.config import Config
 from multitask.data import Examples, make_examples, read_split
 from multitask.finetune import Finetuning
 from multitask.losses import LOSSES
-from multitask.state import Progress
+from multitask.state import Progress, States
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
 FINETUNE = Config("finetune", encoder_dropout=0.0, epochs=2, batch_size=4, pooling="mean")
@@ -280,7 +281,9 @@ def fit(config, rows, run, progress=None):
     steps = train.epoch_steps(sum(map(len, data.values())), rows_per_step, config)
     config = replace(config, steps_per_epoch=steps)
     method = Finetuning(model, data, examples(model, rows, "dev"), config)
-    train.fit(method, make_optimizer(model, config), rows_per_step, config, run, progress or Progress())
+    optimizer = make_optimizer(model, config)
+    states = States(run, method.parts, optimizer)
+    train.fit(method, optimizer, rows_per_step, config, states, progress or Progress())
     return model
 
 
@@ -342,19 +345,68 @@ def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
     dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
     monkeypatch.setattr(finetune.evaluate, "scores", lambda *_: dev | {"score": next(results)})
     weights = []
-    monkeypatch.setattr(
-        train, "write_folder", lambda path, _: weights.append(len(progress.records) + 1), raising=True
-    )
-    monkeypatch.setattr(train.state, "save", lambda *_: None)
+    monkeypatch.setattr(States, "keep_best", lambda _: weights.append(len(progress.records) + 1))
     progress = Progress()
     fit(replace(FINETUNE, weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
     assert weights == [1, 2]
     assert (progress.best_score, progress.best_epoch) == (0.7, 2)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing():
+def test_a_gradient_or_a_loss_that_is_not_finite_moves_nothing():
     """The root has an infinite slope at 0, though the loss there is 0."""
     w = torch.zeros(2, requires_grad=True)
-    with pytest.raises(InputError, match="the gradient is not finite"):
-        train.update(AdamW([w]), [(w.abs().sqrt().sum(), {})], 1, 0.0)
-    assert w.tolist() == [0, 0]
+    for loss in (w.abs().sqrt().sum(), w.sum() / 0):
+        assert train.update(AdamW([w]), [(loss, {"loss/a": 1.0})], 1, 0.0) == {"skipped": 1.0}
+        assert w.tolist() == [0, 0] and w.grad is None
+
+
+def spoil(monkeypatch, spoiled) -> None:
+    """The loss of the updates with these numbers, from 1, becomes not a number."""
+    real = Finetuning.losses
+
+    def losses(self, step):
+        for loss, terms in real(self, step):
+            yield (loss * torch.nan if step + 1 in spoiled else loss), terms
+
+    monkeypatch.setattr(Finetuning, "losses", losses)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tiny, rows, tmp_path, monkeypatch, capsys):
+    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=12)
+    spoil(monkeypatch, {3, *range(12, 21)})
+    fit(config, rows, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [2, 8]
+    out = capsys.readouterr().out
+    assert re.search(r"not finite at step 3, on rows (\d+, ){3}\d+ of similarity: update skipped", out)
+    assert "2 updates skipped" in out
+
+
+def test_ten_skipped_updates_in_a_row_end_the_run(tiny, rows, tmp_path, monkeypatch):
+    """Updates 8 to 17; the last state is from before them, whatever --save-every."""
+    spoil(monkeypatch, range(8, 100))
+    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=30, save_every=1)
+    with pytest.raises(
+        InputError, match=r"10 updates in a row .* at step 17, on rows .* of paraphrase; .*--lr"
+    ):
+        fit(config, rows, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "state").glob("step*")) == [
+        "step-00000006",
+        "step-00000007",
+    ]
+
+
+def test_an_epoch_of_skipped_updates_ends_the_run(tiny, rows, tmp_path, monkeypatch):
+    spoil(monkeypatch, range(100))
+    with pytest.raises(InputError, match="3 updates in a row were skipped"):
+        fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=3), rows, tmp_path)
+
+
+def test_states_are_saved_in_time(tiny, rows, tmp_path, monkeypatch):
+    """A clock that ticks five seconds a reading, one reading an update and one a save."""
+    ticks = iter(range(0, 10**6, 5))
+    monkeypatch.setattr(state.time, "monotonic", lambda: next(ticks))
+    saved, real = [], States.save
+    monkeypatch.setattr(States, "save", lambda self, now: (saved.append(now.step), real(self, now)))
+    fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=25, epochs=1), rows, tmp_path)
+    assert saved == [9, 18, 25]

@@ -1,0 +1,64 @@
+"""What saving costs a training run, in percent: `python tools/saving.py --data DIR`.
+
+Stretches of updates take turns, one with a state saved at its beginning and one without; a stretch
+ends when the state is on the disk. The difference of the medians is what a save costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from minbert.optim import AdamW, parameter_groups
+from multitask import jobs, machine
+from multitask.config import Config
+from multitask.state import SECONDS, Progress, States
+from multitask.train import update
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder of tables; without it, the shipped sample")
+    parser.add_argument("--weights", default="minilm-l6")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--updates", type=int, default=15, help="in a stretch")
+    arguments = parser.parse_args()
+    config = Config(
+        "finetune", data=arguments.data, weights=arguments.weights, threads=arguments.threads, device="cpu"
+    )
+    device = machine.set_up(config)
+    selected = jobs.selected_tasks(config)
+    rows = jobs.read_splits(config.data, jobs.SPLITS, selected, config.skip_bad_rows)
+    training = jobs.prepare_finetuning(config, selected, rows, device)
+    method = training.method
+    optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        states = States(Path(folder), method.parts, optimizer)
+        states.keep_best()  # its copy is in every state
+        progress = Progress()
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(2 * arguments.rounds + 1):
+            saved = number % 2 == 1
+            started = time.perf_counter()
+            if saved:
+                states.save(progress)
+            for _ in range(arguments.updates):
+                update(optimizer, method.losses(progress.step % 10), config.accumulate, config.clip_norm)
+                progress.step += 1
+            states.wait()
+            if number:  # the first one warms up
+                seconds[saved].append(time.perf_counter() - started)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("step-*/*")) / 2
+    plain, saving = median(seconds[False]), median(seconds[True])
+    print(f"{arguments.updates} updates: {plain:.2f} s, with a save of {size / 1e6:.0f} MB {saving:.2f} s")
+    print(f"a save every {SECONDS} s: {100 * (saving - plain) / SECONDS:.2f}% of the training time")
+
+
+if __name__ == "__main__":
+    main()
