@@ -66,6 +66,7 @@ def test_the_script_counts_its_inputs_and_prints_what_it_finds(monkeypatch, caps
     monkeypatch.setattr(fuzz, "READERS", {"texts": fuzz.READERS["texts"], "broken": broken})
     monkeypatch.setattr(sys, "argv", ["fuzz.py", "--inputs", "300"])
     monkeypatch.setattr(fuzz.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setenv("MINBERT_CACHE", "restored after the test")  # main moves it
     assert fuzz.main() == 1
     out = capsys.readouterr().out
     assert "texts            300 inputs" in out and "AssertionError: seen" in out and "1 findings" in out
