@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-CHUNK = 2**16  # elements of a parameter that are updated at a time, five tensors of 256 KB
+CHUNK = 2**18  # elements of a parameter that are updated at a time, five tensors of 1 MB
 
 
 class AdamW(Optimizer):

@@ -56,6 +56,7 @@ def processes() -> Iterator[None]:
     try:
         with _silence() if number else nullcontext():
             yield
+        dist.barrier()  # gloo's threads let go of the tensors of what came before, while Python still runs
     except Stopped as stopped:  # all together
         if number:
             time.sleep(GRACE_SECONDS)
