@@ -17,9 +17,9 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     On a processor an element is kept where its own 16 random bits are among the lowest (1 - probability)
     2^16, rounded to a whole number; the growth is the inverse of just that share.
     """
-    if x.device.type != "cpu" or probability == 0:
-        return F.dropout(x, probability)
     kept = round((1 - probability) * 2**16)
+    if x.device.type != "cpu" or kept in (0, 2**16):
+        return F.dropout(x, probability)
     draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)  # all of the 64 bits
     keep = draws.view(torch.int16)[: x.numel()].view(x.shape) < kept - 2**15
     return x * keep.to(x.dtype).mul_(2**16 / kept)

@@ -75,7 +75,9 @@ def recover_folder(path: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file in a folder, by name; none where there is no such folder."""
     found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.glob("*")):
+        if not path.is_file():
+            continue
         with path.open("rb") as file:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -37,7 +37,7 @@ OPTIONS = {
 }
 COMPUTING = (*TRAINING, "evaluate", "ensemble", "predict")
 MAX_STEPS_PER_EPOCH = 2000
-MAX_STEPS = 10**8  # of a whole run, whose order of tasks is laid out beforehand
+MAX_STEPS = 10**8  # of a whole run
 REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
 ONE_RUN = ("evaluate", "report", "predict")

@@ -22,8 +22,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -52,7 +53,8 @@ def processes() -> Iterator[None]:
     store, number, count = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what the one before has left would mislead
     store = dist.PrefixStore(f"attempt-{attempt}", store)
-    dist.init_process_group(store=store, rank=number, world_size=count)  # gloo for the CPU, NCCL for GPUs
+    # gloo for the CPU, NCCL for GPUs. The others wait for what the writer does by itself, however long.
+    dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(days=7))
     try:
         with _silence() if number else nullcontext():
             yield
@@ -64,7 +66,8 @@ def processes() -> Iterator[None]:
         raise
     except BaseException:
         if not _first_to_fail(store):
-            time.sleep(GRACE_SECONDS)
+            with suppress(BaseException):  # torchrun's SIGTERM, which comes in the meantime
+                time.sleep(GRACE_SECONDS)
             raise SystemExit(2) from None
         raise
     finally:

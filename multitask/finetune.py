@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -142,9 +143,10 @@ class Finetuning:
         terms = {"r": r.item(), "noise_norm": noise_norm, "cosine": cosine, "skipped": 0.0}
         if compare:
             norm = self.config.smart_norm
-            terms["gain"] = ascent_gain(
+            gain = ascent_gain(
                 outputs, embeddings, clean, whole_divergence, noise, r, norm, share.normal(embeddings)
             )
+            terms |= {"gain": gain} if math.isfinite(gain) else {}
         return r, terms
 
     def after_update(self, step: int) -> None:

@@ -19,6 +19,7 @@ from minbert.files import lock, write_text
 from minbert.optim import AdamW, parameter_groups
 from multitask import distributed, evaluate, machine, tasks
 from multitask.build import best_folder, build_model, start_heads
+from multitask.command_line import PIPELINE
 from multitask.config import PATHS, TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
 from multitask.ensemble import average, members
@@ -146,14 +147,15 @@ def train(training: Training, rows: Splits) -> Progress:
 
 
 def finish(config: Config, run: Path, device: torch.device, dev: Mapping[str, Any], best_epoch: int) -> None:
-    """Say that the run is done; then its report, where the libraries that draw are installed."""
-    write_result(run, dev=dev, best_epoch=best_epoch)
-    if not config.report:
-        return
-    if not can_draw():
+    """The run's report, where the libraries that draw are installed; then say that the run is done."""
+    if config.report and not can_draw():
         print(f'no report: pip install "minbert[plots]", then --option report --run {run} draws it')
-        return
-    print(f"report {write_report(run, config.data, device, config.skip_bad_rows)}")
+    elif config.report:
+        try:
+            print(f"report {write_report(run, config.data, device, config.skip_bad_rows)}")
+        except InputError as error:
+            print(f"no report: {error}")
+    write_result(run, dev=dev, best_epoch=best_epoch)
 
 
 def name_the_sample(config: Config) -> None:
@@ -318,6 +320,8 @@ def _claimed(config: Config) -> Path:
     if config.out is None:
         return next_free(run, config.option)
     lock(run)
+    if (run / PIPELINE).exists():
+        raise InputError(f"{run}: holds the stages of a recipe; name another --out")
     if not config.resume and (run / "config.toml").exists():
         remedy = "go on with it (--resume), or " if config.option in TRAINING else ""
         raise InputError(f"{run}: holds a run already; {remedy}name another --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from statistics import median
 
 import torch
@@ -23,7 +24,9 @@ def set_up(config: Config) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     device = _device(config.device)
-    if config.precision == "bf16":
+    if (
+        config.precision == "bf16" and not config.resume
+    ):  # a run that has begun is not to end for a busy minute
         _check_bf16(device)
     if config.compile:
         _check_compiler(device)
@@ -55,12 +58,18 @@ def _device(name: str) -> torch.device:
 
 def _check_bf16(device: torch.device) -> None:
     """A processor without instructions for bf16 emulates it, many times slower."""
-    gain = product_seconds(torch.float32, device) / product_seconds(torch.bfloat16, device)
+    gain = distributed.from_writer(lambda: bf16_gain(device))
     if gain < WORTH:
         raise InputError(
             f"--precision bf16: measured at {gain:.2f} times the speed of float32 on this {device.type}; "
             "leave it out"
         )
+
+
+@lru_cache
+def bf16_gain(device: torch.device) -> float:
+    """How many times as fast as in float32 products are in bf16, measured once a process."""
+    return product_seconds(torch.float32, device) / product_seconds(torch.bfloat16, device)
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:

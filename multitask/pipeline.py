@@ -44,7 +44,9 @@ def claim(pipeline: Pipeline) -> Path:
         out = jobs.next_free(out, pipeline.name)
     lock(out)
     saved = out / PIPELINE
-    if not pipeline.resume and (saved.exists() or (out / "config.toml").exists()):
+    if (out / "config.toml").exists():
+        raise InputError(f"{out}: holds a run of one stage; name another --out")
+    if saved.exists() and not pipeline.resume:
         raise InputError(f"{out}: holds a run already; go on with it (--resume), or name another --out")
     write_text(saved, tomli_w.dumps(pipeline.settings))
     return out
@@ -62,7 +64,7 @@ def placed(config: Config, out: Path, name: str) -> Config:
         init=None if config.init is None else folder(config.init),
         run=tuple(map(folder, config.run)),
         out=str(out / name),
-        resume=begun and config.option in TRAINING,
+        resume=begun,
     )
 
 

@@ -63,6 +63,7 @@ def write_report(
     config = replace(config, skip_bad_rows=config.skip_bad_rows or skip_bad_rows)
     data = data or config.data
     model = MultitaskBert.load(best_folder(str(run)), device)
+    model.precision = config.precision
     parts = [f"<h1>Run {escape(run.resolve().name)}</h1>", *overview(config, records, data)]
     folder = SAMPLE if data is None else Path(data)
     if model.tasks:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minbert.errors import InputError
-from multitask.command_line import Pipeline, resolve
+from multitask.command_line import PIPELINE, Pipeline, resolve
 from multitask.config import TRAINING, Config
 from multitask.stopping import Stopped, terminable
 
@@ -46,15 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Stopped as stopped:
         if stopped.run is not None:
-            go_on = f"; go on with --resume --out {resumable(stopped.run, plan)}"
+            go_on = f"; go on with --resume --out {resumable(stopped.run)}"
         print(f"stopped{go_on}", file=sys.stderr)
         return 128 + stopped.number
 
 
-def resumable(run: Path, plan: Config | Pipeline) -> Path:
+def resumable(run: Path) -> Path:
     """The folder to go on with after a stop in this run, which may be a stage's."""
-    is_stage = isinstance(plan, Pipeline) and (plan.out is None or run.parent == Path(plan.out))
-    return run.parent if is_stage else run
+    return run.parent if (run.parent / PIPELINE).is_file() else run
 
 
 def trains(plan: Config | Pipeline) -> bool:

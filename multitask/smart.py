@@ -21,6 +21,7 @@ Axes: B examples, L positions, H width, T real tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 MODES = ("ball", "normalize")
 NORMS = {"inf": float("inf"), "2": 2.0}
+LEAST_CHANCE = 1e-12  # of l: below it float32 gives the rounding of the logits
 TINY = 1e-30  # below any norm that matters; keeps 0 / 0 at 0
 
 
@@ -136,9 +138,9 @@ def ascent_gain(
     normal: Tensor,
 ) -> float:
     """What the ascent was worth: `found`, l at its noise, over l at random noise of the same norm at every
-    token, made of the standard normal numbers `normal`."""
+    token, made of the standard normal numbers `normal`; NaN where that is lost in rounding."""
     p = NORMS[norm]
     random = normal * token_norm(noise, p) / token_norm(normal, p).clamp_min(TINY)
     with torch.no_grad():
         chance = divergence(encode(embeddings + random), clean_logits)
-    return (found.detach() / chance.clamp_min(TINY)).item()
+    return (found.detach() / chance).item() if chance > LEAST_CHANCE else math.nan

@@ -57,3 +57,8 @@ def test_nothing_in_evaluation_or_at_zero() -> None:
 
 def test_half_precision_keeps_its_type() -> None:
     assert dropout(torch.ones(8, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("probability", [1.0, 0.9999999])
+def test_nothing_is_kept_where_everything_is_dropped(probability):
+    assert not dropout(torch.ones(100), probability).any()

@@ -19,15 +19,19 @@ def speeds(monkeypatch):
     """The seconds of a product by precision, instead of this machine's own."""
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
     monkeypatch.setattr(machine, "product_seconds", lambda dtype, device: seconds[dtype])
-    return seconds
+    machine.bf16_gain.cache_clear()
+    yield seconds
+    machine.bf16_gain.cache_clear()
 
 
 def test_bf16_is_refused_where_it_is_slower_by_measurement(speeds):
     assert machine.set_up(Config("finetune", device="cpu", precision="bf16")) == CPU
+    machine.bf16_gain.cache_clear()
     speeds[torch.bfloat16] = 4.0
     with pytest.raises(InputError, match=r"--precision bf16: measured at 0\.25 times the speed of float32"):
         machine.set_up(Config("finetune", device="cpu", precision="bf16"))
     assert machine.set_up(Config("finetune", device="cpu")) == CPU
+    assert machine.set_up(Config("finetune", device="cpu", precision="bf16", resume=True)) == CPU  # has begun
 
 
 def test_a_product_takes_time():

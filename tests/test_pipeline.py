@@ -3,7 +3,9 @@
 import itertools
 import json
 import pkgutil
+import shutil
 import tomllib
+from pathlib import Path
 
 import pytest
 from helpers import contents, metrics_without_clock, write_tables
@@ -171,9 +173,21 @@ def test_a_finished_pipeline_is_done(words, finished, monkeypatch, capsys):
     assert "done before: first, second, both" in capsys.readouterr().out
 
 
-def test_a_folder_that_holds_a_pipeline_is_not_written_over(words, finished, capsys):
+def test_a_folder_that_holds_a_pipeline_is_not_written_over(words, finished, data, tiny, capsys):
     assert main([*words, "--out", str(finished)]) == 2
     assert "holds a run already; go on with it (--resume)" in capsys.readouterr().err
+    single = ["--option", "finetune", "--weights", str(tiny), "--data", str(data), "--epochs", "1"]
+    assert main([*single, "--out", str(finished)]) == 2
+    assert "holds the stages of a recipe; name another --out" in capsys.readouterr().err
+    assert main([*words, "--out", str(finished / "second"), "--resume"]) == 2
+    assert "holds a run of one stage; name another --out" in capsys.readouterr().err
+
+
+def test_a_stage_that_had_all_but_its_result_is_done_again(words, finished, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "both" / "result.json").unlink()
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert (out / "both" / "result.json").exists()
 
 
 def test_a_resumed_pipeline_keeps_its_settings_but_for_the_machines(words, finished):

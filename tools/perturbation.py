@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minbert.errors import InputError
 from minbert.packing import Packing
-from multitask.config import Config
+from multitask.config import Config, check
 from multitask.data import SAMPLE, Examples, make_examples, read_split
 from multitask.finetune import collate
 from multitask.jobs import data_of, load_run
@@ -41,12 +41,17 @@ def main() -> int:
     )
     parser.add_argument("--run", type=Path, required=True, help="finished run of finetune")
     parser.add_argument("--data", type=Path, help="folder of tables (default: the run's own)")
-    parser.add_argument("--batches", type=int, default=100, help="batches of each task")
-    parser.add_argument("--epsilons", default=EPSILONS, help="radii of the ball")
+    parser.add_argument("--batches", type=int, default=100, help="batches of each task (default 100)")
+    parser.add_argument("--epsilons", default=EPSILONS, help=f"radii of the ball (default {EPSILONS})")
     args = parser.parse_args()
+    if args.batches < 1:
+        parser.error("--batches: at least 1")
     try:
         settings = [Config("finetune", smart_mode="normalize")]
-        settings += [Config("finetune", smart_epsilon=float(text)) for text in args.epsilons.split(",")]
+        settings += [
+            Config("finetune", smart_epsilon=check("smart_epsilon", float(text), "--epsilons"))
+            for text in args.epsilons.split(",")
+        ]
         model = load_run(args.run, Config("predict"), torch.device("cpu"))
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
