@@ -93,7 +93,12 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         values = layered(settings, own)
         values |= {key: _absolute(key, value) for key, value in values.items() if key in PATHS}
         try:
-            stages[name] = Config.of(values, named=values if named else own)
+            if {"out", "resume"} & settings.keys():
+                raise InputError("out and resume are of the whole, on the command line")
+            config = stages[name] = Config.of(values, named=values if named else own)
+            start = stages.get((config.init or "@")[1:])
+            if start is not None and start.pooling != config.pooling:
+                raise InputError(f"its pooling is {config.pooling}, that of {config.init} {start.pooling}")
         except InputError as error:
             raise InputError(f"{path}: stage {name}: {error}") from None
         unused -= own.keys()

@@ -105,6 +105,12 @@ def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
         ),
         ('[stages.a]\noption = "mnrl"\nhead_dropout = 0.1\n', [], "stage a: --option mnrl does not use"),
         ('[stages."a/b"]\noption = "mnrl"\n', [], r"stages are tables, \[stages.NAME\]"),
+        ('[stages.a]\noption = "mnrl"\nout = "x"\n', [], "stage a: out and resume are of the whole"),
+        (
+            '[stages.a]\noption = "mnrl"\n[stages.b]\noption = "finetune"\ninit = "@a"\npooling = "cls"\n',
+            [],
+            "stage b: its pooling is cls, that of @a mean",
+        ),
         ("stages = 3\n", [], r"stages are tables, \[stages.NAME\]"),
         ('lr = 1\n[stages.a]\noption = "mnrl"\n', [], "lr must stand in a stage"),
         ('[stages.a]\nextends = "nowhere"\n', [], "'nowhere' is neither a file nor a shipped recipe"),
