@@ -73,7 +73,7 @@ class Finetuning:
         seed = random_seed(self.config.seed, "noise", step)
         generator = torch.Generator(self.model.device).manual_seed(seed)
         for batch in batches:
-            share = Share.of(self.train[name].tokens.lengths[batch].tolist(), generator)
+            share = Share.of(self.train[name].tokens.lengths_of(batch).tolist(), generator)
             inputs, labels = collate(self.model, self.train[name], batch[share.rows])
             yield self.objective(self.model.tasks[name], inputs, labels, share, self.compares(step))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -178,23 +178,6 @@ class Plan:
             self.before.append(self.before[-1] + np.bincount(last, minlength=len(self.sizes)))
         first = (int(self.before[epoch][task]) + self.earlier(step)) * self.accumulate
         return [self.walks[task](number) for number in range(first, first + self.accumulate)]
-
-
-def schedule(
-    sampling: str,
-    sizes: Sequence[int],
-    batch_size: int,
-    steps_per_epoch: int,
-    epochs: int,
-    seed: int,
-    first_step: int = 0,
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(step, task, rows) of every update of one batch from `first_step` on."""
-    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
-    plan = Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
-    for step in range(first_step, epochs * steps_per_epoch):
-        (rows,) = plan.batches(step)
-        yield step, plan.task(step), rows
 
 
 def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:

@@ -70,6 +70,10 @@ class Tokens:
         """(N,) tokens of each example."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of these examples, without looking at the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def head(self, count: int) -> Tokens:
         """The first `count` examples, or all."""
         offsets = self.offsets[: count + 1]

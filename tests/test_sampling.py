@@ -1,6 +1,8 @@
 """sampling.py: every row in its turn, the same order for the same seed, in the middle as from the start, and
 tasks as often as their probabilities say."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 from helpers import make_model, write_tables
@@ -12,6 +14,7 @@ from multitask.config import SAMPLINGS, Config
 from multitask.data import make_examples, read_split
 from multitask.sampling import (
     ALPHAS,
+    Batches,
     Plan,
     RowBatches,
     TokenBatches,
@@ -22,11 +25,28 @@ from multitask.sampling import (
     plan_table,
     random_generator,
     random_seed,
-    schedule,
     shuffled_rows,
     task_probabilities,
 )
 from multitask.tasks import BUILT_IN
+
+
+def schedule(
+    sampling: str,
+    sizes: Sequence[int],
+    batch_size: int,
+    steps_per_epoch: int,
+    epochs: int,
+    seed: int,
+    first_step: int = 0,
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(step, task, rows) of every update of one batch from `first_step` on."""
+    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
+    plan = Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
+    for step in range(first_step, epochs * steps_per_epoch):
+        (rows,) = plan.batches(step)
+        yield step, plan.task(step), rows
+
 
 REAL = [8544, 141498, 6040]  # sentiment, paraphrase, similarity
 
