@@ -20,6 +20,7 @@ from minbert.dropout import Dropout, dropout
 from minbert.embedding import Embedding
 from minbert.errors import InputError, shown
 from minbert.files import write_text
+from minbert.linear import Linear, fast_products
 from minbert.packing import Packing, visible_bias
 from minbert.reading import load_json
 
@@ -143,8 +144,8 @@ class SelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         # One product for keys and values; queries apart, since the last layer may ask for few of them.
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key_value = Linear(config.hidden_size, 2 * config.hidden_size)
 
     def forward(
         self, queries: Tensor, layout: Packing, hidden_states: Tensor, packing: Packing
@@ -172,10 +173,10 @@ class BertLayer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.attention = SelfAttention(config)
-        self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention_output = Linear(config.hidden_size, config.hidden_size)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size)
+        self.output = Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -239,7 +240,7 @@ class BertModel(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
 
     def _initialize(self, module: nn.Module) -> None:
@@ -312,13 +313,15 @@ class BertModel(nn.Module):
         raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing, pooling: str) -> Tensor:
-        """`encode` and `pool` in one: with "cls" the last layer computes only the rows that are used."""
-        if pooling != "cls":
-            return self.pool(self.encode(embeddings, packing), packing, pooling)
-        for layer in self.layers[:-1]:
-            embeddings, _ = layer(embeddings, packing)
-        first, _ = self.layers[-1](embeddings, packing, first_only=True)
-        return self.pool(first, packing.first_tokens(), pooling)
+        """`encode` and `pool` in one, with the fastest products that the processor has; with "cls" the last
+        layer computes only the rows that are used."""
+        with fast_products():
+            if pooling != "cls":
+                return self.pool(self.encode(embeddings, packing), packing, pooling)
+            for layer in self.layers[:-1]:
+                embeddings, _ = layer(embeddings, packing)
+            first, _ = self.layers[-1](embeddings, packing, first_only=True)
+            return self.pool(first, packing.first_tokens(), pooling)
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> None:
         shape, most = input_ids.shape, self.config.max_position_embeddings

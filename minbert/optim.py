@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-CHUNK = 2**18  # elements of a parameter that are updated at a time, five tensors of 1 MB
+CHUNK = 2**19  # elements of a parameter that are updated at a time, five tensors of 2 MB
 
 
 class AdamW(Optimizer):
@@ -45,8 +46,11 @@ class AdamW(Optimizer):
         super().__init__(params, defaults | {"correct_bias": correct_bias})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; the loss of `closure`, where one is given."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Tensor] | None = None, scale: float = 1.0
+    ) -> Tensor | None:
+        """One update of every parameter that has a gradient; the loss of `closure`, where one is given. Every
+        gradient counts times `scale` and stays as it is: see `clip_scale`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,10 +58,10 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, scale, group)
         return loss
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, scale: float, group: dict[str, Any]) -> None:
         if grad.is_sparse:
             raise ValueError("AdamW takes no sparse gradients")
         state = self.state[parameter]
@@ -75,6 +79,8 @@ class AdamW(Optimizer):
         floor = group["eps"] * math.sqrt(correction2)
 
         for theta, g, m, v in _chunks(parameter, grad, state["exp_avg"], state["exp_avg_sq"]):
+            if scale != 1:
+                g = g * scale
             m.lerp_(g, 1 - beta1)
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             theta.mul_(1 - group["lr"] * group["weight_decay"])
@@ -87,6 +93,16 @@ def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         return [tensors]
     return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
+
+
+def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """What to multiply all gradients by so that their common 2-norm is at most `max_norm` (Pascanu et al.
+    2013, algorithm 1); NaN or 0 where that norm is not finite.
+
+    `AdamW.step` takes it, and spares the pass in which torch's `clip_grad_norm_` writes all gradients anew.
+    """
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0).item()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

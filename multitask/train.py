@@ -10,11 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
 from minbert.errors import InputError
-from minbert.optim import constant_schedule, halve_on_rise, linear_schedule
+from minbert.optim import AdamW, clip_scale, constant_schedule, halve_on_rise, linear_schedule
 from multitask import distributed
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
 from multitask.data import Examples
@@ -54,9 +52,7 @@ class Method(Protocol):
         """Which rows of the training tables this update takes, in words; rows count from 1."""
 
 
-def update(
-    optimizer: Optimizer, losses: Iterable[tuple[Tensor, Terms]], count: int, clip_norm: float
-) -> Terms:
+def update(optimizer: AdamW, losses: Iterable[tuple[Tensor, Terms]], count: int, clip_norm: float) -> Terms:
     """One step on the mean of `count` losses; returns the means of their terms. Where several processes share
     a batch, losses and terms are already those of the whole batch, and the gradients are added up here. Where
     the loss or the norm of the gradient is not finite, there is no step, and one term, `skipped`."""
@@ -73,16 +69,17 @@ def update(
     finite = math.isfinite(means["loss/all"])
     if finite:
         distributed.sum_gradients(parameters)
-        finite = bool(clip_grad_norm_(parameters, clip_norm or math.inf).isfinite())
+        scale = clip_scale(parameters, clip_norm or math.inf)
+        finite = scale > 0
     if finite:
-        optimizer.step()
+        optimizer.step(scale=scale)
     optimizer.zero_grad(set_to_none=True)
     return means if finite else {"skipped": 1.0}
 
 
 def fit(
     method: Method,
-    optimizer: Optimizer,
+    optimizer: AdamW,
     rows_per_step: float,
     config: Config,
     states: States,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minbert import AdamW, BertConfig, BertModel
-from minbert.optim import constant_schedule, linear_schedule, parameter_groups
+from minbert.optim import clip_scale, constant_schedule, linear_schedule, parameter_groups
 
 SHAPES = [(4, 3), (5,), ()]
 
@@ -168,6 +168,36 @@ def test_closure() -> None:
 
     assert optimizer.step(closure).item() == 9.0
     assert parameter.item() == 2.0
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 7.0, 1e9, float("inf")])
+def test_clipping_in_the_step_equals_torchs_before_it(max_norm: float) -> None:
+    moved = []
+    for ours in (True, False):
+        generator = torch.Generator().manual_seed(1)
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+        optimizer = AdamW([*parameters, nn.Parameter(torch.ones(2))], lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            for parameter in parameters:  # and one without a gradient
+                parameter.grad = torch.randn(parameter.shape, generator=generator) * 5
+            if ours:
+                before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+                optimizer.step(scale=clip_scale(parameters, max_norm))
+                for parameter, grad in zip(parameters, before, strict=True):
+                    assert torch.equal(grad, parameter.grad), "left as they are"  # type: ignore[arg-type]
+            else:
+                nn.utils.clip_grad_norm_(parameters, max_norm)
+                optimizer.step()
+        moved.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    torch.testing.assert_close(*moved)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("max_norm", [1.0, float("inf")])
+def test_no_scale_above_0_where_the_norm_is_not_finite(bad: float, max_norm: float) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, bad])
+    assert not clip_scale([parameter], max_norm) > 0
 
 
 def test_state_dict_goes_on_exactly() -> None:

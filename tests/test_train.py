@@ -53,6 +53,15 @@ def update(model, optimizer, task, batches, clip_norm) -> float:
     return train.update(optimizer, losses, len(batches), clip_norm)["loss/all"]
 
 
+class Descent(torch.optim.SGD):
+    """w = w - scale g"""
+
+    def step(self, scale):
+        for group in self.param_groups:
+            group["lr"] = scale
+        super().step()
+
+
 def tensors(module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -105,7 +114,7 @@ def test_accumulating_two_batches_is_one_batch_of_both(tiny, rows, name):
     for size, count in ((12, 1), (6, 2)):
         model = build(tiny)
         before = tensors(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer = Descent(model.parameters())
         update(model, optimizer, BUILT_IN[name], batches(model, rows, name, size, count), 0.0)
         results.append({key: value - before[key] for key, value in tensors(model).items()})
     largest = max(value.abs().max() for value in results[0].values())
@@ -117,7 +126,7 @@ def test_accumulating_two_batches_is_one_batch_of_both(tiny, rows, name):
 def test_clip_norm_bounds_the_whole_gradient(tiny, rows, clip_norm, length):
     model = build(tiny)
     before = tensors(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Descent(model.parameters())
     update(model, optimizer, SIMILARITY, batches(model, rows, "similarity", 8), clip_norm)
     moved = torch.cat([(value - before[name]).flatten() for name, value in tensors(model).items()]).norm()
     if length is None:
@@ -313,7 +322,7 @@ def test_a_run_stops_when_its_patience_is_at_an_end(tiny, rows, tmp_path, monkey
 def test_terms_are_means_over_the_batches_of_an_update():
     weight = torch.nn.Parameter(torch.zeros(()))
     losses = [(weight + number, {"loss/a": number, "b": 10 * number}) for number in (1.0, 3.0)]
-    means = train.update(torch.optim.SGD([weight], lr=1.0), losses, 2, 0.0)
+    means = train.update(Descent([weight]), losses, 2, 0.0)
     assert means == {"loss/a": 2.0, "b": 20.0, "loss/all": 2.0}
     assert weight.item() == -1 and weight.grad is None
 
