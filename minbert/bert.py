@@ -204,8 +204,8 @@ class BertEmbeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.word = Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -244,7 +244,7 @@ class BertModel(nn.Module):
         self.apply(self._initialize)
 
     def _initialize(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
@@ -354,7 +354,9 @@ class BertModel(nn.Module):
         with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
             model = cls(config)
         stored = checkpoint.find(directory, model.state_dict(), allow_pickle)
-        checkpoint.fill(model.to_empty(device="cpu").state_dict(), stored)
+        state = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
+        checkpoint.fill(state, stored)
+        model.load_state_dict(state, assign=True)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

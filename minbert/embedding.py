@@ -20,6 +20,10 @@ from torch.autograd.function import once_differentiable
 class Embedding(nn.Embedding):
     """`nn.Embedding`, with the same numbers forward and backward."""
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # torch imports 800 modules, for a second, to draw nothing
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
             return super().forward(input)

@@ -56,7 +56,7 @@ class Packing:
     def unpack(self, packed: Tensor) -> Tensor:
         """(T, ...) -> (B, L, ...), zeros at padding."""
         padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:])
-        return padded.index_copy(0, self.tokens, packed).unflatten(0, self.mask.shape)
+        return padded.index_copy_(0, self.tokens, packed).unflatten(0, self.mask.shape)
 
 
 def visible_bias(mask: Tensor) -> Tensor:

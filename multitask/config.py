@@ -275,7 +275,7 @@ class Config:
     compile: bool = setting(
         False,
         "run",
-        "compile the layers (torch.compile): faster after a minute, needs a C++ compiler",
+        "compile layers and update (torch.compile): faster after a minute, needs a C++ compiler",
         kind=bool,
         options=COMPUTING,
     )

@@ -69,7 +69,8 @@ def _evaluation_seconds(training: jobs.Training) -> float:
 def _tried_updates(training: jobs.Training) -> list[float]:
     """Seconds of updates spread over the run, so that the tasks come as often as they will."""
     config, method = training.config, training.method
-    optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
+    groups = parameter_groups(training.model, config.weight_decay)
+    optimizer = AdamW(groups, lr=config.lr, compiled=config.compile)
     last = config.epochs * (config.steps_per_epoch or 1) - 1
     seconds = []
     for step in np.linspace(0, last, TRIED + 1).astype(int).tolist():

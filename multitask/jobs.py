@@ -128,7 +128,8 @@ PREPARE = {"pretrain": prepare_finetuning, "finetune": prepare_finetuning, "mnrl
 def train(training: Training, rows: Splits) -> Progress:
     """From step 0 or the last saved state to the end."""
     config, method = training.config, training.method
-    optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
+    groups = parameter_groups(training.model, config.weight_decay)
+    optimizer = AdamW(groups, lr=config.lr, compiled=config.compile)
     run = Path(config.out or "")
     states = States(run, method.parts, optimizer, config.settings)
     progress = start_or_resume(config, states, fingerprint([rows["train"], rows["dev"]]))

@@ -170,6 +170,30 @@ def test_closure() -> None:
     assert parameter.item() == 2.0
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+@pytest.mark.parametrize("options", [{}, {"correct_bias": False}, {"weight_decay": 0.1}])
+def test_compiled_it_computes_the_same(options: dict[str, Any]) -> None:
+    rates = [0.1 / (step + 1) for step in range(20)]
+    groups: list[dict[str, Any]] = [{}, {"lr": 0.01}]
+    compiled = run(AdamW, 20, groups, rates, compiled=True, **options)
+    for mine, other in zip(compiled, run(AdamW, 20, groups, rates, **options), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_it_compiles_once_for_all_rates() -> None:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        parameter = nn.Parameter(torch.randn(50, 3))
+        optimizer = AdamW([parameter], compiled=True)
+        for step in range(5):
+            parameter.grad = torch.randn(50, 3)
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.step(scale=0.5 + 0.1 * step)
+
+
 @pytest.mark.parametrize("max_norm", [0.1, 7.0, 1e9, float("inf")])
 def test_clipping_in_the_step_equals_torchs_before_it(max_norm: float) -> None:
     moved = []
