@@ -1,17 +1,16 @@
-"""An embedding whose gradient costs as much as the rows it touches.
+"""An embedding whose gradient stays in one place.
 
 A batch names a few hundred of the 30,000 rows of a word table; the gradient of all others is zero. torch
-writes those zeros into fresh memory at every step, 47 MB in a small BERT: up to a tenth of a training step.
-Memory mapped from the system is zero already, and becomes real, page by page, where it is written.
+writes those zeros into fresh memory at every step, 47 MB in a small BERT, which the system hands out page by
+page: up to a tenth of a training step. Here the next gradient takes the memory of the last.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-from collections.abc import Sequence
+import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -44,14 +43,18 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        total = untouched_zeros(ctx.shape).index_add_(0, ids, gradient)
+        total = zeros(ctx.shape).index_add_(0, ids, gradient)
         if ctx.padding_idx is not None:
             total[ctx.padding_idx] = 0
         return total, None, None
 
 
-def untouched_zeros(shape: Sequence[int]) -> Tensor:
-    """float32 zeros. (NumPy's, untouched too, ask for pages of 2 MB and wait while Linux makes room for them,
-    up to half a training step.)"""
-    private = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}  # Windows has no such thing
-    return torch.frombuffer(mmap.mmap(-1, 4 * math.prod(shape), **private), dtype=torch.float32).view(shape)
+_arrays: dict[torch.Size, np.ndarray] = {}  # the last one of each shape
+
+
+def zeros(shape: torch.Size) -> Tensor:
+    """float32 zeros, in the memory of the last ones of this shape if no tensor is left in it."""
+    array = _arrays.get(shape)
+    if array is None or sys.getrefcount(array) > 3:  # the dict, `array` and the call; a tensor is one more
+        array = _arrays[shape] = np.empty(shape, np.float32)
+    return torch.from_numpy(array).zero_()

@@ -37,3 +37,21 @@ def test_double_precision() -> None:
     table(torch.tensor([1, 1])).sum().backward()
     assert table.weight.grad.dtype == torch.float64
     assert table.weight.grad[:3, 0].tolist() == [0, 2, 0]
+
+
+def test_memory_is_taken_again_once_it_is_free() -> None:
+    """Not while a gradient, or a view of it, is in use; and nothing of the last one is left in it."""
+    table = Embedding(10, 4)
+
+    def gradient(row: int) -> torch.Tensor:
+        return torch.autograd.grad(table(torch.tensor([row])).sum(), table.weight)[0]
+
+    first = gradient(1)[1:]
+    second = gradient(2)
+    assert second.data_ptr() not in (0, first.data_ptr() - 16)
+    place = second.data_ptr()
+    del second
+    third = gradient(3)
+    assert third.data_ptr() == place
+    assert third.sum(dim=1).tolist() == [0, 0, 0, 4, 0, 0, 0, 0, 0, 0]
+    assert first.sum(dim=1).tolist() == [4, 0, 0, 0, 0, 0, 0, 0, 0]

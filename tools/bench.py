@@ -55,7 +55,7 @@ BATCH = 16
 REST = 0.05  # seconds between turns: a thread pool that waits by spinning must not take its rival's cores
 WARM_UP = 3  # turns that do not count, one of each task: SMART compares its ascent with random noise in those
 Batch = dict[str, Tensor]
-Turn = Callable[[int], object]  # one contestant's work on batch number i
+Turn = Callable[[int], object]  # one contestant's work on batch number i; a float is the seconds that count
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def take_turns(bench: Bench, contestants: Mapping[str, Turn], repeats: int, warm
         for name, turn in contestants.items():
             time.sleep(REST)
             started = time.perf_counter()
-            turn(number)
+            own = turn(number)
             if bench.device.type == "cuda":
                 torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(own if isinstance(own, float) else time.perf_counter() - started)
     return {name: seconds[warm_up:] for name, seconds in times.items()}
 
 
@@ -316,18 +316,31 @@ def methods(bench: Bench) -> Iterator[Result]:
 
 
 def adamw(bench: Bench) -> Iterator[Result]:
-    """The update alone, on random gradients; `step` has what it is a share of."""
+    """The update alone, within training steps; `step` has what it is a share of."""
     turns: dict[str, Turn] = {}
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "torch fused": partial(torch.optim.AdamW, fused=True),
         "minbert": AdamW,
+        "minbert compiled": partial(AdamW, compiled=True),
     }
     for name, kind in kinds.items():
-        model = BertModel(bench.config).to(bench.device)
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        turns[name] = partial(lambda optimizer, _: optimizer.step(), kind(model.parameters(), lr=1e-5))
+        model = BertModel.from_pretrained(bench.folder).to(bench.device)
+        optimizer = kind(parameter_groups(model, 1e-4), lr=1e-5)
+        turns[name] = partial(update_seconds, encoder_step(bench, model, model.pooled, optimizer), optimizer)
     yield from race(bench, "adamw", turns)
+
+
+def update_seconds(turn: Turn, optimizer: torch.optim.Optimizer, number: int) -> float:
+    """Of a training step, those of the optimizer."""
+    clock: list[float] = []
+    marks = [
+        register(lambda *_: clock.append(time.perf_counter()))
+        for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook)
+    ]
+    turn(number)
+    for mark in marks:
+        mark.remove()
+    return clock[1] - clock[0]
 
 
 def predict(bench: Bench) -> Iterator[Result]:
