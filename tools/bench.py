@@ -344,9 +344,9 @@ def update_seconds(turn: Turn, optimizer: torch.optim.Optimizer, number: int) ->
 
 
 def predict(bench: Bench) -> Iterator[Result]:
-    """All pairs of quora-dev: text in, probabilities out."""
+    """All pairs of quora-dev, for BERT-base every eighth: text in, probabilities out."""
     rows = read_split(bench.data, "dev", {"paraphrase": BUILT_IN["paraphrase"]}, skip_bad_rows=False)
-    pairs: list[Any] = [row.texts for row in rows["paraphrase"].rows()]
+    pairs: list[Any] = [row.texts for row in rows["paraphrase"].rows()][:: 8 if bench.shape == "base" else 1]
     model = build_model(Config("finetune", weights=str(bench.folder), pooling="cls"), BUILT_IN)
     model = model.to(bench.device).eval()
 
