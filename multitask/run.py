@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = settings(sys.argv[1:] if argv is None else argv)
         if trains(plan):
-            go_on = f"; go on from the last saved state with --resume --out {plan.out or 'RUN'}"
+            folder = plan.out or "and the folder named above"
+            go_on = f"; go on from the last saved state with --resume --out {folder}"
         with terminable():
             # These bring torch, which help and usage errors do without.
             from multitask.distributed import processes

@@ -221,6 +221,19 @@ def test_an_error_of_one_process_ends_all_with_one_line(words, tmp_path, rank, h
 
 
 @pytest.mark.slow
+def test_stopped_through_torchrun_they_go_on_as_if_they_had_not_been(words, tmp_path):
+    """SIGTERM to the launcher, who hands it on: all save one state, and say so once."""
+    harm = "os.kill(os.getppid(), signal.SIGTERM); __import__('time').sleep(2)"
+    done = torchrun(2, fatal(tmp_path, 1, 7, harm), *words, "--out", tmp_path / "two")
+    assert done.stderr.count(f"stopped; go on with --resume --out {tmp_path}/two\n") == 1
+    assert not (tmp_path / "two" / "result.json").exists()
+    done = torchrun(2, RUN, "--resume", "--out", tmp_path / "two", "--threads", "1")
+    assert done.returncode == 0 and "going on after step" in done.stdout, done.stderr
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [["--lr", "much"], ["--data", "/nowhere"], ["--lr", "1e8"]])
 def test_a_mistake_is_said_once(words, tmp_path, wrong):
     done = torchrun(2, RUN, *words, "--out", tmp_path / "run", "--clip-norm", "0", *wrong)
