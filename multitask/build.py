@@ -27,6 +27,10 @@ def best_folder(run: str | Path) -> Path:
     for candidate in (best, previous(best), Path(run)):
         if (candidate / "tasks.toml").is_file():
             return candidate
+    if runs := sorted(path.parent.parent.name for path in Path(run).glob("*/best/tasks.toml")):
+        raise InputError(
+            f"{run}: holds the runs {', '.join(runs)}; name one of them, such as {Path(run) / runs[-1]}"
+        )
     raise InputError(f"{run}: holds no finished model (best/tasks.toml); has the run completed an epoch?")
 
 

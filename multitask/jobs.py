@@ -398,6 +398,7 @@ def data_of(run: Path) -> str | None:
     for folder in (run, run.parent):
         if (folder / "config.toml").is_file():
             return read_toml(folder / "config.toml").get("data")
+    best_folder(run)  # says what is wrong with a folder that is no run at all
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
 
 

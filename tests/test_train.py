@@ -221,6 +221,11 @@ def test_init_that_does_not_fit(tiny, rows, tmp_path, tasks, pooling, problem):
 def test_best_folder(tiny, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: holds no finished model"):
         best_folder(str(tmp_path))
+    stage = tmp_path / "stages" / "mnrl" / "best"
+    stage.mkdir(parents=True)
+    (stage / "tasks.toml").touch()
+    with pytest.raises(InputError, match=f"holds the runs mnrl; name one of them, such as {stage.parent}"):
+        best_folder(str(tmp_path / "stages"))
     make_model(tiny).save(
         tmp_path / "best.old"
     )  # as a replacement leaves it when cut off between its renames
