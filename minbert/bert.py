@@ -284,7 +284,8 @@ class BertModel(nn.Module):
         token_type_ids: Tensor | None = None,
         pooling: str = "cls",
     ) -> Tensor:
-        """One vector an example, (B, H), the fast way: inputs as in `forward`, pooling as in `pool`."""
+        """One vector an example, (B, H), the fast way: inputs as in `forward`, pooling as in `pool`. Take
+        `forward` for second derivatives (see `fast_products`)."""
         return self.pooled_from_embeddings(*self.embed(input_ids, attention_mask, token_type_ids), pooling)
 
     def embed(
@@ -354,7 +355,7 @@ class BertModel(nn.Module):
         with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
             model = cls(config)
         stored = checkpoint.find(directory, model.state_dict(), allow_pickle)
-        state = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
+        state = {name: torch.empty(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
         checkpoint.fill(state, stored)
         model.load_state_dict(state, assign=True)
         return model.eval()

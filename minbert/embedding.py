@@ -7,7 +7,7 @@ page: up to a tenth of a training step. Here the next gradient takes the memory 
 
 from __future__ import annotations
 
-import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -49,12 +49,15 @@ class _Lookup(torch.autograd.Function):
         return total, None, None
 
 
-_arrays: dict[torch.Size, np.ndarray] = {}  # the last one of each shape
+_last: dict[torch.Size, tuple[np.ndarray, weakref.ref[np.ndarray]]] = {}
 
 
 def zeros(shape: torch.Size) -> Tensor:
-    """float32 zeros, in the memory of the last ones of this shape if no tensor is left in it."""
-    array = _arrays.get(shape)
-    if array is None or sys.getrefcount(array) > 3:  # the dict, `array` and the call; a tensor is one more
-        array = _arrays[shape] = np.empty(shape, np.float32)
-    return torch.from_numpy(array).zero_()
+    """float32 zeros, in the memory of the last ones of this shape once no tensor is left in it. One array of
+    each shape is kept as long as the program runs."""
+    memory, lent = _last.pop(shape, (None, None))
+    if memory is None or (lent is not None and lent() is not None):
+        memory = np.empty(shape, np.float32)
+    view = memory[:]  # lives as long as the tensors that are made of it
+    _last[shape] = memory, weakref.ref(view)
+    return torch.from_numpy(view).zero_()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,15 @@ ROWS = 32  # oneDNN compiles a kernel for each shape it meets: rows come in mult
 _fast: ContextVar[bool] = ContextVar("fast", default=False)
 
 
+def fast_products() -> AbstractContextManager[None]:
+    """In here a `Linear` takes the faster library, and so do the gradients of what it computes: first
+    derivatives only, where that is oneDNN. Nothing is taken while torch.compile looks on.
+    `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off."""
+    return nullcontext() if torch.compiler.is_compiling() else _taking_the_faster()
+
+
 @contextmanager
-def fast_products() -> Iterator[None]:
-    """In here a `Linear` takes the faster library, and so do the gradients of what it computes."""
+def _taking_the_faster() -> Iterator[None]:
     token = _fast.set(True)
     try:
         yield
@@ -34,7 +40,7 @@ def fast_products() -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, x W^T + b, for rows x (T, H)."""
+    """`nn.Linear`, x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not _fast.get() or not _suits_onednn(x):
@@ -45,14 +51,19 @@ class Linear(nn.Linear):
 
 
 def _suits_onednn(x: Tensor) -> bool:
+    rows = x.ndim == 2 and len(x) >= ROWS
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and len(x) >= ROWS and onednn_is_faster()
+    return rows and plain and onednn_is_faster()
+
+
+def onednn_is_faster() -> bool:
+    """On AMD's processors with AVX-512, unless torch is told to do without either."""
+    here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return bool(here) and _has_amds_avx512()
 
 
 @cache
-def onednn_is_faster() -> bool:
-    """On AMD's processors with AVX-512, unless torch is told to do without (ATEN_CPU_CAPABILITY=avx2)."""
+def _has_amds_avx512() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "AuthenticAMD" in maker and has_avx512 and torch.backends.mkldnn.is_available()
+    return "AuthenticAMD" in maker and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 CHUNK = 2**19  # elements of a parameter that are updated at a time, five tensors of 2 MB
@@ -46,8 +46,12 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), not {betas}")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"correct_bias": correct_bias})
-        self.compiled = compiled
+        super().__init__(params, defaults | {"correct_bias": correct_bias, "compiled": compiled})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a state dict that knows of no such thing
+            group.setdefault("compiled", False)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -83,8 +87,11 @@ class AdamW(Optimizer):
         floor = group["eps"] * math.sqrt(correction2)
         decay = 1 - group["lr"] * group["weight_decay"]
         tensors = parameter, grad, state["exp_avg"], state["exp_avg_sq"]
-        if self.compiled and parameter.is_contiguous():
-            numbers = torch.tensor([beta1, beta2, scale, rate, floor, decay], device=parameter.device)
+        if group["compiled"] and all(tensor.is_contiguous() for tensor in tensors):
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            numbers = torch.tensor(
+                [scale, 1 - beta1, 1 - beta2, rate, floor, decay], dtype=dtype, device=parameter.device
+            )
             _compiled()(*(tensor.detach().flatten() for tensor in tensors), numbers)
             return
         for theta, g, m, v in _chunks(*tensors):
@@ -105,10 +112,10 @@ def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 def _in_one_pass(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
     """The same for torch.compile, which would compile numbers that change into a new program each time."""
-    beta1, beta2, scale, rate, floor, decay = numbers.unbind()
+    scale, new1, new2, rate, floor, decay = numbers.unbind()
     g = g * scale
-    m.lerp_(g, 1 - beta1)
-    v.lerp_(g * g, 1 - beta2)
+    m.lerp_(g, new1)
+    v.lerp_(g * g, new2)
     theta.mul_(decay).sub_(rate * m / (v.sqrt() + floor))
 
 
@@ -123,8 +130,8 @@ def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     `AdamW.step` takes it, and spares the pass in which torch's `clip_grad_norm_` writes all gradients anew.
     """
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return (max_norm / (norm + 1e-6)).clamp(max=1.0).item()
+    norms = [vector_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return (max_norm / (vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0).item() if norms else 1.0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -275,7 +275,7 @@ class Config:
     compile: bool = setting(
         False,
         "run",
-        "compile layers and update (torch.compile): faster after a minute, needs a C++ compiler",
+        "compile update and layers (torch.compile): needs a C++ compiler and a minute",
         kind=bool,
         options=COMPUTING,
     )

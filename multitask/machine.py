@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from minbert.errors import InputError
-from minbert.linear import Linear, fast_products
+from minbert.linear import Linear, fast_products, onednn_is_faster
 from multitask import distributed
 from multitask.config import Config
 from multitask.model import MultitaskBert
@@ -35,10 +35,12 @@ def set_up(config: Config) -> torch.device:
 
 
 def prepared(model: MultitaskBert, config: Config, device: torch.device) -> MultitaskBert:
-    """The model on its device, in the precision of the run, its layers compiled where that is wanted. A layer
-    compiles in its place, so that weights keep their names and a copy is an ordinary model."""
+    """The model on its device, in the precision of the run, its layers compiled where that is wanted and does
+    not put torch's products in the place of faster ones. A layer compiles in its place, so that weights keep
+    their names and a copy is an ordinary model."""
     model.precision = config.precision
-    if config.compile:
+    faster_as_it_is = device.type == "cpu" and config.precision == "float32" and onednn_is_faster()
+    if config.compile and not faster_as_it_is:
         for layer in model.encoder.layers:
             layer.compile(dynamic=True)
     return model.to(device)

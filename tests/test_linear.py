@@ -71,6 +71,35 @@ def test_what_is_not_plain_float32_goes_to_torch(onednn):
 
 
 @needs_onednn
+def test_what_is_not_a_list_of_rows_goes_to_torch(onednn):
+    layer = Linear(12, 7)
+    with fast_products():
+        for shape in ((ROWS + 1, 5, 12), (12,)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_torchs_own_switch_turns_it_off(monkeypatch):
+    monkeypatch.setattr(linear, "_has_amds_avx512", lambda: True)
+    assert onednn_is_faster()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not onednn_is_faster()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+def test_the_fast_path_compiles_into_one_graph(tiny, onednn):
+    model = make_model(tiny).eval()
+    with torch.no_grad():
+        embedded = model.encoder.embed(**model.tokenizer(["is it a good film"] * 16))
+        compiled = torch.compile(model.encoder.pooled_from_embeddings, fullgraph=True)
+        expected = model.encoder.pooled_from_embeddings(*embedded, "cls")
+        torch.testing.assert_close(compiled(*embedded, "cls"), expected)
+
+
+@needs_onednn
 def test_only_inside_fast_products(onednn):
     layer, rows = Linear(12, 7), torch.randn(ROWS, 12)
     plain = nn.functional.linear(rows, layer.weight, layer.bias)
@@ -113,6 +142,6 @@ def test_where_onednn_is_faster(monkeypatch, maker, capability, here, faster, li
     monkeypatch.setattr(Path, "exists", lambda _: linux)
     monkeypatch.setattr(Path, "read_text", lambda _: maker)
     monkeypatch.setattr(platform, "processor", lambda: maker)
-    onednn_is_faster.cache_clear()
+    linear._has_amds_avx512.cache_clear()
     assert onednn_is_faster() == faster
-    onednn_is_faster.cache_clear()
+    linear._has_amds_avx512.cache_clear()

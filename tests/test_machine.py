@@ -63,7 +63,8 @@ def test_without_a_compiler_it_says_so(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
-def test_compiled_layers_compute_the_same_under_the_same_names(tiny):
+def test_compiled_layers_compute_the_same_under_the_same_names(tiny, monkeypatch):
+    monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
     config = Config("finetune", device="cpu", compile=True)
     machine.set_up(config)
     plain, compiled = make_model(tiny), machine.prepared(make_model(tiny), config, CPU)
@@ -79,8 +80,21 @@ def test_compiled_layers_compute_the_same_under_the_same_names(tiny):
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny):
+@pytest.mark.parametrize(
+    "precision, faster, compiles", [("float32", True, 0), ("bf16", True, 2), ("float32", False, 2)]
+)
+def test_layers_compile_where_that_takes_no_faster_products_away(
+    tiny, monkeypatch, precision, faster, compiles
+):
+    monkeypatch.setattr(machine, "onednn_is_faster", lambda: faster)
+    config = Config("finetune", compile=True, precision=precision)
+    layers = machine.prepared(make_model(tiny), config, CPU).encoder.layers
+    assert sum(layer._compiled_call_impl is not None for layer in layers) == compiles
+
+
+def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny, monkeypatch):
     """BPPO's teacher is a copy: were its layers the compiled ones of the model, it would be the model."""
+    monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
     model = machine.prepared(make_model(tiny).eval(), Config("finetune", compile=True), CPU)
     teacher = copy.deepcopy(model)
     with torch.no_grad():

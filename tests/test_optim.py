@@ -1,5 +1,6 @@
 """optim.py: AdamW beside torch.optim.AdamW, and beside numbers worked out by hand; the schedules."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ def run(
     steps: int,
     groups: list[dict[str, Any]],
     rates: list[float] | None = None,
+    scale: float | None = None,
     **options: Any,
 ) -> list[Tensor]:
     """The parameters, three for each of `groups`, after these steps on fixed random gradients."""
@@ -33,7 +35,7 @@ def run(
         if rates is not None:
             for group in updates.param_groups:
                 group["lr"] = rates[step]
-        updates.step()
+        updates.step() if scale is None else updates.step(scale=scale)  # type: ignore[call-arg]
     return [parameter.detach() for parameter in parameters]
 
 
@@ -172,13 +174,38 @@ def test_closure() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
-@pytest.mark.parametrize("options", [{}, {"correct_bias": False}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"correct_bias": False}, {"weight_decay": 0.1}, {"scale": 0.01}])
 def test_compiled_it_computes_the_same(options: dict[str, Any]) -> None:
     rates = [0.1 / (step + 1) for step in range(20)]
     groups: list[dict[str, Any]] = [{}, {"lr": 0.01}]
     compiled = run(AdamW, 20, groups, rates, compiled=True, **options)
     for mine, other in zip(compiled, run(AdamW, 20, groups, rates, **options), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_it_is_exact_in_double_precision() -> None:
+    moved = []
+    for compiled in (True, False):
+        parameter = nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
+        optimizer = AdamW([parameter], lr=0.1, betas=(0.9, 0.9999999), compiled=compiled)
+        for _ in range(3):
+            parameter.grad = torch.arange(6.0, dtype=torch.float64).view(3, 2) + 1
+            optimizer.step()
+        moved.append(parameter.detach())
+    torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_copy_and_a_state_of_before_it_could_be_compiled(compiled: bool) -> None:
+    optimizer = copy.deepcopy(AdamW([nn.Parameter(torch.ones(2))], compiled=compiled))
+    assert optimizer.param_groups[0]["compiled"] == compiled
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["compiled"]
+    optimizer.load_state_dict(saved)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    optimizer.step()
 
 
 @pytest.mark.slow
@@ -222,6 +249,10 @@ def test_no_scale_above_0_where_the_norm_is_not_finite(bad: float, max_norm: flo
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, bad])
     assert not clip_scale([parameter], max_norm) > 0
+
+
+def test_nothing_to_clip() -> None:
+    assert clip_scale([nn.Parameter(torch.ones(2))], 0.1) == 1
 
 
 def test_state_dict_goes_on_exactly() -> None:
