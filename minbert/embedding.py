@@ -55,8 +55,8 @@ _last: dict[torch.Size, tuple[np.ndarray, weakref.ref[np.ndarray]]] = {}
 def zeros(shape: torch.Size) -> Tensor:
     """float32 zeros, in the memory of the last ones of this shape once no tensor is left in it. One array of
     each shape is kept as long as the program runs."""
-    memory, lent = _last.pop(shape, (None, None))
-    if memory is None or (lent is not None and lent() is not None):
+    memory, lent = _last.pop(shape, (None, lambda: None))
+    if memory is None or lent() is not None:
         memory = np.empty(shape, np.float32)
     view = memory[:]  # lives as long as the tensors that are made of it
     _last[shape] = memory, weakref.ref(view)
