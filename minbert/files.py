@@ -114,9 +114,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
+        path.chmod(mode)  # of any new file of this user's; the library's are private
     except SafetensorError as error:
+        path.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written ({error})") from None
 
 

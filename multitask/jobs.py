@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -338,14 +340,23 @@ def make_folder(folder: Path) -> Path:
 
 
 def next_free(folder: Path, name: str) -> Path:
-    """Making the folder claims its number, whoever else is looking for one."""
+    """Making the folder claims its number, whoever else is looking for one. A run that never begins gives it
+    back."""
     for number in count(1):
         run = folder / f"{name}-{number}"
         with suppress(FileExistsError):
             run.mkdir()
             break
     lock(run)
+    atexit.register(_give_back, run)
     return run
+
+
+def _give_back(run: Path) -> None:
+    with suppress(OSError):
+        if os.listdir(run) == [".lock"]:
+            (run / ".lock").unlink()
+            run.rmdir()
 
 
 def start_or_resume(config: Config, states: States, data: str) -> Progress:

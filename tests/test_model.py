@@ -190,6 +190,10 @@ def test_a_folder_that_is_not_a_model(tiny, tmp_path):
             MultitaskBert.load(folder)
 
 
+def test_who_may_read_one_file_may_read_all(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
 def test_heads_that_do_not_fit(saved, tiny, tmp_path):
     make_model(tiny, {"sentiment": SENTIMENT}).save(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "heads.safetensors", saved)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -754,3 +755,11 @@ def test_the_main_job_learns_every_task_of_the_shipped_sample(call, tmp_path):
     assert dev["sentiment"]["accuracy"] > 0.5
     assert dev["similarity"]["pearson"] > 0.6
     assert dev["paraphrase"]["accuracy"] > 0.75
+
+
+def test_a_run_that_never_begins_takes_no_number(tmp_path):
+    command = [sys.executable, "-m", "multitask.run", "--option", "finetune", "--weights", "nope"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "nope" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []

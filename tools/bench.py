@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
+from minbert.errors import InputError
 from minbert.linear import Linear, fast_products
 from minbert.optim import parameter_groups
 from multitask.build import build_model
@@ -414,7 +415,8 @@ def memory(bench: Bench) -> Iterator[Result]:
 def peak_memory(bench: Bench, make: Callable[[Bench], Turn], threads: int) -> float:
     """MB that six training steps add to this process's peak, or on a GPU their peak."""
     torch.set_num_threads(threads)
-    import transformers  # noqa: F401  (its own code is no one's working memory)
+    with suppress(ImportError):
+        import transformers  # noqa: F401  (its own code is no one's working memory)
 
     before = resident_peak()
     turn = make(bench)
@@ -479,6 +481,10 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.repeats < 2:
         parser.error("--repeats: quartiles need at least 2")
+    if not args.data.is_dir():
+        parser.error(f"--data: {args.data} is not a folder")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: not to be had here")
     return args
 
 
@@ -548,4 +554,8 @@ def table(results: list[Result]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
