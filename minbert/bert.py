@@ -244,7 +244,7 @@ class BertModel(nn.Module):
         self.apply(self._initialize)
 
     def _initialize(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
+        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:  # see Embedding
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)

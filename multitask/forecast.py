@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minbert.optim import AdamW, parameter_groups
 from multitask import jobs, machine
 from multitask.config import Config
 from multitask.evaluate import in_length_order, to_device
@@ -69,8 +68,7 @@ def _evaluation_seconds(training: jobs.Training) -> float:
 def _tried_updates(training: jobs.Training) -> list[float]:
     """Seconds of updates spread over the run, so that the tasks come as often as they will."""
     config, method = training.config, training.method
-    groups = parameter_groups(training.model, config.weight_decay)
-    optimizer = AdamW(groups, lr=config.lr, compiled=config.compile)
+    optimizer = jobs.make_optimizer(training)
     last = config.epochs * (config.steps_per_epoch or 1) - 1
     seconds = []
     for step in np.linspace(0, last, TRIED + 1).astype(int).tolist():

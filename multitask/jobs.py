@@ -127,11 +127,16 @@ def prepare_ranking(
 PREPARE = {"pretrain": prepare_finetuning, "finetune": prepare_finetuning, "mnrl": prepare_ranking}
 
 
+def make_optimizer(training: Training) -> AdamW:
+    config = training.config
+    groups = parameter_groups(training.model, config.weight_decay)
+    return AdamW(groups, lr=config.lr, compiled=config.compile)
+
+
 def train(training: Training, rows: Splits) -> Progress:
     """From step 0 or the last saved state to the end."""
     config, method = training.config, training.method
-    groups = parameter_groups(training.model, config.weight_decay)
-    optimizer = AdamW(groups, lr=config.lr, compiled=config.compile)
+    optimizer = make_optimizer(training)
     run = Path(config.out or "")
     states = States(run, method.parts, optimizer, config.settings)
     progress = start_or_resume(config, states, fingerprint([rows["train"], rows["dev"]]))

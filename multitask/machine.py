@@ -76,15 +76,17 @@ def bf16_gain(device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The median time of a product as a BERT layer has it."""
-    layer = Linear(768, 3072, dtype=dtype, device=device)
-    rows = torch.ones(512, 768, dtype=dtype, device=device)
+def product_seconds(
+    dtype: torch.dtype, device: torch.device, rows: int = 512, inputs: int = 768, outputs: int = 3072
+) -> float:
+    """The median time of a product, by default as a BERT layer has it."""
+    layer = Linear(inputs, outputs, dtype=dtype, device=device)
+    x = torch.ones(rows, inputs, dtype=dtype, device=device)
     seconds = []
     with fast_products():
         for _ in range(7):
             started = time.perf_counter()
-            layer(rows)[0, 0].item()  # waits for a GPU
+            layer(x)[0, 0].item()  # waits for a GPU
             seconds.append(time.perf_counter() - started)
     return median(seconds)
 

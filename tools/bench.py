@@ -37,12 +37,12 @@ from torch import Tensor, nn
 
 from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
-from minbert.linear import Linear, fast_products
 from minbert.optim import parameter_groups
 from multitask.build import build_model
 from multitask.config import Config
 from multitask.data import SAMPLE, Examples, make_examples, read_split
 from multitask.finetune import Finetuning, collate
+from multitask.machine import product_seconds
 from multitask.tasks import BUILT_IN
 from multitask.train import update
 
@@ -130,21 +130,10 @@ def race(
         yield Result(part, bench.shape, name, note=note)
 
 
-@torch.inference_mode()
 def product_rate(device: torch.device, precision: str) -> float:
-    """Flop/s of a product of two 2048 x 2048 matrices by the library that we take, the median of 15."""
+    """Flop/s of a product of two 2048 x 2048 matrices by the library that we take."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    layer = Linear(2048, 2048, bias=False, device=device, dtype=dtype)
-    rows = torch.randn(2048, 2048, device=device, dtype=dtype)
-    seconds = []
-    with fast_products():
-        for _ in range(18):
-            started = time.perf_counter()
-            layer(rows)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-    return 2 * 2048**3 / statistics.median(seconds[3:])
+    return 2 * 2048**3 / product_seconds(dtype, device, 2048, 2048, 2048)
 
 
 def product_flops(config: BertConfig, batch: Batch) -> float:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-from minbert.optim import AdamW, parameter_groups
 from multitask import jobs, machine
 from multitask.config import Config
 from multitask.state import SECONDS, Progress, States
@@ -37,7 +36,7 @@ def main() -> None:
     rows = jobs.read_splits(config.data, jobs.SPLITS, selected, config.skip_bad_rows)
     training = jobs.prepare_finetuning(config, selected, rows, device)
     method = training.method
-    optimizer = AdamW(parameter_groups(training.model, config.weight_decay), lr=config.lr)
+    optimizer = jobs.make_optimizer(training)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         states = States(Path(folder), method.parts, optimizer)
         states.keep_best()  # its copy is in every state
