@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -147,17 +146,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def constant_schedule(step: int, warmup_steps: int = 0) -> float:
     """The factor on the learning rate at `step` (from 0): up to 1 over the warm-up, then 1."""
     return min(1.0, (step + 1) / (warmup_steps + 1))
-
-
-def halve_on_rise(losses: Sequence[float], rises: int = 3) -> float:
-    """The factor on the learning rate after epochs of these total losses: halved whenever `rises` epochs in a
-    row have ended higher than the one before (the paper's scheduler, section 4.3.4)."""
-    factor, in_a_row = 1.0, 0
-    for before, after in pairwise(losses):
-        in_a_row = in_a_row + 1 if after > before else 0
-        if in_a_row == rises:
-            factor, in_a_row = factor / 2, 0
-    return factor
 
 
 def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0) -> float:

@@ -159,6 +159,13 @@ class Config:
         1.0, "training", "longest gradient (L2); longer ones are scaled down; 0: never", kind=float, low=0
     )
     patience: int = setting(0, "training", "epochs without a better score before the end; 0: all", kind=int)
+    choose_by: str = setting(
+        "score",
+        "training",
+        "dev figure that picks the best epoch: the mean over tasks, or the worst task's",
+        choices=("score", "worst"),
+        options=TASKS_TRAINING,
+    )
     seed: int = setting(0, "training", "seed of every random choice", kind=int, low=0, below=2**63)
 
     smart_weight: float = setting(
@@ -176,10 +183,18 @@ class Config:
         options=TASKS_TRAINING,
     )
     smart_steps: int = setting(1, "SMART", "ascent steps", kind=int, below=1001, options=TASKS_TRAINING)
+    smart_rows: int | None = setting(
+        None,
+        "SMART",
+        "regularise this many rows of each batch, picked at random; without it, all",
+        kind=int,
+        low=1,
+        options=TASKS_TRAINING,
+    )
     smart_epsilon: float | None = setting(
         None,
         "SMART",
-        "radius of the ball (default 1e-2); normalize: division guard (1e-6)",
+        "radius of the ball (default 1e-2; norm 2: 1e-2 sqrt(width)); normalize: division guard (1e-6)",
         kind=float,
         options=TASKS_TRAINING,
     )
@@ -193,7 +208,7 @@ class Config:
     smart_noise_std: float | None = setting(
         None,
         "SMART",
-        "standard deviation of the first noise (default epsilon / 10; normalize: 1e-5)",
+        "standard deviation of the first noise (default a tenth of the radius a coordinate; normalize: 1e-5)",
         kind=float,
         options=TASKS_TRAINING,
     )
@@ -341,18 +356,20 @@ class Config:
             raise InputError(f"--thresholds: {problem} with one number for each task") from None
         return least
 
-    @property
-    def ascent(self) -> dict[str, Any]:
-        """SMART's search, as `smart.adversarial_noise` takes it; defaults depend on the mode."""
+    def ascent(self, width: int) -> dict[str, Any]:
+        """SMART's search, as `smart.adversarial_noise` takes it. The defaults depend on mode and norm: where
+        all of a token's `width` coordinates are 1e-2, its norm is 1e-2 for p = inf, 1e-2 sqrt(width) for 2.
+        """
         ball = self.smart_mode == "ball"
-        epsilon = _or(self.smart_epsilon, 1e-2 if ball else 1e-6)
+        longer = math.sqrt(width) if self.smart_norm == "2" else 1.0  # a token's norm over a coordinate's
+        epsilon = _or(self.smart_epsilon, 1e-2 * longer if ball else 1e-6)
         return {
             "mode": self.smart_mode,
             "norm": self.smart_norm,
             "num_steps": self.smart_steps,
             "epsilon": epsilon,
             "step_size": _or(self.smart_step_size, epsilon if ball else 1e-3),
-            "noise_std": _or(self.smart_noise_std, epsilon / 10 if ball else 1e-5),
+            "noise_std": _or(self.smart_noise_std, epsilon / longer / 10 if ball else 1e-5),
         }
 
     @property

@@ -61,6 +61,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: np.ndarray) -> Examples:
+        """These rows alone, in the order given."""
+        return Examples([self.ids[row] for row in rows], self.tokens.take(rows), self.labels[rows])
+
 
 def parse(
     lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id: bool = True

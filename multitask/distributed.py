@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -130,33 +130,51 @@ def part_of(count: int) -> tuple[slice, float]:
 
 @dataclass(frozen=True)
 class Share:
-    """A process's part of a batch of packed examples (packing.py), and the random numbers that go with it."""
+    """A process's part of a batch of packed examples (packing.py), and the random numbers that go with it.
 
-    rows: slice
-    weight: float  # its rows, as a share of the batch's
-    tokens: slice
-    token_weight: float  # its tokens, as a share of the batch's
-    all_tokens: int
+    All rows of the batch count, or some of them; without a row that counts a process takes one with weight 0.
+    """
+
+    lengths: np.ndarray  # (B,) tokens of each of the batch's rows
+    counting: np.ndarray  # the rows that count, in order
+    rows: np.ndarray  # this process's, in order
+    weight: float  # its rows, as a share of those that count
     generator: torch.Generator  # in the same state in every process
 
     @classmethod
     def of(cls, lengths: Sequence[int], generator: torch.Generator) -> Share:
         """`lengths` are the numbers of tokens of all the batch's rows."""
-        rows, weight = part_of(len(lengths))
-        ends = np.cumsum([0, *lengths])
-        start, stop, count = (int(ends[place]) for place in (rows.start, rows.stop, -1))
-        token_weight = (stop - start) / count if weight else 0.0
-        return cls(rows, weight, slice(start, stop), token_weight, count, generator)
+        part, weight = part_of(len(lengths))
+        rows = np.arange(len(lengths))
+        return cls(np.asarray(lengths), rows, rows[part], weight, generator)
+
+    def among(self, counting: np.ndarray) -> Share:
+        """This process's part of these rows of the batch alone."""
+        mine = np.intersect1d(self.rows, counting) if self.weight else counting[:0]
+        rows, weight = (mine, len(mine) / len(counting)) if len(mine) else (self.rows[:1], 0.0)
+        return replace(self, counting=counting, rows=rows, weight=weight)
+
+    @property
+    def batch_weight(self) -> float:
+        """Its rows, as a share of the whole batch's."""
+        return self.weight * len(self.counting) / len(self.lengths)
+
+    @property
+    def token_weight(self) -> float:
+        """Its tokens, as a share of those of all rows that count."""
+        mine, all_tokens = (self.lengths[rows].sum() for rows in (self.rows, self.counting))
+        return float(mine / all_tokens) if self.weight else 0.0
 
     def normal(self, embeddings: Tensor) -> Tensor:
         """Standard normal numbers, shaped as this part's embeddings (T, H): drawn for the whole batch and cut
-        out of it, so that they are the same however many processes there are."""
+        out of it, so that they are the same however many processes there are and however few rows count."""
+        mine = np.repeat(np.isin(np.arange(len(self.lengths)), self.rows), self.lengths)
         return torch.randn(
-            (self.all_tokens, embeddings.shape[1]),
+            (len(mine), embeddings.shape[1]),
             generator=self.generator,
             dtype=embeddings.dtype,
             device=embeddings.device,
-        )[self.tokens]
+        )[torch.from_numpy(mine).to(embeddings.device)]
 
 
 class _Total(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import Tensor
 from minbert.files import write_text
 from multitask.data import Examples
 from multitask.distributed import collect, deal
+from multitask.losses import LOSSES
 from multitask.store import Tokens, length_sorted_batches
 from multitask.tasks import Task
 
@@ -85,19 +86,33 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 METRICS = {"accuracy": accuracy, "pearson": pearson}
+OVERALL = ("score", "worst", "spread")  # beside the tasks in their scores
 
 
 def scores(
     tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
 ) -> dict[str, Any]:
-    """{task: {metric: value}} from each task's logits, and `score`, the mean of the tasks' scores."""
+    """Score each task's logits: {task: {metric: value}}; and over the tasks, each metric taken as
+    `Task.score` counts it, their mean `score`, the `worst`, and the `spread` from the best to the worst."""
     result: dict[str, Any] = {}
     for name, logits in outputs.items():
         task = tasks[name]
         predictions = decode(task.kind, logits).double().numpy()
         result[name] = {task.metric: METRICS[task.metric](predictions, data[name].labels)}
-    shares = [tasks[name].score(value) for name in outputs for value in result[name].values()]
-    return result | {"score": sum(shares) / len(shares)}
+    each = [tasks[name].score(value) for name in outputs for value in result[name].values()]
+    return result | {"score": sum(each) / len(each), "worst": min(each), "spread": max(each) - min(each)}
+
+
+def losses(
+    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, float]:
+    """Each task's mean loss over its examples, from its logits: the negative log-likelihood of classes, the
+    squared error of values in the task's unit."""
+    found = {}
+    for name, logits in outputs.items():
+        task, labels = tasks[name], torch.as_tensor(data[name].labels)
+        found[name] = LOSSES[task.kind](logits.double() / task.unit, labels / task.unit).item()
+    return found
 
 
 def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, Tensor]:
@@ -106,21 +121,18 @@ def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, 
 
 def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     """The scores in one line."""
-    values = [
-        f"{name} {tasks[name].metric} {dev[name][tasks[name].metric]:.3f}" for name in dev if name != "score"
-    ]
-    return ", ".join([*values, f"score {dev['score']:.3f}"])
+    values = [f"{name} {task.metric} {dev[name][task.metric]:.3f}" for name, task in tasks.items()]
+    return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
 def table(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     """The scores, a line each; a correlation r also as (1 + r) / 2, as it enters the score."""
     lines = []
-    for name in (name for name in dev if name != "score"):
-        task = tasks[name]
+    for name, task in tasks.items():
         value = dev[name][task.metric]
         share = f"  (1 + r) / 2 = {task.score(value):.3f}" if task.metric == "pearson" else ""
         lines.append(f"  {name:12} {task.metric:9} {value:.3f}{share}")
-    return "\n".join([*lines, f"  {'score':12} {'':9} {dev['score']:.3f}"])
+    return "\n".join([*lines, *(f"  {name:12} {'':9} {dev[name]:.3f}" for name in OVERALL)])
 
 
 def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:

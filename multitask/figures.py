@@ -17,6 +17,7 @@ import numpy as np
 
 from minbert.errors import InputError
 from multitask.sampling import epoch_probabilities
+from multitask.tasks import OVERALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,12 @@ PANELS = {
     "dev": ("Dev scores", ""),
     "smart": ("SMART", "R"),
     "bregman": ("BPPO", "D"),
+    "lr": ("Learning rate", "of the epoch's last update"),
+    "beta": ("Momentum of BPPO's teacher", "beta"),
 }
+SINGLE = ("lr", "beta")  # panels of one number an epoch
+DRAWN = {"smart": "r", "bregman": "d"}  # of a regulariser's terms; the others are diagnostics
+BESIDE = {"train": ("--", "training rows"), "teacher": (":", "teacher")}  # scores in the panel of dev's
 MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
 
 
@@ -64,16 +70,17 @@ def plotting() -> Iterator[None]:
 
 
 @plotting()
-def learning_curves(records: Records) -> Figure:
-    """Losses, dev scores, and R and D where the run had them, over the epochs; the best epoch is marked."""
+def learning_curves(records: Records, choose_by: str = "score") -> Figure:
+    """Losses, scores, R and D where the run had them, rate and beta over the epochs; the best epoch is
+    marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     panels = {part: lines for part in PANELS if (lines := _curves(records, part))}
     named = [name.partition("/")[0] for lines in reversed(panels.values()) for name in lines]
-    task_names = [name for name in dict.fromkeys(named) if name not in ("all", "score")]
+    task_names = [name for name in dict.fromkeys(named) if name not in (*OVERALL, *SINGLE)]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sorted(task_names))}
-    epochs, best = [record["epoch"] for record in records], best_record(records)["epoch"]
+    epochs, best = [record["epoch"] for record in records], best_record(records, choose_by)["epoch"]
 
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(10, 3.4 * rows))
@@ -89,8 +96,11 @@ def learning_curves(records: Records) -> Figure:
             colour = colours.get(name.partition("/")[0], INK)
             axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
             ends[_label(name)] = (_last(values), colour)
+        if part == "dev":
+            axes.set_ylabel(_draw_beside(axes, records, lines, colours))
         axes.set_title(PANELS[part][0], pad=18)
-        axes.set_ylabel(PANELS[part][1])
+        if PANELS[part][1]:
+            axes.set_ylabel(PANELS[part][1])
         axes.set_xlabel("epoch")
         axes.set_xlim(min(epochs) - 0.4, max(epochs) + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -104,12 +114,32 @@ def learning_curves(records: Records) -> Figure:
     return figure
 
 
+def _draw_beside(
+    axes: Axes, records: Records, lines: Mapping[str, np.ndarray], colours: Mapping[str, str]
+) -> str:
+    """What is scored like dev, in the same colours as its lines; returns the legend. Of the teacher only the
+    score."""
+    epochs, legend = [record["epoch"] for record in records], []
+    for part, (style, meaning) in BESIDE.items():
+        curves = _curves(records, part)
+        names = [name for name in lines if name in curves and (part == "train" or name == "score")]
+        for name in names:
+            colour = colours.get(name.partition("/")[0], INK)
+            axes.plot(
+                epochs, curves[name], color=colour, linestyle=style, linewidth=1, label=f"{part} {name}"
+            )
+        legend += [f"{'dashed' if style == '--' else 'dotted'}: {meaning}"] * bool(names)
+    return ", ".join(legend)
+
+
 def _curves(records: Records, part: str) -> dict[str, np.ndarray]:
     """The values to draw of one part of the records by name, NaN where an epoch has none."""
-    flat = [dict(_flatten(record.get(part, {}))) for record in records]
+    flat = [dict(_flatten({part: record[part]})) if part in record else {} for record in records]
+    flat = [{name.removeprefix(f"{part}/"): value for name, value in values.items()} for values in flat]
     names = list(dict.fromkeys(name for values in flat for name in values))
-    if part == "smart":
-        names = [name for name in names if name.endswith("/r")]
+    names = [name for name in names if name not in ("worst", "spread")]
+    if part in DRAWN:
+        names = [name for name in names if name.endswith(f"/{DRAWN[part]}")]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names}
     for whole in ("all", "score"):  # of one task alone they would be drawn over its own line
         others = [values for name, values in curves.items() if name != whole]
@@ -129,7 +159,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 def _label(name: str) -> str:
     """similarity/pearson is shown as similarity r; knn as kNN."""
     words = {"pearson": "r", "all": "total", "knn": "kNN accuracy", "retrieval": "same class nearest"}
-    return " ".join(words.get(word, word) for word in name.removesuffix("/r").split("/"))
+    shown = name.removesuffix("/r").removesuffix("/d")
+    return " ".join(words.get(word, word) for word in shown.split("/"))
 
 
 def _last(values: np.ndarray) -> float:
@@ -321,6 +352,6 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
 # The report
 
 
-def best_record(records: Records) -> Mapping[str, Any]:
-    """The epoch whose model was kept: the first with the highest dev score."""
-    return max(records, key=lambda record: record["dev"]["score"])
+def best_record(records: Records, choose_by: str = "score") -> Mapping[str, Any]:
+    """The epoch whose model was kept: the first with the highest dev score, or worst task's score."""
+    return max(records, key=lambda record: record["dev"][choose_by])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minbert.packing import Packing
 from multitask import evaluate
 from multitask.bregman import MomentumTeacher, beta_at
 from multitask.config import Config
@@ -18,13 +20,37 @@ from multitask.data import Examples
 from multitask.distributed import Share, total
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
-from multitask.sampling import Batches, Plan, RowBatches, TokenBatches, random_seed
-from multitask.smart import Divergence, Encode, adversarial_noise, ascent_gain
+from multitask.sampling import Batches, Plan, RowBatches, TokenBatches, random_generator, random_seed
+from multitask.smart import Divergence, adversarial_noise, ascent_gain
 from multitask.tasks import Task
 from multitask.train import Terms
 
-IDLE = 1e-3  # of the task loss: lambda R below it does nothing
-COMPARE_EVERY = 100  # updates of a task between comparisons with random noise, which cost a pass
+IDLE = 1e-2  # of the task loss's gradient: a regulariser with a shorter one does nothing
+REGULARISERS = {"smart": "SMART", "bregman": "BPPO"}  # as metrics.jsonl and as a reader calls them
+DIAGNOSE_EVERY = 100  # updates of a task; what is measured then costs passes of its own
+SAMPLED_ROWS = 1000  # of each task's training rows, scored like dev's to show overfitting
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of B examples through the model, cut at the seam where embeddings can be perturbed."""
+
+    head: Callable[[Tensor, Packing], Tensor]  # embeddings (T, H) -> outputs (B, C), in the task's unit
+    embeddings: Tensor  # (T, H), packed
+    packing: Packing
+    outputs: Tensor  # (B, C)
+
+    def encode(self, embeddings: Tensor) -> Tensor:
+        return self.head(embeddings, self.packing)
+
+    def take(self, rows: Tensor) -> Pass:
+        """The part of the pass that belongs to these rows, which are in order."""
+        taken = torch.zeros(len(self.outputs), dtype=torch.bool, device=rows.device).index_fill_(
+            0, rows, True
+        )
+        tokens = taken.repeat_interleave(self.packing.mask.sum(dim=1))
+        packing = Packing.from_mask(self.packing.mask[rows])
+        return Pass(self.head, self.embeddings[tokens], packing, self.outputs[rows])
 
 
 class Finetuning:
@@ -40,6 +66,10 @@ class Finetuning:
         assert config.steps_per_epoch is not None, "resolved before training starts"
         self.model, self.train, self.dev, self.config = model, train, dev, config
         self.names = list(train)
+        self.sample = {
+            name: examples.take(sampled_rows(task, len(examples)))
+            for task, (name, examples) in enumerate(train.items())
+        }
         self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
         self.total_steps = config.epochs * config.steps_per_epoch
         self.sizes = [len(train[name]) for name in self.names]
@@ -55,16 +85,17 @@ class Finetuning:
 
     @property
     def evaluated(self) -> Sequence[Examples]:
-        return list(self.dev.values())
+        times_dev = 1 if self.teacher is None else 2
+        return [*self.sample.values(), *(times_dev * list(self.dev.values()))]
 
     def planned(self, step: int) -> tuple[str, list[np.ndarray]]:
         """The task of a step and the rows of its batches."""
         return self.names[self.plan.task(step)], self.plan.batches(step)
 
-    def compares(self, step: int) -> bool:
-        """Whether SMART's ascent is compared with random noise: at each task's first update of an epoch, and
-        every hundredth after."""
-        return self.plan.earlier(step) % COMPARE_EVERY == 0
+    def diagnoses(self, step: int) -> bool:
+        """Whether the regularisers are measured in this update: each task's last one of an epoch, when BPPO's
+        teacher has had time to part from the model, and every hundredth before it."""
+        return self.plan.later(step) % DIAGNOSE_EVERY == 0
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
         name, batches = self.planned(step)
@@ -75,7 +106,7 @@ class Finetuning:
         for batch in batches:
             share = Share.of(self.train[name].tokens.lengths_of(batch).tolist(), generator)
             inputs, labels = collate(self.model, self.train[name], batch[share.rows])
-            yield self.objective(self.model.tasks[name], inputs, labels, share, self.compares(step))
+            yield self.objective(self.model.tasks[name], inputs, labels, share, self.diagnoses(step))
 
     def objective(
         self,
@@ -83,88 +114,137 @@ class Finetuning:
         inputs: Mapping[str, Tensor],
         labels: Tensor,
         share: Share,
-        compare: bool,
+        diagnose: bool,
     ) -> tuple[Tensor, Terms]:
-        """The loss to minimise on one batch, of which `inputs` and `labels` are this process's share. Without
-        dropout one clean pass serves all three terms."""
-        model, config = self.model, self.config
-
-        def divergence(p: Tensor, q: Tensor) -> Tensor:  # this share's part of the mean over the batch
-            return DIVERGENCES[task.kind](p, q) * share.weight
-
-        def outputs(embeddings: Tensor) -> Tensor:  # in the task's unit, so that any range weighs the same
-            return model.logits_from_embeddings(task.name, embeddings, packing) / task.unit
-
-        embeddings, packing = model.encoder.embed(**inputs)
-        clean = outputs(embeddings)
-        loss = total(LOSSES[task.kind](clean, labels / task.unit) * share.weight)
+        """L + lambda R + mu D on one batch, of which `inputs` and `labels` are this process's share. With
+        `diagnose`, also how strong R and D are: the norm of their gradient over that of L."""
+        clean = self.forward(task, inputs)
+        loss = total(LOSSES[task.kind](clean.outputs, labels / task.unit) * share.weight)
         terms = {f"loss/{task.name}": loss.item()}
+        regularisers, found = self.regularisers(task, inputs, clean, share, diagnose)
+        whole = loss
+        for name, value in regularisers.items():
+            whole = whole + value
+            terms |= {f"{name}/{task.name}/{term}": value for term, value in found[name].items()}
+        if diagnose and regularisers:
+            of_loss = self.gradient_norm(loss)
+            for name, value in regularisers.items():
+                ratio = self.gradient_norm(value) / of_loss if of_loss else math.nan
+                terms |= {f"{name}/{task.name}/gradient_ratio": ratio} if math.isfinite(ratio) else {}
+        return whole, terms | {f"objective/{task.name}": whole.item()}
+
+    def forward(self, task: Task, inputs: Mapping[str, Tensor]) -> Pass:
+        embeddings, packing = self.model.encoder.embed(**inputs)
+
+        def head(embeddings: Tensor, packing: Packing) -> Tensor:  # any range of values weighs the same
+            return self.model.logits_from_embeddings(task.name, embeddings, packing) / task.unit
+
+        return Pass(head, embeddings, packing, head(embeddings, packing))
+
+    def regularisers(
+        self, task: Task, inputs: Mapping[str, Tensor], clean: Pass, share: Share, diagnose: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Terms]]:
+        """lambda R and mu D, of those that are on, and what is known of each. Dropout is off in all their
+        passes: where the model has none, `clean` serves them too, else a second clean pass does, of the rows
+        that are asked for."""
+        config, divergence = self.config, DIVERGENCES[task.kind]
         if not config.smart_weight and self.teacher is None:
-            return loss, terms
-        with without_dropout(model):
-            if model.drops:
-                embeddings, packing = model.encoder.embed(**inputs)
-                clean = outputs(embeddings)
+            return {}, {}
+        smoothed = share.among(spread_rows(len(share.lengths), config.smart_rows))
+        places = torch.from_numpy(np.searchsorted(share.rows, smoothed.rows)).to(self.model.device)
+        values, found = {}, {}
+        with without_dropout(self.model):
+            if self.model.drops and self.teacher is None:
+                smooth = self.forward(task, {name: tensor[places] for name, tensor in inputs.items()})
+            else:
+                clean = self.forward(task, inputs) if self.model.drops else clean
+                smooth = clean if len(places) == len(share.rows) else clean.take(places)
             if config.smart_weight:
-                r, found = self.smoothness(outputs, embeddings, clean, divergence, share, compare)
-                loss = loss + config.smart_weight * r
-                terms |= {f"smart/{task.name}/{name}": value for name, value in found.items()}
+                r, found["smart"] = self.smoothness(smooth, divergence, smoothed, diagnose)
+                values["smart"] = config.smart_weight * r
             if self.teacher is not None:
-                d = total(divergence(clean, self.teacher(task.name, inputs) / task.unit))
-                loss = loss + config.bregman_weight * d
-                terms[f"bregman/{task.name}"] = d.item()
-        return loss, terms
+                taught = self.teacher(task.name, inputs) / task.unit
+                d = total(divergence(clean.outputs, taught) * share.weight)
+                values["bregman"], found["bregman"] = config.bregman_weight * d, {"d": d.item()}
+        return values, found
 
     def smoothness(
-        self,
-        outputs: Encode,
-        embeddings: Tensor,
-        clean: Tensor,
-        divergence: Divergence,
-        share: Share,
-        compare: bool,
+        self, clean: Pass, divergence: Divergence, share: Share, diagnose: bool
     ) -> tuple[Tensor, Terms]:
-        """R, and what is known of the search for it; 0 where a gradient was not finite, in whatever process.
-        `divergence` gives this process's part of l."""
+        """R on the rows of a clean pass, this process's `share`, and what is known of the search for it; 0
+        where a gradient was not finite, in whatever process."""
 
         def whole_divergence(p: Tensor, q: Tensor) -> Tensor:
-            return total(divergence(p, q))
+            return total(divergence(p, q) * share.weight)
 
         noise, found = adversarial_noise(
-            outputs, embeddings, clean, divergence, **self.config.ascent, normal=share.normal(embeddings)
+            clean.encode,
+            clean.embeddings,
+            clean.outputs,
+            lambda p, q: divergence(p, q) * share.batch_weight,
+            **self.config.ascent(clean.embeddings.shape[1]),
+            normal=share.normal(clean.embeddings),
         )
         means = torch.tensor([found.noise_norm, found.cosine, not found.finite], dtype=torch.float64)
         noise_norm, cosine, broken = total(means * share.token_weight).tolist()
         if broken:
-            return clean.new_zeros(()), {"skipped": 1.0}
-        r = whole_divergence(outputs(embeddings + noise), clean)
+            return clean.outputs.new_zeros(()), {"skipped": 1.0}
+        r = whole_divergence(clean.encode(clean.embeddings + noise), clean.outputs)
         if not r.isfinite():
-            return clean.new_zeros(()), {"skipped": 1.0}
+            return clean.outputs.new_zeros(()), {"skipped": 1.0}
         terms = {"r": r.item(), "noise_norm": noise_norm, "cosine": cosine, "skipped": 0.0}
-        if compare:
-            norm = self.config.smart_norm
+        if diagnose:
+            normal = share.normal(clean.embeddings)
             gain = ascent_gain(
-                outputs, embeddings, clean, whole_divergence, noise, r, norm, share.normal(embeddings)
-            )
+                clean.encode, clean.embeddings, clean.outputs, whole_divergence, noise, r,
+                self.config.smart_norm, normal,
+            )  # fmt: skip
             terms |= {"gain": gain} if math.isfinite(gain) else {}
         return r, terms
 
+    def gradient_norm(self, value: Tensor) -> float:
+        """The norm of a loss's gradient with respect to all weights, before clipping; 0 for a constant."""
+        if not value.requires_grad:
+            return 0.0
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        return (
+            total(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]))
+            .norm()
+            .item()
+        )
+
     def after_update(self, step: int) -> None:
         if self.teacher is not None:
-            self.teacher.beta = beta_at(step, self.total_steps, *self.config.betas)
+            self.teacher.beta = self.beta(step)
             self.teacher.update()
 
-    def evaluate(self) -> dict[str, Any]:
-        return evaluate.scores(self.model.tasks, evaluate.all_logits(self.model, self.dev), self.dev)
+    def beta(self, step: int) -> float:
+        return beta_at(step, self.total_steps, *self.config.betas)
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """After `step` updates: scores and losses on dev, scores on the sampled training rows, and with BPPO
+        the dev scores of the teacher's averaged weights."""
+        tasks = self.model.tasks
+        dev, sample = (evaluate.all_logits(self.model, data) for data in (self.dev, self.sample))
+        found: dict[str, Any] = {
+            "dev": evaluate.scores(tasks, dev, self.dev),
+            "dev_loss": evaluate.losses(tasks, dev, self.dev),
+            "train": evaluate.scores(tasks, sample, self.sample),
+        }
+        if self.teacher is not None:
+            averaged = evaluate.all_logits(cast(MultitaskBert, self.teacher.model), self.dev)
+            found |= {"teacher": evaluate.scores(tasks, averaged, self.dev), "beta": self.beta(step - 1)}
+        return found
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        line, weight = evaluate.summary(self.model.tasks, record["dev"]), self.config.smart_weight
-        idle = [
-            name
-            for name, terms in record.get("smart", {}).items()
-            if weight * terms.get("r", 0.0) < IDLE * record["loss"][name]
-        ]
-        return line + f"; SMART adds under a thousandth to the loss of {', '.join(idle)}" * bool(idle)
+        line = (
+            evaluate.summary(self.model.tasks, record["dev"])
+            + f"; training rows {record['train']['score']:.3f}"
+        )
+        if "teacher" in record:
+            line += f"; teacher {record['teacher']['score']:.3f}"
+        return "; ".join([line, *idle_regularisers(record)])
 
     def rows(self, step: int) -> str:
         name, batches = self.planned(step)
@@ -179,6 +259,29 @@ def walks_over(train: Mapping[str, Examples], config: Config) -> list[Batches]:
         else TokenBatches(config.seed, task, examples.tokens.lengths, config.max_tokens)
         for task, examples in enumerate(train.values())
     ]
+
+
+def sampled_rows(task: int, count: int) -> np.ndarray:
+    """The training rows of a task that are scored, the same whatever the run's seed."""
+    return np.sort(random_generator(0, "training sample", task).permutation(count)[:SAMPLED_ROWS])
+
+
+def spread_rows(count: int, wanted: int | None) -> np.ndarray:
+    """As many of a batch's rows as are wanted, all for None, at even distances. A batch's rows are in random
+    order, so these are a random choice; and each process gets as even a part of them as of the batch."""
+    wanted = min(count, wanted or count)
+    return np.arange(wanted) * count // wanted
+
+
+def idle_regularisers(record: Mapping[str, Any]) -> Iterator[str]:
+    """A warning for each regulariser whose gradient was too short to matter, by the median of an epoch."""
+    for part, name in REGULARISERS.items():
+        tasks = [
+            task for task, terms in record.get(part, {}).items() if terms.get("gradient_ratio", 1.0) < IDLE
+        ]
+        if tasks:
+            under = f"its gradient is under {IDLE:.0%} of the task loss's"
+            yield f"{name} is idle for {', '.join(tasks)}: {under}"
 
 
 def collate(model: MultitaskBert, examples: Examples, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:

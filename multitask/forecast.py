@@ -71,7 +71,7 @@ def _tried_updates(training: jobs.Training) -> list[float]:
     optimizer = jobs.make_optimizer(training)
     last = config.epochs * (config.steps_per_epoch or 1) - 1
     seconds = []
-    for step in np.linspace(0, last, TRIED + 1).astype(int).tolist():
+    for step in np.linspace(0, last, TRIED + 2).astype(int)[:-1].tolist():  # the last ones are also measured
         started = time.perf_counter()
         update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
         method.after_update(step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 
@@ -31,8 +30,7 @@ class Meter:
             self.first_step = progress.step - 1
             if sys.stderr.isatty():
                 self.bar = tqdm(total=self.total, initial=self.first_step, unit="step", dynamic_ncols=True)
-        total, updates = progress.sums.get("loss/all", (math.nan, 1))  # all skipped
-        loss = total / updates
+        loss = progress.mean("loss/all")
         done = progress.step - self.first_step
         seconds = time.perf_counter() - self.started
         rate = done * self.rows_per_step / seconds

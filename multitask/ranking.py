@@ -47,7 +47,8 @@ class Ranking:
             mine = rows.reshape(self.config.groups, -1)[part]
             inputs = self.train.tokens.batch(mine.ravel(), self.model.tokenizer.pad_token_id)
             loss = group_loss(self.vectors_of(inputs), len(mine), self.config.scale)
-            yield total(loss * weight), {}
+            whole = total(loss * weight)
+            yield whole, {"objective/all": whole.item()}
 
     def vectors_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
         inputs = to_device(inputs, self.model.device)
@@ -56,11 +57,11 @@ class Ranking:
     def after_update(self, step: int) -> None:
         pass
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, step: int) -> dict[str, Any]:
         """How well the nearest sentence, and the nearest training sentences, tell a dev sentence's class."""
         train, dev = self.embeddings(self.train), self.embeddings(self.dev)
         knn = knn_accuracy(train, self.train.labels, dev, self.dev.labels)
-        return {"retrieval": retrieval_accuracy(dev, self.dev.labels), "knn": knn, "score": knn}
+        return {"dev": {"retrieval": retrieval_accuracy(dev, self.dev.labels), "knn": knn, "score": knn}}
 
     @torch.inference_mode()
     def embeddings(self, examples: Examples) -> Tensor:

@@ -23,7 +23,9 @@ from multitask.build import best_folder, build_model
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Row, Table, make_examples, read_split
 from multitask.figures import (
+    BESIDE,
     PANELS,
+    SINGLE,
     Records,
     best_record,
     confusion_matrix,
@@ -79,7 +81,7 @@ def write_report(
 def overview(config: Config, records: Records, data: str | None) -> list[str]:
     """What the run was, and what a reader of its scores must know."""
     source = config.weights if config.init is None else config.init
-    first, best = origin(source), best_record(records)
+    first, best = origin(source), best_record(records, config.choose_by)
     facts = {
         "option": config.option,
         "weights": source if first == source else f"{source}, which began as {first}",
@@ -129,10 +131,11 @@ def task_sections(
     yield "<h2>Dev scores</h2>"
     lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
     yield f'<div class="scores">{table(["task", "rows", "metric", "value", "in the score"], lines)}</div>'
-    recorded = best_record(records)["dev"]["score"]
+    recorded = best_record(records, config.choose_by)["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
-    yield embed(learning_curves(records), figures, "learning-curves", "losses and dev scores by epoch")
+    drawing = learning_curves(records, config.choose_by)
+    yield embed(drawing, figures, "learning-curves", "losses, scores and rate by epoch")
 
     train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
     if train.keys() == model.tasks.keys():
@@ -241,11 +244,12 @@ def _is_record(record: Any) -> bool:
     """Whether this has what is drawn of an epoch, in numbers that can be drawn. KeyError or TypeError where
     it has nothing of the kind."""
     counts = record["epoch"], record["step"]
-    singles = [*counts, record.get("seconds", 0), record["loss"]["all"], record["dev"]["score"]]
+    singles = [*counts, *(record.get(name, 0) for name in ("seconds", *SINGLE))]
+    singles += [record["loss"]["all"], record["dev"]["score"]]
     return (
         all(isinstance(count, int) and count > 0 for count in counts)
         and all(map(_is_number, singles))
-        and all(_holds_numbers(record.get(part, {}), 2) for part in PANELS)
+        and all(_holds_numbers(record.get(part, {}), 2) for part in {*PANELS, *BESIDE} - {*SINGLE})
     )
 
 

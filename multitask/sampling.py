@@ -170,6 +170,12 @@ class Plan:
         tasks = self.tasks_of(epoch)
         return int((tasks[:place] == tasks[place]).sum())
 
+    def later(self, step: int) -> int:
+        """How many updates of the same task are to come after this one in its epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        tasks = self.tasks_of(epoch)
+        return int((tasks[place + 1 :] == tasks[place]).sum())
+
     def batches(self, step: int) -> list[np.ndarray]:
         """The rows of each batch of an update: those that follow the ones its task took before."""
         task, epoch = self.task(step), step // self.steps_per_epoch

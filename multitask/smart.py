@@ -7,14 +7,15 @@ x is the output of the embedding layer and f the rest of the model, `encode`; l 
 is approached by projected gradient ascent on a perturbation, `noise`, of every real token:
 
     noise ~ N(0, noise_std^2), then num_steps times, with g the gradient of l with respect to noise,
-    "ball":       noise = project(noise + step_size g / ||g||_p)      onto ||noise||_p <= epsilon
+    "ball":       noise = project(noise + step_size steepest(g))      onto ||noise||_p <= epsilon
     "normalize":  noise = (noise + step_size g) / (||noise + step_size g||_p + epsilon)
 
+steepest(g) is the direction of norm 1 in which l rises fastest: sign(g) for p = inf, g / ||g||_2 for p = 2.
 Norms are taken token by token. "ball" is the method as published. "normalize" is what the public
 implementations do: epsilon only guards the division there, so a perturbation always has norm 1, however long
-the step. Where this departs from the paper: dropout must be off in every pass (the caller sees to it), since
-with dropout two passes differ at zero noise already; and both sides of l carry gradient to the weights, as
-the gradient of R does.
+the step, and the size of g matters: `divergence` must be the mean over the whole batch. Where this departs
+from the paper: dropout must be off in every pass (the caller sees to it), since with dropout two passes
+differ even at zero noise; and both sides of l carry gradient to the weights, as the gradient of R does.
 
 Axes: B examples, L positions, H width, T real tokens.
 """
@@ -89,9 +90,7 @@ def adversarial_noise(
             return torch.zeros_like(start), Diagnostics(0.0, 0.0, finite=False)
         noise = noise.detach()
         if mode == "ball":
-            noise = project(
-                noise + step_size * gradient / token_norm(gradient, p).clamp_min(TINY), epsilon, p
-            )
+            noise = project(noise + step_size * steepest(gradient, p), epsilon, p)
         else:
             stepped = noise + step_size * gradient
             noise = stepped / (token_norm(stepped, p) + epsilon)
@@ -118,6 +117,13 @@ def smart_regularizer(
 def token_norm(x: Tensor, p: float) -> Tensor:
     """(..., H) -> (..., 1)"""
     return torch.linalg.vector_norm(x, ord=p, dim=-1, keepdim=True)
+
+
+def steepest(gradient: Tensor, p: float) -> Tensor:
+    """The direction of steepest ascent in the p-norm, of norm 1 at each token; 0 where the gradient is 0."""
+    if p == float("inf"):
+        return gradient.sign()
+    return gradient / token_norm(gradient, p).clamp_min(TINY)
 
 
 def project(noise: Tensor, epsilon: float, p: float) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tomli_w
@@ -47,7 +49,8 @@ class Progress:
     """Where a run stands after `step` updates. Floats survive JSON to the last bit."""
 
     step: int = 0
-    sums: dict[str, list[float]] = field(default_factory=dict)  # of this epoch: term -> [sum, updates]
+    sums: dict[str, list[float]] = field(default_factory=dict)  # this epoch's: [sum, sum of squares, updates]
+    ratios: dict[str, list[float]] = field(default_factory=dict)  # and all of those whose median is wanted
     seconds: float = 0.0  # of the epoch under way
     best_score: float | None = None
     best_epoch: int = 0
@@ -72,20 +75,44 @@ class Progress:
         self.seconds += seconds
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if "skipped" in terms else 0
         for name, value in terms.items():
-            sums = self.sums.setdefault(name, [0.0, 0])
+            if name.endswith("/gradient_ratio"):
+                self.ratios.setdefault(name, []).append(value)
+                continue
+            sums = self.sums.setdefault(name, [0.0, 0.0, 0])
             sums[0] += value
-            sums[1] += 1
+            sums[1] += value * value
+            sums[2] += 1
 
-    def means(self) -> dict[str, Any]:
-        """Each term's mean over its updates, nested by the slashes in its name; `skipped` is a count."""
+    def mean(self, name: str) -> float:
+        """A term's mean over the updates of this epoch that had it; NaN where none had."""
+        total, _, updates = self.sums.get(name, (math.nan, 0.0, 1))
+        return total / updates
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The epoch's terms, nested by the slashes in their names, and start the next one. A term is its mean
+        over the updates that had it; a gradient ratio its median; `skipped` a count; the objective of a task
+        its mean with the variance and the number of updates, from which an error of the mean follows."""
         nested: dict[str, Any] = {}
-        for name, (total, updates) in sorted(self.sums.items()):
+        for name in sorted(self.sums.keys() | self.ratios.keys()):
             *path, last = name.split("/")
             level = nested
             for part in path:
                 level = level.setdefault(part, {})
-            level[last] = int(total) if last == "skipped" else total / updates
+            level[last] = self._summary(name)
+        self.sums, self.ratios, self.seconds = {}, {}, 0.0
         return nested
+
+    def _summary(self, name: str) -> Any:
+        if name in self.ratios:
+            return median(self.ratios[name])
+        total, squares, updates = self.sums[name]
+        if name.endswith("skipped"):
+            return int(total)
+        mean = self.mean(name)
+        if not name.startswith("objective/"):
+            return mean
+        variance = max(0.0, squares - total * mean) / max(1, updates - 1)
+        return {"mean": mean, "variance": variance, "updates": updates}
 
 
 class States:

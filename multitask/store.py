@@ -79,6 +79,12 @@ class Tokens:
         offsets = self.offsets[: count + 1]
         return Tokens(self.ids[: offsets[-1]], offsets, self.firsts[:count])
 
+    def take(self, rows: np.ndarray) -> Tokens:
+        """These examples alone, in the order given."""
+        places = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        offsets = np.cumsum([0, *self.lengths_of(rows)], dtype=np.int64)
+        return Tokens(self.ids[np.concatenate(places)], offsets, self.firsts[rows])
+
     def batch(self, rows: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and token_type_ids of these examples, each (B, L) int64, padded to the
         longest: what `BertTokenizer.pad` makes of lists."""

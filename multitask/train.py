@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from minbert.errors import InputError
-from minbert.optim import AdamW, clip_scale, constant_schedule, halve_on_rise, linear_schedule
+from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
 from multitask.config import MAX_STEPS_PER_EPOCH, Config
 from multitask.data import Examples
 from multitask.progress import Meter
 from multitask.sampling import random_seed
+from multitask.schedules import halve_on_rise
 from multitask.state import Progress, States
 from multitask.stopping import Stop, Stopped
 
-Terms = dict[str, float]  # parts of a loss by name, such as loss/sentiment; their means go into metrics.jsonl
+# Parts of a loss by name, such as loss/sentiment; `Progress.end_epoch` sums them up for metrics.jsonl. Under
+# objective/TASK stands the whole loss, which halve-on-rise follows.
+Terms = dict[str, float]
 SKIPPED_AT_MOST = 10  # updates in a row
 
 
@@ -42,8 +46,9 @@ class Method(Protocol):
     def after_update(self, step: int) -> None:
         """What follows the optimizer's step."""
 
-    def evaluate(self) -> dict[str, Any]:
-        """The dev scores; `score` is the one that chooses the best model."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Parts of the epoch's record, after `step` updates: `dev`, the scores, by one of which the best
+        model is chosen, and whatever else is measured."""
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """An epoch's dev scores in a line, and what should worry the reader."""
@@ -95,14 +100,16 @@ def fit(
         while not distributed.largest(stop.number) and not is_over(progress, config):
             if len(progress.records) < progress.step // config.steps_per_epoch:  # an epoch awaits its scores
                 alone = not distributed.several()  # else all must go through with it
-                scores = stop.unless_asked(method.evaluate) if alone else method.evaluate()
-                if scores is not None:
-                    end_epoch(method, progress, scores, rows_per_step, config.steps_per_epoch, states)
+                evaluate = partial(method.evaluate, progress.step)
+                found = stop.unless_asked(evaluate) if alone else evaluate()
+                if found is not None:
+                    lr = config.lr * rate(progress.step - 1, progress.records)
+                    end_epoch(method, progress, {"lr": lr, **found}, rows_per_step, config, states)
                     states.save(progress)
                 continue
             step, started = progress.step, time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(step, [record["loss"]["all"] for record in progress.records])
+                group["lr"] = config.lr * rate(step, progress.records)
             torch.manual_seed(random_seed(config.seed, "dropout", step) + distributed.rank())
             terms = update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
             if "skipped" not in terms:
@@ -139,28 +146,29 @@ def report_skipped(rows: str, progress: Progress, steps_per_epoch: int) -> None:
 def end_epoch(
     method: Method,
     progress: Progress,
-    scores: dict[str, Any],
+    found: dict[str, Any],
     rows_per_step: float,
-    steps_per_epoch: int,
+    config: Config,
     states: States,
 ) -> None:
     """Put the epoch's record together, and keep the model if it is the best."""
-    if not math.isfinite(scores["score"]):
-        raise InputError(f"the dev score became {scores['score']}; lower --lr, or set --clip-norm")
+    assert config.steps_per_epoch is not None
+    score = found["dev"][config.choose_by]
+    if not math.isfinite(score):
+        raise InputError(f"the dev score became {score}; lower --lr, or set --clip-norm")
     record: dict[str, Any] = {
-        "epoch": progress.step // steps_per_epoch,
+        "epoch": progress.step // config.steps_per_epoch,
         "step": progress.step,
         "seconds": round(progress.seconds, 3),
-        "examples_per_second": round(steps_per_epoch * rows_per_step / progress.seconds, 2),
-        **progress.means(),
-        "dev": scores,
+        "examples_per_second": round(config.steps_per_epoch * rows_per_step / progress.seconds, 2),
+        **progress.end_epoch(),
+        **found,
     }
-    best = progress.best_score is None or scores["score"] > progress.best_score
+    best = progress.best_score is None or score > progress.best_score
     if best:
-        progress.best_score, progress.best_epoch = scores["score"], record["epoch"]
+        progress.best_score, progress.best_epoch = score, record["epoch"]
         states.keep_best()
     progress.records.append(record)
-    progress.sums, progress.seconds = {}, 0.0
     line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {method.describe(record)}"
     Meter.say(line + ", best" * best + f"; {record.get('skipped')} updates skipped" * ("skipped" in record))
 
@@ -176,11 +184,15 @@ def epoch_steps(rows: int, rows_per_step: float, config: Config) -> int:
     return config.steps_per_epoch or min(MAX_STEPS_PER_EPOCH, math.ceil(rows / rows_per_step))
 
 
-def rate_schedule(config: Config, total_steps: int) -> Callable[[int, Sequence[float]], float]:
-    """The factor on the learning rate as a function of the step and of the epochs' losses so far."""
+def rate_schedule(config: Config, total_steps: int) -> Callable[[int, Sequence[Mapping[str, Any]]], float]:
+    """The factor on the learning rate, as a function of the step and of the records of the epochs so far."""
     warmup = round(config.warmup * total_steps)
+
+    def halved(records: Sequence[Mapping[str, Any]]) -> float:
+        return halve_on_rise([record.get("objective", {}) for record in records])
+
     return {
-        "constant": lambda step, losses: constant_schedule(step, warmup),
-        "linear": lambda step, losses: linear_schedule(step, total_steps, warmup),
-        "halve-on-rise": lambda step, losses: constant_schedule(step, warmup) * halve_on_rise(losses),
+        "constant": lambda step, records: constant_schedule(step, warmup),
+        "linear": lambda step, records: linear_schedule(step, total_steps, warmup),
+        "halve-on-rise": lambda step, records: constant_schedule(step, warmup) * halved(records),
     }[config.schedule]

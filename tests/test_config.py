@@ -113,16 +113,28 @@ def test_bad_thresholds_are_refused(thresholds):
 
 
 def test_smart_settings_depend_on_the_mode():
-    """METHODS: ball starts from epsilon .01, step = epsilon, noise = epsilon / 10; normalize as published."""
-    ball = resolve(["--option", "finetune"]).ascent
+    """ball starts from epsilon .01, step = epsilon, noise = epsilon / 10; normalize as published."""
+    ball = resolve(["--option", "finetune"]).ascent(384)
     assert (ball["epsilon"], ball["step_size"], ball["noise_std"]) == (1e-2, 1e-2, 1e-3)
-    wide = resolve(["--option", "finetune", "--smart-weight", "1", "--smart-epsilon", "0.5"]).ascent
+    wide = resolve(["--option", "finetune", "--smart-weight", "1", "--smart-epsilon", "0.5"]).ascent(384)
     assert (wide["step_size"], wide["noise_std"]) == (0.5, 0.05)
-    public = resolve(["--recipe", "baseline-smart"]).ascent
+    public = resolve(["--recipe", "baseline-smart"]).ascent(384)
     assert (public["epsilon"], public["step_size"], public["noise_std"]) == (1e-6, 1e-3, 1e-5)
 
 
-@pytest.mark.parametrize("flag", ["--smart-epsilon=0.1", "--smart-mode=normalize", "--bregman-beta=0.9"])
+def test_smart_is_as_strong_a_coordinate_in_either_norm():
+    """A token of 100 coordinates of .01 has the norm .01 for p = inf and .01 sqrt(100) = .1 for p = 2; the
+    first noise is a tenth of the radius in both."""
+    words = ["--option", "finetune", "--smart-weight", "1", "--smart-norm", "2"]
+    search = resolve(words).ascent(100)
+    assert [search[name] for name in ("epsilon", "step_size", "noise_std")] == pytest.approx([0.1, 0.1, 1e-3])
+    search = resolve([*words, "--smart-epsilon", "3"]).ascent(100)
+    assert [search[name] for name in ("epsilon", "step_size", "noise_std")] == pytest.approx([3, 3, 0.03])
+
+
+@pytest.mark.parametrize(
+    "flag", ["--smart-epsilon=0.1", "--smart-rows=4", "--smart-mode=normalize", "--bregman-beta=0.9"]
+)
 def test_a_regularisers_setting_without_its_weight_is_refused(flag):
     weight = f"--{flag[2:].partition('-')[0]}-weight"
     with pytest.raises(InputError, match=f"{flag.partition('=')[0]} does nothing without {weight}"):

@@ -76,7 +76,7 @@ def test_an_ensemble_of_two_runs(runs, capsys):
     assert main(["--option", "ensemble", "--run", str(runs / "1"), str(runs / "2"), "--out", str(out)]) == 0
     report = json.loads((out / "result.json").read_text())
     assert report["tasks"]["similarity"]["members"] == [str(runs / "1"), str(runs / "2")]
-    assert set(report["dev"]) == {"sentiment", "paraphrase", "similarity", "score"}
+    assert set(report["dev"]) == {"sentiment", "paraphrase", "similarity", "score", "worst", "spread"}
     values = [
         [
             float(line.split(" , ")[1])

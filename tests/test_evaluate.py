@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -19,6 +20,7 @@ from multitask.evaluate import (
     accuracy,
     all_logits,
     decode,
+    losses,
     pearson,
     predict_logits,
     probabilities,
@@ -119,17 +121,46 @@ def test_scores_are_over_whole_splits_and_average_shares_of_1():
     assert result["paraphrase"] == {"accuracy": 39 / 40}
     assert result["similarity"] == {"pearson": pytest.approx(r)}
     assert result["score"] == pytest.approx((39 / 40 + 39 / 40 + (1 + r) / 2) / 3)
+    assert result["worst"] == pytest.approx((1 + r) / 2)
+    assert result["spread"] == pytest.approx(39 / 40 - (1 + r) / 2)
+
+
+def test_losses():
+    """-ln 3/4 and -ln 1/4 of a class, -ln 1/2 of a logit 0, and (2 - 4)^2 = 4: means over the examples. A
+    task from 0 to 10 counts in fifths of its range, 2: its squared error (4 / 2 - 8 / 2)^2 is the same 4."""
+    two = replace(BUILT_IN["sentiment"], num_classes=2)
+    wide = replace(BUILT_IN["similarity"], high=10.0)
+    tasks = {
+        "two": two,
+        "paraphrase": BUILT_IN["paraphrase"],
+        "similarity": BUILT_IN["similarity"],
+        "wide": wide,
+    }
+    row = torch.tensor([0.0, math.log(3)])
+    logits = {
+        "two": torch.stack([row, row]), "paraphrase": torch.zeros(3, 1), "similarity": torch.tensor([[2.0]]),
+        "wide": torch.tensor([[4.0]]),
+    }  # fmt: skip
+    labels = {"two": [1, 0], "paraphrase": [0, 1, 1], "similarity": [4], "wide": [8]}
+    data = {name: Examples([], tokens(0), np.array(values, float)) for name, values in labels.items()}
+    wanted = {"two": -math.log(3 / 16) / 2, "paraphrase": math.log(2), "similarity": 4.0, "wide": 4.0}
+    assert losses(tasks, logits, data) == pytest.approx(wanted)
 
 
 def test_the_table_shows_r_and_its_share():
-    dev = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.8}, "score": 0.7}
-    lines = [line.split() for line in table(BUILT_IN, dev).split("\n")]
+    dev = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.8}}
+    dev |= {"score": 0.7, "worst": 0.5, "spread": 0.4}
+    tasks = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
+    lines = [line.split() for line in table(tasks, dev).split("\n")]
     assert lines == [
         ["sentiment", "accuracy", "0.500"],
         ["similarity", "pearson", "0.800", "(1", "+", "r)", "/", "2", "=", "0.900"],
         ["score", "0.700"],
+        ["worst", "0.500"],
+        ["spread", "0.400"],
     ]
-    assert summary(BUILT_IN, dev) == "sentiment accuracy 0.500, similarity pearson 0.800, score 0.700"
+    line = "sentiment accuracy 0.500, similarity pearson 0.800, score 0.700, worst 0.500, spread 0.400"
+    assert summary(tasks, dev) == line
 
 
 def test_submission_files_are_the_courses(tmp_path):

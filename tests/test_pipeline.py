@@ -215,14 +215,15 @@ def test_the_seconds_of_a_run():
 
 def test_a_measured_run(words, tiny, data, monkeypatch, tmp_path):
     """A clock that ticks once a reading: every update takes a tick. An evaluation is timed on every fifth row
-    of the three dev tables, a tick each."""
+    of the three dev tables of 10 rows, and every tenth of the three samples of 20 training rows, a tick each:
+    3 * 5 + 3 * 10."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(forecast, "TRIED_ROWS", 2)
     monkeypatch.chdir(tmp_path)
     config = Config("finetune", weights=str(tiny), data=str(data), epochs=2, batch_size=4)
     cost = forecast.measure(config)
-    assert (cost.update, cost.evaluation) == (1, 15)
+    assert (cost.update, cost.evaluation) == (1, 45)
     assert (cost.epochs, cost.steps_per_epoch) == (2, 15)  # all 60 rows in batches of 4
     assert not list(tmp_path.iterdir())  # nothing is written
 

@@ -65,7 +65,8 @@ def test_small_differences_of_scores_do_not_fill_the_panel_and_epochs_are_whole(
 def test_learning_curves_show_smart_and_bppo_where_the_run_had_them():
     """An epoch without updates of a task leaves a gap in its line; diagnostics other than R are not lines."""
     smart = {"sentiment": {"r": 0.2, "cosine": 0.9, "skipped": 0}}
-    records = [record(1, 0.4, smart=smart, bregman={"sentiment": 0.1}), record(2, 0.5, smart={}, bregman={})]
+    bregman = {"sentiment": {"d": 0.1, "gradient_ratio": 0.5}}
+    records = [record(1, 0.4, smart=smart, bregman=bregman), record(2, 0.5, smart={}, bregman={})]
     axes = figures.learning_curves(records).axes
     assert [one.get_title("left") for one in axes] == ["Training loss", "Dev scores", "SMART", "BPPO"]
     assert [one.get_ylabel() for one in axes[2:]] == ["R", "D"]
@@ -73,6 +74,37 @@ def test_learning_curves_show_smart_and_bppo_where_the_run_had_them():
         (curve,) = one.lines[1:]
         np.testing.assert_equal(curve.get_ydata(), [value, np.nan])
         assert texts(one)[1:] == ["sentiment"]
+
+
+def test_learning_curves_show_rate_and_beta():
+    records = [record(1, 0.4, lr=2e-5, beta=0.99), record(2, 0.5, lr=1e-5, beta=0.999)]
+    *_, rate, beta = figures.learning_curves(records).axes
+    assert (rate.get_title("left"), beta.get_title("left")) == ("Learning rate", "Momentum of BPPO's teacher")
+    assert list(rate.lines[1].get_ydata()) == [2e-5, 1e-5]
+    assert list(beta.lines[1].get_ydata()) == [0.99, 0.999]
+
+
+def test_training_rows_and_the_teacher_are_drawn_beside_dev():
+    """In the colours of dev's lines; of the teacher the score alone. `worst` and `spread` are no lines."""
+    records = [record(1, 0.4, train=record(1, 0.6)["dev"], teacher=record(1, 0.5)["dev"])]
+    records[0]["dev"] |= {"worst": 0.2, "spread": 0.2}
+    dev = figures.learning_curves(records).axes[1]
+    drawn = {line.get_label(): line for line in dev.lines[1:]}
+    assert set(drawn) == {
+        "sentiment/accuracy", "similarity/pearson", "score", "train sentiment/accuracy",
+        "train similarity/pearson", "train score", "teacher score",
+    }  # fmt: skip
+    assert drawn["train sentiment/accuracy"].get_color() == drawn["sentiment/accuracy"].get_color()
+    assert drawn["teacher score"].get_ydata()[0] == pytest.approx(0.4)
+    assert dev.get_ylabel() == "dashed: training rows, dotted: teacher"
+
+
+def test_the_best_epoch_is_marked_by_what_chose_it():
+    records = [record(1, 0.6), record(2, 0.4)]
+    records[0]["dev"]["worst"], records[1]["dev"]["worst"] = 0.1, 0.3
+    assert figures.best_record(records)["epoch"] == 1
+    assert figures.best_record(records, "worst")["epoch"] == 2
+    assert "best epoch 2" in texts(figures.learning_curves(records, "worst").axes[0])
 
 
 def test_a_line_that_is_another_under_a_second_name_is_drawn_once():

@@ -184,6 +184,9 @@ def test_an_update_takes_the_next_batches_of_its_task(sampling):
 def test_a_plan_of_endless_epochs_draws_only_those_it_is_asked_for():
     plan = Plan("annealed", [9, 4], [RowBatches(0, task, 9, 2) for task in (0, 1)], 1, 1000, 10**8, seed=0)
     assert len(plan.batches(2500)) == 1 and plan.earlier(2000) == 0
+    tasks = [plan.task(step) for step in range(2000, 3000)]
+    for place in (0, 500, 999):
+        assert plan.later(2000 + place) == tasks[place + 1 :].count(tasks[place])
     assert len(plan_table("annealed", ["a", "b"], [9, 4], [2, 2], 1000, 10**8).splitlines()) == 3
 
 

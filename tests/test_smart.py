@@ -1,4 +1,4 @@
-"""smart.py, and its use in finetune.py: one test for every mistake that METHODS.md found in public code."""
+"""smart.py, and its use in finetune.py: one test for every mistake found in public implementations."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from minbert.packing import Packing
 from multitask import finetune, smart, train
 from multitask.config import Config
 from multitask.finetune import Finetuning
-from multitask.losses import DIVERGENCES, squared_difference, symmetric_kl
+from multitask.losses import DIVERGENCES, LOSSES, squared_difference, symmetric_kl
 from multitask.smart import (
     MODES,
     NORMS,
@@ -29,7 +29,7 @@ from multitask.state import Progress
 from multitask.tasks import BUILT_IN
 
 FINETUNE = Config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=300, smart_weight=1.0)
-QUIET_STEP = 3  # of round-robin's, the first without the diagnostics that cost a pass
+QUIET_STEP = 3  # of round-robin's, without the diagnostics that cost passes of their own
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,7 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def ascent(mode="ball", **changes):
     """The search's settings: the defaults of `Config`, and what a test changes."""
-    return {**Config("finetune", smart_mode=mode).ascent, "generator": seeded(), **changes}
+    return {**Config("finetune", smart_mode=mode).ascent(32), "generator": seeded(), **changes}
 
 
 def on_tiny(tiny, name="sentiment", rows=3):
@@ -109,7 +109,8 @@ def test_the_search_equals_an_implementation_in_numpy(mode, norm, num_steps, eps
         gradient = 2 / 2 * change * ((x + noise) @ (matrix + matrix.T)) * real
         if mode == "ball":
             length = norms(gradient)
-            noise = bounded(noise + step_size * gradient / np.where(length == 0, 1, length))
+            steepest = np.sign(gradient) if norm == "inf" else gradient / np.where(length == 0, 1, length)
+            noise = bounded(noise + step_size * steepest)
         else:
             noise = (noise + step_size * gradient) / (norms(noise + step_size * gradient) + epsilon)
     products = (noise * gradient).sum(axis=-1)
@@ -609,8 +610,105 @@ def test_what_is_skipped_in_one_of_two_batches_counts_once(tiny, tmp_path, monke
     monkeypatch.setattr(finetune, "adversarial_noise", fail_second)
     progress = Progress()
     progress.add(train.update(AdamW(method.model.parameters()), method.losses(QUIET_STEP), 2, 1.0), 0.1)
-    assert progress.means()["smart"]["sentiment"]["skipped"] == 1
-    assert progress.means()["smart"]["sentiment"]["r"] == pytest.approx(first)
+    found = progress.end_epoch()["smart"]["sentiment"]
+    assert found["skipped"] == 1 and found["r"] == pytest.approx(first)
+
+
+@pytest.mark.parametrize("count, wanted, rows", [
+    (16, 4, [0, 4, 8, 12]), (5, 2, [0, 2]), (5, 3, [0, 1, 3]), (4, 9, [0, 1, 2, 3]), (3, None, [0, 1, 2]),
+])  # fmt: skip
+def test_the_rows_to_regularise_lie_at_even_distances(count, wanted, rows):
+    assert finetune.spread_rows(count, wanted).tolist() == rows
+
+
+@pytest.mark.parametrize("task", range(3))
+@pytest.mark.parametrize(
+    "changes", [{}, {"encoder_dropout": 0.3}, {"bregman_weight": 1.0, "encoder_dropout": 0.3}]
+)
+def test_smart_on_some_rows_is_smart_on_a_batch_of_them(tiny, tmp_path, monkeypatch, task, changes):
+    """2 of 4 rows: 0 and 2. The search sees their tokens alone, and R is the mean over the two."""
+    calls = watch(monkeypatch)
+    method = make_method(tiny, tmp_path, smart_rows=2, **changes)
+    _, terms = one_loss(method, QUIET_STEP + task)
+    name, (rows,) = method.planned(QUIET_STEP + task)
+    inputs, _ = finetune.collate(method.model.eval(), method.train[name], rows[[0, 2]])
+    embeddings, packing = method.model.encoder.embed(**inputs)
+    (call,) = calls
+    torch.testing.assert_close(call["embeddings"], embeddings)
+    torch.testing.assert_close(call["logits"], method.model(name, inputs))
+    moved = method.model.logits_from_embeddings(name, embeddings + call["noise"], packing)
+    r = DIVERGENCES[BUILT_IN[name].kind](moved, method.model(name, inputs))
+    assert terms[f"smart/{name}/r"] == pytest.approx(r.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rows_noise_is_the_same_whatever_rows_are_regularised(tiny, tmp_path, monkeypatch, mode):
+    """Also in `normalize`, where the size of the gradient, that of the mean over the whole batch, decides."""
+    calls = watch(monkeypatch)
+    for some in (None, 2):
+        method = make_method(tiny, tmp_path, smart_rows=some, smart_mode=mode, smart_step_size=0.1)
+        one_loss(method)
+    every, few = calls
+    name, (rows,) = method.planned(QUIET_STEP)
+    first, _, third, _ = every["noise"].split(method.train[name].tokens.lengths_of(rows).tolist())
+    torch.testing.assert_close(few["noise"], torch.cat([first, third]), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout, passes", [(0.0, 5), (0.1, 8)])
+def test_multiplications_of_an_update_with_one_of_four_rows(tiny, tmp_path, dropout, passes):
+    """A plain update is 3. On the tokens of the one row: the ascent 1 forward and 1 back, the adversarial
+    pass 1 and 2 back, 5 in all; with dropout its clean pass, 1 and 2 back, too."""
+    counts = []
+    for weight in (0.0, 1.0):
+        method = make_method(tiny, tmp_path, encoder_dropout=dropout, smart_weight=weight, smart_rows=1)
+        with FlopCounterMode(display=False) as counter:
+            one_loss(method)[0].backward()
+        counts.append(counter.get_total_flops())
+    name, (rows,) = method.planned(QUIET_STEP)
+    lengths = method.train[name].tokens.lengths_of(rows)
+    assert 3 * counts[1] / counts[0] == pytest.approx(3 + passes * lengths[0] / lengths.sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("task", range(3))
+def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
+    """The norms of the gradients of lambda R and mu D over that of the task's loss, each term computed anew
+    from the noise that was found and the teacher."""
+    calls = watch(monkeypatch)
+    weights = {"smart_weight": 2.0, "bregman_weight": 3.0, "smart_epsilon": 0.5}
+    method = make_method(tiny, tmp_path, steps_per_epoch=3, **weights)
+    with torch.no_grad():
+        for parameter in method.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    _, terms = one_loss(method, task)
+    name, (rows,) = method.planned(task)
+    model, noise = method.model, calls[0]["noise"]
+    inputs, labels = finetune.collate(model, method.train[name], rows)
+    embeddings, packing = model.encoder.embed(**inputs)
+    clean, divergence = model(name, inputs), DIVERGENCES[BUILT_IN[name].kind]
+    r = divergence(model.logits_from_embeddings(name, embeddings + noise, packing), clean)
+    d = divergence(clean, method.teacher(name, inputs))
+
+    def norm(value):
+        gradients = torch.autograd.grad(value, [*model.parameters()], retain_graph=True, allow_unused=True)
+        return torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm().item()
+
+    of_loss = norm(LOSSES[BUILT_IN[name].kind](clean, labels))
+    assert terms[f"smart/{name}/gradient_ratio"] == pytest.approx(2 * norm(r) / of_loss, rel=1e-3)
+    assert terms[f"bregman/{name}/gradient_ratio"] == pytest.approx(3 * norm(d) / of_loss, rel=1e-3)
+
+
+def test_an_idle_regulariser_is_named():
+    """Under a hundredth, by the median of the epoch; a task without a measurement is not judged."""
+    record = {
+        "smart": {"a": {"gradient_ratio": 0.009}, "b": {"gradient_ratio": 0.011}, "c": {"r": 0.0}},
+        "bregman": {"a": {"gradient_ratio": 0.5}},
+    }
+    (warning,) = finetune.idle_regularisers(record)
+    assert warning.startswith("SMART is idle for a: its gradient is under 1%")
+    record["bregman"]["b"] = {"gradient_ratio": 0.0}
+    assert [line.partition(":")[0] for line in finetune.idle_regularisers(record)] == [
+        "SMART is idle for a", "BPPO is idle for b"
+    ]  # fmt: skip
 
 
 def test_any_nonzero_value_of_the_mask_marks_a_real_token():
@@ -624,11 +722,12 @@ def test_any_nonzero_value_of_the_mask_marks_a_real_token():
 
 
 def test_what_is_logged(tiny, tmp_path):
-    """The comparison with random noise, which costs a pass, only in every hundredth round of the tasks."""
-    method = make_method(tiny, tmp_path)
-    for step, name in ((0, "sentiment"), (2, "similarity"), (QUIET_STEP, "sentiment"), (299, "similarity")):
+    """What costs passes of its own only in each task's last update of an epoch and every hundredth before."""
+    method = make_method(tiny, tmp_path, steps_per_epoch=600)
+    for step, name in ((0, "sentiment"), (296, "similarity"), (299, "similarity"), (597, "sentiment")):
         _, terms = one_loss(method, step)
         names = {key.removeprefix(f"smart/{name}/") for key in terms if key.startswith("smart/")}
-        assert names == {"r", "noise_norm", "cosine", "skipped"} | ({"gain"} if step < 3 else set())
+        measured = {"gain", "gradient_ratio"} if step in (299, 597) else set()
+        assert names == {"r", "noise_norm", "cosine", "skipped"} | measured
         assert 0 < terms[f"smart/{name}/noise_norm"] <= 0.01 * (1 + 1e-5)
         assert 0.3 < terms[f"smart/{name}/cosine"] <= 1

@@ -1,6 +1,7 @@
 """state.py: what is saved comes back to the bit, and what was cut off half-way does no harm."""
 
 import errno
+import math
 import shutil
 import tempfile
 import threading
@@ -64,7 +65,16 @@ def test_what_was_saved_comes_back(tmp_path):
     model, optimizer = make()
     steps(model, optimizer, 3)
     progress = Progress(
-        3, {"loss/sentiment": [0.1 + 0.2, 2]}, 1.7, 2 / 3, 1, [{"loss": 1 / 3}], "abc", "c", 4
+        3,
+        {"loss/sentiment": [0.1 + 0.2, 0.1, 2]},
+        {"bregman/sentiment/gradient_ratio": [1 / 3]},
+        1.7,
+        2 / 3,
+        1,
+        [{"loss": 1 / 3}],
+        "abc",
+        "c",
+        4,
     )
     with States(tmp_path, {"model": model}, optimizer) as states:
         states.keep_best()
@@ -115,17 +125,32 @@ def test_a_part_that_was_not_saved_is_named(tmp_path):
         States(tmp_path, {"model": model, "teacher": make()[0]}, optimizer).load(Progress())
 
 
-def test_progress_gives_each_terms_mean_over_its_own_updates():
-    """sentiment in two updates, 1 and 3; similarity in one; what was skipped is counted."""
-    progress = Progress()
-    progress.add({"loss/sentiment": 1.0, "loss/all": 1.0, "smart/sentiment/skipped": 1.0}, 0.5)
-    progress.add({"loss/similarity": 4.0, "loss/all": 4.0}, 0.25)
-    progress.add({"loss/sentiment": 3.0, "loss/all": 4.0, "smart/sentiment/skipped": 1.0}, 0.25)
-    assert (progress.step, progress.seconds) == (3, 1.0)
-    assert progress.means() == {
+def test_progress_sums_up_each_term_over_its_own_updates():
+    """sentiment in two updates, 1 and 3; similarity in one; what was skipped is counted. The objectives 1 and
+    3 have the mean 2 and the variance (1 + 1) / (2 - 1); the ratios .1, .2 and .9 the median .2."""
+    progress, ratio = Progress(), "bregman/similarity/gradient_ratio"
+    first = {
+        "loss/sentiment": 1.0,
+        "loss/all": 1.0,
+        "smart/sentiment/skipped": 1.0,
+        "objective/sentiment": 1.0,
+    }
+    progress.add(first | {ratio: 0.1}, 0.5)
+    progress.add({"loss/similarity": 4.0, "loss/all": 4.0, "objective/similarity": 4.0, ratio: 0.9}, 0.25)
+    progress.add(
+        first | {"loss/sentiment": 3.0, "loss/all": 4.0, "objective/sentiment": 3.0, ratio: 0.2}, 0.25
+    )
+    assert (progress.step, progress.seconds, progress.mean("loss/all")) == (3, 1.0, 3.0)
+    assert progress.end_epoch() == {
         "loss": {"sentiment": 2.0, "all": 3.0, "similarity": 4.0},
         "smart": {"sentiment": {"skipped": 2}},
+        "objective": {
+            "sentiment": {"mean": 2.0, "variance": 2.0, "updates": 2},
+            "similarity": {"mean": 4.0, "variance": 0.0, "updates": 1},
+        },
+        "bregman": {"similarity": {"gradient_ratio": 0.2}},
     }
+    assert progress == Progress(step=3) and math.isnan(progress.mean("loss/all"))
 
 
 def test_nothing_saved(tmp_path):

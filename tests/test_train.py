@@ -313,11 +313,17 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
     assert lines["a"] == lines["b"] != lines["c"]
 
 
+def scored(score: float, worst: float = 0.5) -> dict:
+    """What an evaluation gives, with these scores."""
+    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
+    dev |= {"score": score, "worst": worst, "spread": 0.1}
+    return {"dev": dev, "train": dev}
+
+
 def test_a_run_stops_when_its_patience_is_at_an_end(tiny, rows, tmp_path, monkeypatch):
     """Scores of .5, .7, .6, .65 and .8 with a patience of 2: two epochs after .7 without a better one."""
     results = iter([0.5, 0.7, 0.6, 0.65, 0.8])
-    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
-    monkeypatch.setattr(finetune.evaluate, "scores", lambda *_: dev | {"score": next(results)})
+    monkeypatch.setattr(Finetuning, "evaluate", lambda *_: scored(next(results)))
     progress = Progress()
     config = replace(FINETUNE, weights=str(tiny), epochs=5, steps_per_epoch=1, patience=2)
     fit(config, rows, tmp_path, progress)
@@ -337,7 +343,10 @@ def test_metrics_of_a_run(tiny, rows, tmp_path):
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [first["epoch"], first["step"], second["epoch"], second["step"]] == [1, 9, 2, 18]
     for record in (first, second):
-        assert record.keys() == {"epoch", "step", "seconds", "examples_per_second", "loss", "dev"}
+        clock = {"epoch", "step", "seconds", "examples_per_second"}
+        assert record.keys() == clock | {"lr", "loss", "objective", "dev", "dev_loss", "train"}
+        assert {name: record["objective"][name]["updates"] for name in BUILT_IN} == dict.fromkeys(BUILT_IN, 3)
+        assert record["train"].keys() == record["dev"].keys() == {*BUILT_IN, "score", "worst", "spread"}
         assert record["seconds"] > 0 and record["examples_per_second"] > 0
         losses = record["loss"]
         assert losses["all"] == pytest.approx(np.mean([losses[name] for name in BUILT_IN]))
@@ -356,14 +365,34 @@ def test_a_run_that_diverges_says_so(tiny, rows, tmp_path):
 def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
     """Scores of .5, .7, .7 and .6: the second is the best, and an equal one does not replace it."""
     results = iter([0.5, 0.7, 0.7, 0.6])
-    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
-    monkeypatch.setattr(finetune.evaluate, "scores", lambda *_: dev | {"score": next(results)})
+    monkeypatch.setattr(Finetuning, "evaluate", lambda *_: scored(next(results)))
     weights = []
     monkeypatch.setattr(States, "keep_best", lambda _: weights.append(len(progress.records) + 1))
     progress = Progress()
     fit(replace(FINETUNE, weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
     assert weights == [1, 2]
     assert (progress.best_score, progress.best_epoch) == (0.7, 2)
+
+
+def test_the_best_epoch_by_the_worst_task(tiny, rows, tmp_path, monkeypatch):
+    """Scores of .7, .6 and .5, whose worst tasks have .2, .4 and .3: the second epoch."""
+    results = iter([(0.7, 0.2), (0.6, 0.4), (0.5, 0.3)])
+    monkeypatch.setattr(Finetuning, "evaluate", lambda *_: scored(*next(results)))
+    progress = Progress()
+    config = replace(FINETUNE, weights=str(tiny), epochs=3, steps_per_epoch=1, choose_by="worst")
+    fit(config, rows, tmp_path, progress)
+    assert (progress.best_score, progress.best_epoch) == (0.4, 2)
+
+
+def test_the_rate_and_what_is_measured_stand_in_the_record(tiny, rows, tmp_path):
+    """Linear from .08 over 8 updates: the last of the first epoch has .08 * 5/8, of the second .08 / 8."""
+    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=4, lr=0.08, warmup=0.0)
+    fit(config, rows, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["lr"] for record in records] == pytest.approx([0.05, 0.01])
+    for record in records:
+        each = [task.score(record["dev"][name][task.metric]) for name, task in BUILT_IN.items()]
+        assert record["dev"]["worst"] == min(each) and record["dev"]["spread"] == max(each) - min(each)
 
 
 def test_a_gradient_or_a_loss_that_is_not_finite_moves_nothing():

@@ -1,4 +1,4 @@
-"""Which mode and epsilon make SMART matter: what its search finds on a run's own training batches.
+"""Which mode, norm and epsilon make SMART matter: what its search finds on a run's own training batches.
 
     python tools/perturbation.py --run RUN [--data DIR] [--batches N] [--epsilons X,X,...]
 
@@ -6,12 +6,13 @@ Every setting sees the same batches of every task, without dropout, through the 
 table holds the means over the batches: R; |dR|, the norm of its gradient with respect to all weights, beside
 that of the task loss, |dL|; the cosine of the perturbation with the gradient it climbed; and how many times
 higher it raised l than random noise of the same norm (the median). A weight of `lambda`, |dL| / |dR|, makes
-both terms pull equally hard.
+both terms pull equally hard. An epsilon is a coordinate's: for the 2-norm the radius is sqrt(width) times it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from multitask.jobs import data_of, load_run
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
 from multitask.sampling import random_seed, shuffled_rows
-from multitask.smart import adversarial_noise, ascent_gain
+from multitask.smart import NORMS, adversarial_noise, ascent_gain
 
 EPSILONS = "0.001,0.003,0.01,0.03,0.1,0.3"
 BATCH = 16
@@ -47,29 +48,32 @@ def main() -> int:
     if args.batches < 1:
         parser.error("--batches: at least 1")
     try:
-        settings = [Config("finetune", smart_mode="normalize")]
-        settings += [
-            Config("finetune", smart_epsilon=check("smart_epsilon", float(text), "--epsilons"))
-            for text in args.epsilons.split(",")
-        ]
         model = load_run(args.run, Config("predict"), torch.device("cpu"))
+        radii = [check("smart_epsilon", float(text), "--epsilons") for text in args.epsilons.split(",")]
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
     except (InputError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     model.eval()
+    longer = {"inf": 1.0, "2": math.sqrt(model.encoder.config.hidden_size)}
+    settings = [Config("finetune", smart_mode="normalize")] + [
+        Config("finetune", smart_norm=norm, smart_epsilon=radius * longer[norm])
+        for norm in NORMS
+        for radius in radii
+    ]
     print(f"{args.batches} batches of {BATCH} a task from {folder}, {args.run}")
-    print("| task | mode | epsilon | R | \\|dR\\| | \\|dL\\| | lambda | cosine | gain |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| task | mode | norm | epsilon | R | \\|dR\\| | \\|dL\\| | lambda | cosine | gain |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in model.tasks:
         examples = make_examples(rows[name], model.tokenizer, model.max_length)
         for config in settings:
             found = np.array(list(searches(model, name, examples, config, args.batches)))
             r, regulariser, loss, cosine = found[:, :4].mean(axis=0)
             weight, gain = loss / regulariser, np.median(found[:, 4])
-            cells = [config.smart_mode, f"{config.ascent['epsilon']:g}", f"{r:.2g}", f"{regulariser:.2g}"]
-            cells += [f"{loss:.2g}", f"{weight:.2g}", f"{cosine:.3f}", f"{gain:,.2f}"]
+            cells = [config.smart_mode, config.smart_norm, f"{config.smart_epsilon or 1e-6:.3g}"]
+            cells += [f"{r:.2g}", f"{regulariser:.2g}", f"{loss:.2g}", f"{weight:.2g}", f"{cosine:.3f}"]
+            cells += [f"{gain:,.2f}"]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0
 
@@ -89,7 +93,7 @@ def searches(
             return model.logits_from_embeddings(name, embeddings, packing) / task.unit
 
         clean = outputs(embeddings)
-        ascent = config.ascent
+        ascent = config.ascent(embeddings.shape[1])
         noise, found = adversarial_noise(
             outputs, embeddings, clean, divergence, **ascent, generator=generator
         )
