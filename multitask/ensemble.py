@@ -1,7 +1,16 @@
 """Ensemble: per task, the mean of the runs that are good enough at it (paper, section 4.4).
 
-A run is a member for a task where its dev score, (1 + r) / 2 for a correlation, passes that task's threshold.
-Classes average their probabilities, a regression its outputs.
+A run is a member for a task if its dev score, (1 + r) / 2 for a correlation, reaches the task's threshold.
+Classes average their probabilities, a regression its outputs:
+
+    p(c) = sum_m w_m p_m(c) / sum_m w_m
+
+    m           a member; one of the `logits` (N, C) each
+    w_m         `weights`, equal by default
+    p_m(c)      softmax or sigmoid of its logits; for a regression, its output
+
+The result is log p(c), or for a binary task log p(1) - log p(0): logits like a single model's. Probabilities
+are summed in logarithms, so that one next to 0 or 1 stays a finite logit.
 """
 
 from __future__ import annotations
@@ -9,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minbert.errors import InputError
@@ -29,12 +39,15 @@ def members(task: str, scores: Mapping[str, float], threshold: float, or_best: b
     return chosen
 
 
-def average(kind: str, logits: Sequence[Tensor]) -> Tensor:
-    """Members' logits (N, C) each -> logits (N, C) of their mean probabilities, or the mean of their
-    outputs."""
+def average(kind: str, logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """Return the logits (N, C) of the members' weighted mean probabilities, or the weighted mean (N, 1) of
+    their outputs for a regression, in float64. `logits` holds each member's (N, C)."""
     stacked = torch.stack(list(logits)).double()
+    given = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64)
+    shares = (given / given.sum())[:, None, None]
     if kind == "classification":
-        return stacked.softmax(dim=2).mean(dim=0).log()
+        return (stacked.log_softmax(dim=2) + shares.log()).logsumexp(dim=0)
     if kind == "binary":
-        return stacked.sigmoid().mean(dim=0).logit()
-    return stacked.mean(dim=0)
+        log_p1, log_p0 = ((F.logsigmoid(z) + shares.log()).logsumexp(dim=0) for z in (stacked, -stacked))
+        return log_p1 - log_p0
+    return (stacked * shares).sum(dim=0)

@@ -51,11 +51,31 @@ def test_a_regression_averages_its_outputs():
     assert average("regression", [torch.tensor([[1.0]]), torch.tensor([[4.0]])]).item() == 2.5
 
 
+def test_weights_are_shares_up_to_a_factor():
+    """Weights 3 and 1, or 6 and 2, are shares of 3/4 and 1/4. Classes: 3/4 (.8, .2) + 1/4 (.4, .6) =
+    (.7, .3).
+    Binary: sigmoid(ln 4) = .8 and sigmoid(0) = .5 give .725, whose logit is ln(.725 / .275). Values: 1 and 5
+    give 2."""
+    rows = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
+    for weights in ([3.0, 1.0], [6.0, 2.0]):
+        mixed = probabilities("classification", average("classification", rows, weights))
+        torch.testing.assert_close(mixed.float(), torch.tensor([[0.7, 0.3]]))
+        logit = average("binary", [torch.tensor([[math.log(4)]]), torch.tensor([[0.0]])], weights)
+        assert logit.item() == pytest.approx(math.log(0.725 / 0.275))
+        value = average("regression", [torch.tensor([[1.0]]), torch.tensor([[5.0]])], weights)
+        assert value.item() == pytest.approx(2)
+
+
 def test_certainty_survives():
-    """A probability that rounds to 0 or 1 stays one, and no NaN comes of it."""
+    """A probability that rounds to 0 or 1 stays one. Its logit stays finite: two members of which one is sure
+    to give class 0 a probability of e^-2000, and the other likewise, give e^-2000 on average."""
     sure = [torch.tensor([[1000.0, -1000.0]])] * 2
     assert probabilities("classification", average("classification", sure)).tolist() == [[1.0, 0.0]]
+    torch.testing.assert_close(
+        average("classification", sure), torch.tensor([[0.0, -2000.0]], dtype=torch.float64)
+    )
     assert probabilities("binary", average("binary", [torch.tensor([[1000.0]])])).tolist() == [[0.0, 1.0]]
+    assert average("binary", [torch.tensor([[1000.0]])] * 2).item() == pytest.approx(1000)
 
 
 @pytest.fixture(scope="module")
