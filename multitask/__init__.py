@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multitask.ensemble_model import load
     from multitask.model import MultitaskBert
     from multitask.tasks import Task
 
-_HOME = {"MultitaskBert": "model", "Task": "tasks"}
-__all__ = ["MultitaskBert", "Task"]
+_HOME = {"MultitaskBert": "model", "Task": "tasks", "load": "ensemble_model"}
+__all__ = ["MultitaskBert", "Task", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The model that a run starts from, and where finished runs keep theirs."""
+"""The model that a run starts from."""
 
 from __future__ import annotations
 
@@ -12,26 +12,12 @@ from torch import Tensor
 
 from minbert.bert import BertModel
 from minbert.errors import InputError
-from minbert.files import previous
 from minbert.tokenizer import BertTokenizer
 from multitask.config import Config
 from multitask.data import Examples
-from multitask.model import MultitaskBert, load_heads
+from multitask.model import MultitaskBert, best_folder, load_heads
 from multitask.sampling import random_seed
 from multitask.tasks import Task
-
-
-def best_folder(run: str | Path) -> Path:
-    """The model of a run: its best/, or the folder itself where it is one."""
-    best = Path(run) / "best"
-    for candidate in (best, previous(best), Path(run)):
-        if (candidate / "tasks.toml").is_file():
-            return candidate
-    if runs := sorted(path.parent.parent.name for path in Path(run).glob("*/best/tasks.toml")):
-        raise InputError(
-            f"{run}: holds the runs {', '.join(runs)}; name one of them, such as {Path(run) / runs[-1]}"
-        )
-    raise InputError(f"{run}: holds no finished model (best/tasks.toml); has the run completed an epoch?")
 
 
 def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:

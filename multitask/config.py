@@ -30,9 +30,9 @@ OPTIONS = {
     "pretrain": "train the heads on a frozen encoder",
     "mnrl": "train an encoder so that sentences of one class lie together, for --init or --weights",
     "finetune": "train encoder and heads together: the main job",
-    "evaluate": "score a run on the dev tables and write its dev and test predictions",
+    "evaluate": "score a run or an ensemble on the dev tables and write its dev and test predictions",
     "ensemble": "average the runs of --run, for each task those that reach its threshold",
-    "report": "draw a run: report.html and its figures",
+    "report": "draw a run or an ensemble: report.html and its figures",
     "predict": "read texts from a file or standard input, write predictions as it goes",
 }
 COMPUTING = (*TRAINING, "evaluate", "ensemble", "predict")
@@ -244,7 +244,7 @@ class Config:
     run: tuple[str, ...] = setting(
         (),
         "run",
-        "finished run to work on; several for ensemble",
+        "finished run or ensemble to work on; for --option ensemble, the runs to choose from",
         options=("evaluate", "predict", "report", "ensemble"),
         many=" ",
     )
@@ -259,6 +259,13 @@ class Config:
         False,
         "run",
         "where no run reaches a task's threshold, take its best run, with a warning, instead of stopping",
+        kind=bool,
+        options=("ensemble",),
+    )
+    copy: bool = setting(
+        False,
+        "run",
+        "put the members' models into the ensemble's folder, so that it can be moved without their runs",
         kind=bool,
         options=("ensemble",),
     )

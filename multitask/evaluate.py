@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minbert.files import write_text
-from multitask.data import Examples
+from multitask.data import Examples, Table
 from multitask.distributed import collect, deal
 from multitask.losses import LOSSES
 from multitask.store import Tokens, length_sorted_batches
@@ -90,7 +90,7 @@ OVERALL = ("score", "worst", "spread")  # beside the tasks in their scores
 
 
 def scores(
-    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples]
+    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples | Table]
 ) -> dict[str, Any]:
     """Score each task's logits: {task: {metric: value}}; and over the tasks, each metric taken as
     `Task.score` counts it, their mean `score`, the `worst`, and the `spread` from the best to the worst."""

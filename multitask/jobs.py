@@ -20,15 +20,25 @@ from minbert.errors import InputError
 from minbert.files import lock, write_text
 from minbert.optim import AdamW, parameter_groups
 from multitask import distributed, evaluate, machine, tasks
-from multitask.build import best_folder, build_model, start_heads
+from multitask.build import build_model, start_heads
 from multitask.command_line import PIPELINE
 from multitask.config import PATHS, TRAINING, Config, read_toml
-from multitask.data import SAMPLE, Examples, Table, fingerprint, make_examples, read_split
+from multitask.data import SAMPLE, Examples, Table, fingerprint, read_split
 from multitask.ensemble import average, members
+from multitask.ensemble_model import (
+    Panel,
+    copy_members,
+    distinct_runs,
+    is_ensemble,
+    open_model,
+    relative_members,
+    write_ensemble,
+)
 from multitask.figures import can_draw
 from multitask.finetune import Finetuning, walks_over
-from multitask.model import MultitaskBert
+from multitask.model import MultitaskBert, best_folder
 from multitask.predict import predict
+from multitask.predictor import Predictor
 from multitask.ranking import Ranking
 from multitask.report import write_report
 from multitask.sampling import expected_rows, plan_table
@@ -39,7 +49,6 @@ from multitask.train import Method, epoch_steps, fit
 RESULT = "result.json"  # written last: what came of a run, and by its being there, that the run is done
 SPLITS = ("train", "dev", "test-student")
 Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
-Encoded = dict[str, dict[str, Examples]]  # split -> task -> tokenised rows
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
 
@@ -65,8 +74,7 @@ def run_training(config: Config) -> None:
 
     distributed.wait()  # until the best model is on the disk
     best = machine.prepared(MultitaskBert.load(run / "best"), config, device)
-    dev_data, test_data = (encode(rows[split], best) for split in SPLITS[1:])
-    scores = predict_all(run / "predictions", best, dev_data, test_data)
+    scores = predict_all(run / "predictions", best, selected, rows)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
     print(evaluate.table(selected, scores))
     for name, task in selected.items():
@@ -182,83 +190,86 @@ def selected_tasks(config: Config) -> dict[str, Task]:
 
 
 def run_evaluation(config: Config) -> None:
-    """Score a finished run's best model on the dev tables and write its dev and test predictions again."""
+    """Score a finished run or an ensemble on the dev tables and write its dev and test predictions again."""
     run, device = Path(config.run[0]), machine.set_up(config)
     data = config.data or data_of(run)
     model = load_run(run, config, device)
     selected = tasks.select(config.tasks, model.tasks)
     rows = read_splits(data, SPLITS[1:], selected, config.skip_bad_rows)
-    dev_data, test_data = (encode(rows[split], model) for split in SPLITS[1:])
-    scores = predict_all(run / "predictions", model, dev_data, test_data)
+    scores = predict_all(run / "predictions", model, selected, rows)
     print(f"{run} on the dev tables of {data or 'the shipped sample'}:\n{evaluate.table(selected, scores)}")
     print(f"predictions {run / 'predictions'}")
 
 
 def run_ensemble(config: Config) -> None:
-    """Average the runs' predictions, for each task those of the runs that reach its threshold."""
+    """Average the runs' predictions, for each task those of the runs that reach its threshold, and write the
+    ensemble as a model that names its members or, with --copy, holds them."""
     config = replace(config, data=config.data or data_of(Path(config.run[0])))
     device, out = machine.set_up(config), claim_folder(config)
-    known, examples, logits = logits_of_runs(config, device)
+    known, tables, logits = logits_of_runs(config, device)
     tasks.select(list(config.least_scores), known)  # a threshold of an unknown task is a mistake
-    dev, test = SPLITS[1:]
-
-    chosen: dict[str, Any] = {}
-    for name in known:
-        scores = {
-            run: evaluate.scores(known, {name: one}, examples[dev])["score"]
-            for run, one in logits[dev][name].items()
-        }
-        threshold = config.least_scores.get(name, 0.0)
-        chosen[name] = {
-            "threshold": threshold,
-            "scores": scores,
-            "members": members(name, scores, threshold, config.or_best),
-        }
+    chosen = {name: choose_members(task, logits["dev"][name], tables, config) for name, task in known.items()}
     averaged = {
         split: {
-            name: average(known[name].kind, [runs[run] for run in chosen[name]["members"]])
-            for name, runs in logits[split].items()
+            name: average(known[name].kind, [logits_of[run] for run in chosen[name]["members"]])
+            for name, logits_of in logits[split].items()
         }
-        for split in (dev, test)
+        for split in SPLITS[1:]
     }
-
-    predictions = out / "predictions"
-    result = write_all_predictions(
-        predictions, known, examples[dev], examples[test], averaged[dev], averaged[test]
-    )
+    result = write_all_predictions(out / "predictions", known, tables, averaged)
+    needed = dict.fromkeys(run for entry in chosen.values() for run in entry["members"])
+    paths = (copy_members if config.copy else relative_members)(out, needed)
+    write_ensemble(out, {name: panel_of(known[name], chosen[name], paths) for name in known})
     write_text(out / "config.toml", tomli_w.dumps(config.settings))
     write_result(out, dev=result, tasks=chosen)
     for name, entry in chosen.items():
-        if max(entry["scores"].values()) < entry["threshold"]:
-            print(
-                f"warning: no run reaches {name}'s threshold {entry['threshold']:g}; its best run stands in"
-            )
-        inside, all_runs = entry["members"], entry["scores"]
-        print(f"{name}: {len(inside)} of {len(all_runs)} runs: {', '.join(inside)}")
+        inside, scores, threshold = entry["members"], entry["scores"], entry["threshold"]
+        if max(scores.values()) < threshold:
+            print(f"warning: no run reaches {name}'s threshold {threshold:g}; its best run stands in")
+        print(f"{name}: {len(inside)} of {len(scores)} runs: {', '.join(inside)}")
     print(f"on the dev tables of {config.data or 'the shipped sample'}:\n{evaluate.table(known, result)}")
-    print(f"predictions {predictions}")
+    print(f"ensemble {out}, predictions {out / 'predictions'}")
 
 
-def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Encoded, Logits]:
-    """The tasks of all runs, their dev and test tables, and every run's logits on them."""
+def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Splits, Logits]:
+    """Return the tasks of all runs, their dev and test tables, and every run's logits on them."""
     known: dict[str, Task] = {}
-    examples: Encoded = {split: {} for split in SPLITS[1:]}
+    tables: Splits = {split: {} for split in SPLITS[1:]}
     logits: Logits = {split: {} for split in SPLITS[1:]}
-    for run in dict.fromkeys(config.run):
-        model = load_run(Path(run), config, device)
+    for run in distinct_runs(config.run):
+        model = load_single(Path(run), config, device)
         selected = tasks.select(config.tasks, model.tasks)
         for name, task in selected.items():
             if known.setdefault(name, task) != task:
                 raise InputError(
                     f"{run}: defines its task {name} otherwise than the runs before it; see --tasks"
                 )
+        tasks.check_outputs(known.values(), run)
         for split, rows in read_splits(config.data, SPLITS[1:], selected, config.skip_bad_rows).items():
-            examples[split] |= encode(rows, model)
-            for name, one in evaluate.all_logits(
-                model, {name: examples[split][name] for name in rows}
-            ).items():
-                logits[split].setdefault(name, {})[run] = one
-    return known, examples, logits
+            tables[split] |= rows
+            for name, table in rows.items():
+                logits[split].setdefault(name, {})[run] = model.logits_of_table(name, table)
+    return known, tables, logits
+
+
+def choose_members(
+    task: Task, dev_logits: Mapping[str, Tensor], tables: Splits, config: Config
+) -> dict[str, Any]:
+    """Return what is recorded of one task: its threshold, every run's dev score, and the runs that reach
+    it."""
+    scores = {
+        run: evaluate.scores({task.name: task}, {task.name: logits}, tables["dev"])["score"]
+        for run, logits in dev_logits.items()
+    }
+    threshold = config.least_scores.get(task.name, 0.0)
+    chosen = members(task.name, scores, threshold, config.or_best)
+    return {"threshold": threshold, "scores": scores, "members": chosen}
+
+
+def panel_of(task: Task, chosen: Mapping[str, Any], paths: Mapping[str, str]) -> Panel:
+    """Return what `choose_members` found as an ensemble keeps it, with members of equal weight."""
+    inside = tuple(paths[run] for run in chosen["members"])
+    return Panel(task, chosen["threshold"], inside, (1.0,) * len(inside))
 
 
 def run_report(config: Config) -> None:
@@ -304,13 +315,8 @@ def read_splits(
 
 
 def encode(tables: Mapping[str, Table], model: MultitaskBert) -> dict[str, Examples]:
-    """Every task's rows, tokenised; says how many fill the longest input, and may have been cut."""
-    examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
-    for name in examples:
-        full = int((examples[name].tokens.lengths == model.max_length).sum())
-        if full:
-            print(f"{name}: {full} rows fill all {model.max_length} tokens; what is longer is cut")
-    return examples
+    """Tokenise every task's rows; print how many may have been cut."""
+    return {name: model.examples(table) for name, table in tables.items()}
 
 
 def claim_folder(config: Config) -> Path:
@@ -384,24 +390,25 @@ def start_or_resume(config: Config, states: States, data: str) -> Progress:
 def write_all_predictions(
     directory: Path,
     selected: Mapping[str, Task],
-    dev: Mapping[str, Examples],
-    test: Mapping[str, Examples],
-    dev_logits: Mapping[str, Tensor],
-    test_logits: Mapping[str, Tensor],
+    tables: Splits,
+    logits: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """Submission files for dev, and for test where there are tables; returns the dev scores."""
-    for split, data, logits in (("dev", dev, dev_logits), ("test", test, test_logits)):
-        for name, examples in data.items() if distributed.is_writer() else ():
-            evaluate.write_predictions(directory, selected[name], split, examples.ids, logits[name])
-    return evaluate.scores(selected, dev_logits, dev)
+    """Write the submission files for dev, and for test where there are tables; return the dev scores."""
+    for split, short in zip(SPLITS[1:], ("dev", "test"), strict=True):
+        for name, table in tables[split].items() if distributed.is_writer() else ():
+            evaluate.write_predictions(directory, selected[name], short, table.ids, logits[split][name])
+    return evaluate.scores(selected, logits["dev"], tables["dev"])
 
 
 def predict_all(
-    directory: Path, model: MultitaskBert, dev: Mapping[str, Examples], test: Mapping[str, Examples]
+    directory: Path, model: Predictor, selected: Mapping[str, Task], tables: Splits
 ) -> dict[str, Any]:
-    """`write_all_predictions` of one model."""
-    logits = (evaluate.all_logits(model, examples) for examples in (dev, test))
-    return write_all_predictions(directory, model.tasks, dev, test, *logits)
+    """Predict the dev and test tables, write the submission files, and return the dev scores."""
+    logits = {
+        split: {name: model.logits_of_table(name, table) for name, table in tables[split].items()}
+        for split in SPLITS[1:]
+    }
+    return write_all_predictions(directory, selected, tables, logits)
 
 
 def write_result(run: Path, **found: Any) -> None:
@@ -409,18 +416,24 @@ def write_result(run: Path, **found: Any) -> None:
 
 
 def data_of(run: Path) -> str | None:
-    """The data folder that a run, or the one around its best/, was trained on; None for the shipped
-    sample."""
+    """Return the data folder that a run, the one around its best/, or an ensemble was made with; None for the
+    shipped sample."""
     for folder in (run, run.parent):
         if (folder / "config.toml").is_file():
             return read_toml(folder / "config.toml").get("data")
-    best_folder(run)  # says what is wrong with a folder that is no run at all
+    if not is_ensemble(run):
+        best_folder(run)  # says what is wrong with a folder that is no run at all
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
 
 
-def load_run(run: Path, config: Config, device: torch.device) -> MultitaskBert:
-    """A run's best model; InputError for one of mnrl, which has no heads."""
-    model = machine.prepared(MultitaskBert.load(best_folder(run)), config, device)
+def load_run(run: Path, config: Config, device: torch.device) -> Predictor:
+    """Load a run's best model, or an ensemble, onto the device."""
+    return open_model(run, lambda best: load_single(best, config, device))
+
+
+def load_single(run: Path, config: Config, device: torch.device) -> MultitaskBert:
+    """Load a run's best model onto the device. Raises InputError if it has no heads, as after mnrl."""
+    model = machine.prepared(MultitaskBert.load(run), config, device)
     if not model.tasks:
         raise InputError(f"{run}: an encoder of mnrl, without heads; fine-tune from it with --init")
     return model

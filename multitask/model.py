@@ -6,7 +6,7 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from torch import Tensor, nn
 from minbert.bert import LARGEST, POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
 from minbert.errors import InputError, short_line, shown
-from minbert.files import write_tensors, write_text
+from minbert.files import previous, write_tensors, write_text
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
 from multitask import evaluate
+from multitask.data import Examples, Table, make_examples
+from multitask.predictor import Predictor, Texts
 from multitask.store import Tokens
 from multitask.tasks import Task, from_table, to_table
 
-Texts = Sequence[str] | Sequence[tuple[str, str]]  # single sentences, or pairs, as the task wants them
+ENSEMBLE = "ensemble.toml"  # in the folder of an ensemble; ensemble_model.py reads it
 
 
-class MultitaskBert(nn.Module):
+class MultitaskBert(nn.Module, Predictor):
     """`model(task, batch)` gives logits (B, C); `predict` takes text. `tasks` maps names to `Task`s."""
 
     def __init__(
@@ -96,26 +98,27 @@ class MultitaskBert(nn.Module):
             pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
         return pooled.to(embeddings.dtype)
 
-    def predict(
-        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
-    ) -> list[int] | list[float]:
-        """The predicted class of each text or pair, an int; or for a regression task its value, a float."""
-        return evaluate.decode(
-            self.tasks[self._known(task)].kind, self._logits(task, texts, batch_size)
-        ).tolist()
+    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+        tokens = Tokens.join([self.encode(task, texts)], self.tokenizer.vocab_size)
+        return evaluate.predict_logits(self, task, tokens, batch_size)
 
-    def predict_proba(
-        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
-    ) -> list[list[float]]:
-        """The probability of every class, for each text or pair; InputError for a regression task."""
-        kind = self.tasks[self._known(task)].kind
-        if kind == "regression":
-            raise InputError(f"{task} is a regression task: it has no classes; use predict")
-        return evaluate.probabilities(kind, self._logits(task, texts, batch_size)).tolist()
+    def logits_of_table(self, task: str, table: Table) -> Tensor:
+        return evaluate.predict_logits(self, task, self.examples(table).tokens)
+
+    def examples(self, table: Table) -> Examples:
+        """Tokenise a table for this model, and print how many rows fill the longest input: their texts may
+        have been cut."""
+        examples = make_examples(table, self.tokenizer, self.max_length)
+        full = int((examples.tokens.lengths == self.max_length).sum())
+        if full:
+            name = table.source.task.name
+            print(f"{name}: {full} rows fill all {self.max_length} tokens; what is longer is cut")
+        return examples
 
     def encode(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:
-        """(input_ids, token_type_ids) of each text or pair; InputError where they do not fit the task."""
-        wanted = len(self.tasks[self._known(task)].texts)
+        """Return (input_ids, token_type_ids) for each text or pair. Raises InputError if they do not fit the
+        task."""
+        wanted = len(self.task_of(task).texts)
         if isinstance(texts, str):
             raise InputError("texts is one string; pass a list")
         columns: list[list[str]] = [[] for _ in range(wanted)]
@@ -128,15 +131,6 @@ class MultitaskBert(nn.Module):
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
         return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
-
-    def _logits(self, task: str, texts: Texts, batch_size: int) -> Tensor:
-        tokens = Tokens.join([self.encode(task, texts)], self.tokenizer.vocab_size)
-        return evaluate.predict_logits(self, task, tokens, batch_size)
-
-    def _known(self, task: str) -> str:
-        if task not in self.tasks:
-            raise InputError(f"this model has no task {task!r}; it has {', '.join(self.tasks)}")
-        return task
 
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'
@@ -151,8 +145,9 @@ class MultitaskBert(nn.Module):
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:
-        """What `save` wrote, such as a run's `best/`, in evaluation mode."""
-        directory = Path(directory)
+        """Load what `save` wrote, in evaluation mode: from a run's folder, its `best/`, or any other folder
+        that holds a saved model."""
+        directory = best_folder(directory)
         settings, tasks, heads = load_heads(directory)
         model = cls(
             BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings
@@ -166,11 +161,28 @@ class MultitaskBert(nn.Module):
         return model.to(device).eval()
 
 
-def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:
-    """What a saved model holds beside its encoder: its settings, its tasks, and its heads' tensors."""
-    path = directory / "tasks.toml"
-    if not path.is_file():
-        raise InputError(f"{directory}: not a saved model (no tasks.toml); name a run's best/ folder")
+def best_folder(run: str | Path) -> Path:
+    """Return the folder of a run's model: its best/, or `run` itself if that holds a saved model. Raises
+    InputError if there is none, or several as in an ensemble or a recipe's stages."""
+    run = Path(run)
+    best = run / "best"
+    for candidate in (best, previous(best), run):
+        if (candidate / "tasks.toml").is_file():
+            return candidate
+    if (run / ENSEMBLE).is_file():
+        raise InputError(f"{run}: is an ensemble, where one model is needed; name one of its members")
+    finished = [*run.glob("*/best/tasks.toml"), *run.glob(f"*/{ENSEMBLE}")]
+    if runs := sorted(path.relative_to(run).parts[0] for path in finished):
+        names = ", ".join(runs)
+        raise InputError(f"{run}: holds the runs {names}; name one of them, such as {run / runs[-1]}")
+    raise InputError(
+        f"{run}: holds no finished model (tasks.toml, here or in best/); has the run completed an epoch?"
+    )
+
+
+def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
+    """Read the settings and the tasks in a saved model's tasks.toml. Raises InputError if they are not
+    right."""
     settings = load_toml(path)
     tables = settings.pop("tasks", None)
     types = {"pooling": str, "head_dropout": float, "max_length": int}
@@ -183,7 +195,12 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         raise InputError(f"{path}: not a saved model's (head_dropout is at least 0 and below 1)")
     if not 3 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
         raise InputError(f"{path}: not a saved model's (max_length is {shown(settings['max_length'])})")
-    tasks = {name: from_table(name, table, path) for name, table in tables.items()}
+    return settings, {name: from_table(name, table, path) for name, table in tables.items()}
+
+
+def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:
+    """Read what a saved model holds beside its encoder: its settings, its tasks, and its heads' tensors."""
+    settings, tasks = read_definitions(directory / "tasks.toml")
     path = directory / "heads.safetensors"
     try:
         stored = contents(path)

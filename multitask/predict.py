@@ -13,16 +13,15 @@ from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
 from multitask import evaluate
-from multitask.data import Problem, Row, lines_of, parse, parse_plain, read_header, tokenize
-from multitask.model import MultitaskBert
-from multitask.store import Tokens
+from multitask.data import Problem, Row, lines_of, parse, parse_plain, read_header
+from multitask.predictor import Predictor
 from multitask.tasks import Task
 
 WINDOW = 1024  # rows that are read, sorted by length, predicted and written together
 PIPE_WINDOW = 32  # of standard input; a line typed at a terminal is answered at once
 
 
-def predict(model: MultitaskBert, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
+def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
     """Read texts from a file or `-`, write `id, prediction` and the classes' probabilities, tab-separated.
 
     The input is a table with a header that names the task's text columns (an id column is taken over), or
@@ -101,14 +100,12 @@ def _windows(
         print(f"{name}: dropped {dropped} bad rows", file=sys.stderr)
 
 
-def _write(model: MultitaskBert, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
+def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
     writer = csv.writer(file, delimiter="\t", lineterminator="\n")
     classes = 0 if task.kind == "regression" else max(2, task.outputs)
     writer.writerow(["id", task.label, *(f"class_{number}" for number in range(classes))])
     for rows in windows:
-        encoded = [tokenize(rows, model.tokenizer, model.max_length)] if rows else []
-        tokens = Tokens.join(encoded, model.tokenizer.vocab_size)
-        logits = evaluate.predict_logits(model, task.name, tokens)
+        logits = model.logits(task.name, [row.texts for row in rows])
         values = evaluate.decode(task.kind, logits).tolist()
         shares = evaluate.probabilities(task.kind, logits).tolist() if classes else [[]] * len(rows)
         for row, value, share in zip(rows, values, shares, strict=True):

@@ -4,7 +4,7 @@ name."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,9 +156,14 @@ def read_task_file(path: Path) -> dict[str, Task]:
     if not tables or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: holds no tables [NAME] that define tasks")
     tasks = {name: from_table(name, table, path) for name, table in tables.items()}
-    if len({task.submission for task in tasks.values()}) < len(tasks):
-        raise InputError(f"{path}: two tasks share an output; their predictions would overwrite each other")
+    check_outputs(tasks.values(), str(path))
     return tasks
+
+
+def check_outputs(tasks: Collection[Task], source: str) -> None:
+    """Raise InputError if two tasks would write their predictions into the same file."""
+    if len({task.submission for task in tasks}) < len(tasks):
+        raise InputError(f"{source}: two tasks share an output; their predictions would overwrite each other")
 
 
 def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:

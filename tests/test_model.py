@@ -184,10 +184,12 @@ def test_a_saved_model_is_a_hugging_face_directory(model, saved):
 
 def test_a_folder_that_is_not_a_model(tiny, tmp_path):
     for folder in (tiny, tmp_path / "nothing"):
-        with pytest.raises(
-            InputError, match=f"^{folder}: not a saved model .no tasks.toml.; name a run's best/"
-        ):
+        with pytest.raises(InputError, match=rf"^{folder}: holds no finished model \(tasks.toml, here or in"):
             MultitaskBert.load(folder)
+
+
+def test_a_runs_folder_stands_for_its_best_model(model, saved):
+    assert MultitaskBert.load(saved.parent).predict("similarity", PAIRS) == model.predict("similarity", PAIRS)
 
 
 def test_who_may_read_one_file_may_read_all(saved):

@@ -26,7 +26,7 @@ from minbert.packing import Packing
 from multitask.config import Config, check
 from multitask.data import SAMPLE, Examples, make_examples, read_split
 from multitask.finetune import collate
-from multitask.jobs import data_of, load_run
+from multitask.jobs import data_of, load_single
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
 from multitask.sampling import random_seed, shuffled_rows
@@ -48,7 +48,7 @@ def main() -> int:
     if args.batches < 1:
         parser.error("--batches: at least 1")
     try:
-        model = load_run(args.run, Config("predict"), torch.device("cpu"))
+        model = load_single(args.run, Config("predict"), torch.device("cpu"))
         radii = [check("smart_epsilon", float(text), "--epsilons") for text in args.epsilons.split(",")]
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)

@@ -1,0 +1,209 @@
+"""An ensemble as a model: for each task, the average of the runs that are its members.
+
+Its folder holds `ensemble.toml`, with a table for each task:
+
+    [sentiment]
+    threshold = 0.53              # the dev score that the members had to reach
+    members = ["../a", "../b"]    # folders of runs or saved models, relative to this one
+    weights = [1.0, 1.0]          # their shares of the average, up to a factor; equal if left out
+
+    [sentiment.task]              # the task's definition, which the members must share
+    kind = "classification"
+    ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from minbert.errors import InputError, shown
+from minbert.files import write_folder, write_text
+from minbert.reading import load_toml
+from multitask import evaluate
+from multitask.data import Table
+from multitask.ensemble import average
+from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitions
+from multitask.predictor import Predictor, Texts
+from multitask.tasks import Task, check_outputs, from_table, to_table
+
+MOST_MEMBERS = 1000  # of one task
+LONGEST_PATH = 1000  # characters of a member's
+LARGEST_WEIGHT = 1_000_000
+COPIES = "members"  # the folder in an ensemble's that holds copies of its members' models
+
+LoadModel = Callable[[Path], MultitaskBert]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who predicts one task: members, as paths relative to the ensemble's folder, and their weights."""
+
+    task: Task
+    threshold: float  # the dev score that the members had to reach
+    members: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+class Ensemble(Predictor):
+    """What `write_ensemble` wrote into a folder. Raises InputError if a member is gone, is itself an
+    ensemble, or defines a task differently.
+
+    A member is loaded by `load_model` when it is first needed, and only once, whatever the number of its
+    tasks. Members may differ in tokenizer, length, pooling and size: each reads the texts in its own way.
+    """
+
+    def __init__(self, folder: Path, load_model: LoadModel):
+        self.panels = read_ensemble(folder / ENSEMBLE)
+        self.tasks = {name: panel.task for name, panel in self.panels.items()}
+        places = {member: place_of(folder, member) for member in _members(self.panels)}
+        definitions = {member: read_definitions(place / "tasks.toml")[1] for member, place in places.items()}
+        for name, panel in self.panels.items():
+            for member in panel.members:
+                if definitions[member].get(name) != panel.task:
+                    raise InputError(
+                        f"{folder / ENSEMBLE}: member {shown(member)} does not define task {name} as the "
+                        "ensemble does; make the ensemble again"
+                    )
+        self._model = cache(lambda member: load_model(places[member]))
+
+    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+        self.task_of(task)
+        members = self.panels[task].members
+        return self.mean(task, [self._model(member).logits(task, texts, batch_size) for member in members])
+
+    def logits_of_table(self, task: str, table: Table) -> Tensor:
+        return self.mean(task, self.logits_of_members(task, table))
+
+    def logits_of_members(self, task: str, table: Table) -> list[Tensor]:
+        """Return the logits (N, C) of each of the task's members, for the N rows of a table."""
+        return [self._model(member).logits_of_table(task, table) for member in self.panels[task].members]
+
+    def mean(self, task: str, logits: Sequence[Tensor]) -> Tensor:
+        """Return the ensemble's logits (N, C), given those of the task's members."""
+        panel = self.panels[task]
+        return average(panel.task.kind, logits, panel.weights)
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    """Load a trained model from a run's folder, its `best/`, or the folder of an ensemble. Whichever it is,
+    it has `tasks`, `predict` and `predict_proba`."""
+    return open_model(Path(folder), lambda best: MultitaskBert.load(best, device))
+
+
+def open_model(folder: Path, load_model: LoadModel) -> Predictor:
+    """Load the ensemble in a folder, its members through `load_model`, or else the folder's one model."""
+    return Ensemble(folder, load_model) if is_ensemble(folder) else load_model(folder)
+
+
+def is_ensemble(folder: Path) -> bool:
+    return (folder / ENSEMBLE).is_file()
+
+
+def distinct_runs(runs: Iterable[str]) -> list[str]:
+    """Return each run once, in order: `a`, `a/` and `a/best` are one, as are two links to one folder."""
+    found: dict[str, str] = {}
+    for run in runs:
+        best = best_folder(run)
+        is_of_run = best.stem == "best" and best_folder(best.parent) == best  # as best/ or best.old/
+        found.setdefault(os.path.realpath(best), str(best.parent if is_of_run else best))
+    return list(found.values())
+
+
+def relative_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
+    """Return the path from an ensemble's folder to each of these runs, by the run's name."""
+    return {run: os.path.relpath(os.path.realpath(run), os.path.realpath(folder)) for run in runs}
+
+
+def copy_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
+    """Save the runs' models in an ensemble's folder, and return the path from there to each, by the run's
+    name."""
+    paths = {}
+    for number, run in enumerate(runs, start=1):
+        paths[run] = f"{COPIES}/{number}-{os.path.basename(os.path.realpath(run))}"
+        write_folder(folder / paths[run], MultitaskBert.load(run).save)
+    return paths
+
+
+def write_ensemble(folder: Path, panels: Mapping[str, Panel]) -> None:
+    """Write what `Ensemble` reads: `ensemble.toml`, in a folder that exists."""
+    tables = {
+        name: {
+            "threshold": panel.threshold,
+            "members": list(panel.members),
+            "weights": list(panel.weights),
+            "task": to_table(panel.task),
+        }
+        for name, panel in panels.items()
+    }
+    write_text(folder / ENSEMBLE, tomli_w.dumps(tables))
+
+
+def read_ensemble(path: Path) -> dict[str, Panel]:
+    """Read an `ensemble.toml`. Raises InputError if it is not one; the members are not looked at."""
+    tables = load_toml(path)
+    if not tables:
+        raise InputError(f"{path}: names no task")
+    panels = {name: _panel(name, table, path) for name, table in tables.items()}
+    check_outputs([panel.task for panel in panels.values()], str(path))
+    return panels
+
+
+def place_of(folder: Path, member: str) -> Path:
+    """Return the folder of a member's model. Raises InputError if it is gone or is not a single model."""
+    place = os.path.normpath(folder / member)
+    if not os.path.isdir(folder / member):
+        raise InputError(
+            f"{folder / ENSEMBLE}: member {shown(member)} is gone; put it back at {place}, or make the "
+            "ensemble again, with --copy to keep its members' models inside"
+        )
+    try:
+        return best_folder(folder / member)
+    except InputError as error:
+        raise InputError(f"{folder / ENSEMBLE}: member {shown(member)}: {error}") from None
+
+
+def _members(panels: Mapping[str, Panel]) -> list[str]:
+    """Every member once, whatever the number of its tasks."""
+    return list(dict.fromkeys(member for panel in panels.values() for member in panel.members))
+
+
+def _panel(name: str, table: Any, path: Path) -> Panel:
+    def check(good: bool, problem: str) -> None:
+        if not good:
+            raise InputError(f"{path}: {shown(name)}: {problem}")
+
+    known = {"threshold", "members", "weights", "task"}
+    check(isinstance(table, dict), "is not the table of a task")
+    for key in table:
+        check(key in known, f"has an unknown key {shown(key)}; known are {', '.join(sorted(known))}")
+    for key in sorted(known - {"weights"} - table.keys()):
+        check(False, f"lacks {key}")
+    threshold, members, task = table["threshold"], table["members"], table["task"]
+    check(_is_number(threshold), f"threshold is a number, not {shown(threshold)}")
+    check(isinstance(members, list) and 0 < len(members) <= MOST_MEMBERS, "members is a list of folders")
+    for member in members:
+        check(isinstance(member, str) and 0 < len(member) <= LONGEST_PATH, f"{shown(member)} is not a folder")
+        check(not os.path.isabs(member), f"{shown(member)} must be relative to the folder of this file")
+    check(len(set(members)) == len(members), "names a member twice")
+    weights = table.get("weights", [1.0] * len(members))
+    check(isinstance(weights, list) and len(weights) == len(members), "weights has a number for each member")
+    good = all(_is_number(weight) and 0 < weight <= LARGEST_WEIGHT for weight in weights)
+    check(good, f"weights are numbers above 0, up to {LARGEST_WEIGHT:,}")
+    check(isinstance(task, dict), "task is not the table that defines it")
+    return Panel(from_table(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a number that a float can hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max

@@ -1,0 +1,53 @@
+"""What every trained model offers, be it one network or an average of several: texts in, predictions out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from minbert.errors import InputError, shown
+from multitask import evaluate
+from multitask.data import Table
+from multitask.tasks import Task
+
+Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences, or pairs, as the task wants them
+
+
+class Predictor(ABC):
+    """A subclass says where the logits come from; what they mean is the same for all. `tasks` maps names to
+    `Task`s."""
+
+    tasks: Mapping[str, Task]
+
+    @abstractmethod
+    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+        """Return logits (N, C) for N texts or pairs, on the CPU. Raises InputError if they do not fit the
+        task."""
+
+    @abstractmethod
+    def logits_of_table(self, task: str, table: Table) -> Tensor:
+        """Return logits (N, C) for the N rows of a table, on the CPU and in the table's order."""
+
+    def predict(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[int] | list[float]:
+        """Return the predicted class of each text or pair, an int, or for a regression task its value."""
+        return evaluate.decode(self.task_of(task).kind, self.logits(task, texts, batch_size)).tolist()
+
+    def predict_proba(
+        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
+    ) -> list[list[float]]:
+        """Return the probability of every class for each text or pair. Raises InputError for a regression
+        task, which has no classes."""
+        kind = self.task_of(task).kind
+        if kind == "regression":
+            raise InputError(f"{task} is a regression task: it has no classes; use predict")
+        return evaluate.probabilities(kind, self.logits(task, texts, batch_size)).tolist()
+
+    def task_of(self, name: str) -> Task:
+        """Return the task of this name. Raises InputError if the model has none."""
+        if name not in self.tasks:
+            raise InputError(f"this model has no task {shown(name)}; it has {', '.join(self.tasks)}")
+        return self.tasks[name]
