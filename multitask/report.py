@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, with the figures of figures.py in it."""
+"""The report of a run or an ensemble: one HTML file that needs nothing else, with its figures in it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from minbert.files import write_text
 from minbert.hub import CHECKPOINTS
 from minbert.reading import read_text, reason
 from multitask import evaluate, tasks
-from multitask.build import best_folder, build_model
+from multitask.build import build_model
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Row, Table, make_examples, read_split
+from multitask.ensemble_model import Ensemble, is_ensemble
 from multitask.figures import (
     BESIDE,
     PANELS,
@@ -55,27 +56,83 @@ PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
 def write_report(
     run: Path, data: str | None, device: torch.device, skip_bad_rows: bool = False, iterations: int = 4000
 ) -> Path:
-    """Write RUN/report.html and RUN/figures/ of a training run: its best model on the dev tables of `data`,
-    or else of the folder that it was trained on. `iterations` are t-SNE's, for runs of mnrl."""
-    records = read_metrics(run / "metrics.jsonl")
+    """Write RUN/report.html and RUN/figures/ of a training run or an ensemble: its model on the dev tables of
+    `data`, or else of the folder that it was trained on. `iterations` are t-SNE's, for runs of mnrl."""
+    if is_ensemble(run):
+        config = read_config(run, skip_bad_rows, "ensemble")
+        title, parts = "Ensemble", ensemble_parts(run, config, data or config.data, device)
+    else:
+        records = read_metrics(run / "metrics.jsonl")
+        config = read_config(run, skip_bad_rows, *TRAINING)
+        title, parts = "Run", run_parts(run, config, records, data or config.data, device, iterations)
+    name = escape(run.resolve().name)
+    settings = ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
+    body = "\n".join([f"<h1>{title} {name}</h1>", *parts, *settings])
+    write_text(run / "report.html", PAGE.format(policy=POLICY, title=name, body=body))
+    return run / "report.html"
+
+
+def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
+    """Read the settings of a run. Raises InputError if it is not a run of one of these options."""
     settings = read_toml(run / "config.toml")
-    if settings.get("option") not in TRAINING:
-        raise InputError(f"{run / 'config.toml'}: not of a training run; name one with --run")
+    if settings.get("option") not in options:
+        raise InputError(
+            f"{run / 'config.toml'}: its option is none of {', '.join(options)}; name another --run"
+        )
     config = Config(**settings)
-    config = replace(config, skip_bad_rows=config.skip_bad_rows or skip_bad_rows)
-    data = data or config.data
-    model = MultitaskBert.load(best_folder(str(run)), device)
+    return replace(config, skip_bad_rows=config.skip_bad_rows or skip_bad_rows)
+
+
+def run_parts(
+    run: Path, config: Config, records: Records, data: str | None, device: torch.device, iterations: int
+) -> Iterator[str]:
+    """A training run: what it was, and what its best model does on the dev tables."""
+    model = MultitaskBert.load(run, device)
     model.precision = config.precision
-    parts = [f"<h1>Run {escape(run.resolve().name)}</h1>", *overview(config, records, data)]
+    yield from overview(config, records, data)
     folder = SAMPLE if data is None else Path(data)
     if model.tasks:
-        parts += task_sections(model, config, records, folder, run / "figures")
+        yield from task_sections(model, config, records, folder, run / "figures")
     else:
-        parts += embedding_section(model, config, records, folder, run / "figures", iterations)
-    parts += ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
-    title = escape(run.resolve().name)
-    write_text(run / "report.html", PAGE.format(policy=POLICY, title=title, body="\n".join(parts)))
-    return run / "report.html"
+        yield from embedding_section(model, config, records, folder, run / "figures", iterations)
+
+
+def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
+    """An ensemble: its scores, who is averaged for each task, and each task's figure and worst mistakes."""
+
+    def load_model(folder: Path) -> MultitaskBert:
+        model = MultitaskBert.load(folder, device)
+        model.precision = config.precision
+        return model
+
+    ensemble = Ensemble(run, load_model)
+    tables = read_dev(SAMPLE if data is None else Path(data), ensemble.tasks, config)
+    of_members = {name: ensemble.logits_of_members(name, tables[name]) for name in tables}
+    logits = {name: ensemble.mean(name, of_members[name]) for name in tables}
+    scores = evaluate.scores(ensemble.tasks, logits, tables)
+
+    yield table([], [["data", "the shipped sample" if data is None else data]])
+    yield from notes(
+        data, "Members are chosen on the dev tables, so dev scores flatter an ensemble a little."
+    )
+    yield dev_scores(ensemble.tasks, tables, scores)
+    yield "<h2>Members</h2>"
+    yield members_table(ensemble, of_members, tables)
+    for name, task in ensemble.tasks.items():
+        yield from task_section(task, tables[name], logits[name], scores[name][task.metric], run / "figures")
+
+
+def members_table(
+    ensemble: Ensemble, logits: Mapping[str, Sequence[Tensor]], tables: Mapping[str, Table]
+) -> str:
+    """Who is averaged for each task, with what share, its score on these tables and the score it needed."""
+    lines = []
+    for name, panel in ensemble.panels.items():
+        for member, weight, one in zip(panel.members, panel.weights, logits[name], strict=True):
+            score = evaluate.scores(ensemble.tasks, {name: one}, tables)["score"]
+            share = f"{weight / sum(panel.weights):.3f}"
+            lines.append([title_of(panel.task), member, share, f"{score:.3f}", f"{panel.threshold:g}"])
+    return table(["task", "member", "share", "score", "threshold"], lines)
 
 
 def overview(config: Config, records: Records, data: str | None) -> list[str]:
@@ -92,12 +149,18 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "best epoch": best["epoch"],
         "training time": f"{sum(record.get('seconds', 0) for record in records) / 60:,.1f} minutes",
     }
-    notes = ["The best epoch was chosen on the dev tables, so dev scores flatter it a little."]
-    if data is None:
-        notes.insert(0, "This is the shipped sample: too small for its scores to mean anything.")
-    if known := CHECKPOINTS.get(Path(first).name):
-        notes.append(f"Pre-training of {known.name}: {known.pretraining}.")
-    return [table([], facts.items()), *(f'<p class="note">{escape(note)}</p>' for note in notes)]
+    chosen = "The best epoch was chosen on the dev tables, so dev scores flatter it a little."
+    known = CHECKPOINTS.get(Path(first).name)
+    seen = [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
+    return [table([], facts.items()), *notes(data, chosen, *seen)]
+
+
+def notes(data: str | None, *texts: str) -> list[str]:
+    """What a reader of the scores must know."""
+    sample = (
+        ["This is the shipped sample: too small for its scores to mean anything."] if data is None else []
+    )
+    return [f'<p class="note">{escape(text)}</p>' for text in (*sample, *texts)]
 
 
 def origin(source: str) -> str:
@@ -120,17 +183,7 @@ def task_sections(
     examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     logits = evaluate.all_logits(model, examples)
     scores = evaluate.scores(model.tasks, logits, examples)
-    titles = {name: PAPER_NAMES.get(task, name) for name, task in model.tasks.items()}
-
-    lines = []
-    for name, task in model.tasks.items():
-        value, correlation = scores[name][task.metric], task.metric == "pearson"
-        share = f"{task.score(value):.3f}" + " = (1 + r) / 2" * correlation
-        metric = "r" if correlation else task.metric
-        lines.append([titles[name], f"{len(tables[name]):,}", metric, f"{value:.3f}", share])
-    yield "<h2>Dev scores</h2>"
-    lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
-    yield f'<div class="scores">{table(["task", "rows", "metric", "value", "in the score"], lines)}</div>'
+    yield dev_scores(model.tasks, tables, scores)
     recorded = best_record(records, config.choose_by)["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
@@ -148,15 +201,39 @@ def task_sections(
         yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
 
     for name, task in model.tasks.items():
-        labels, predictions = examples[name].labels, evaluate.decode(task.kind, logits[name]).double().numpy()
-        if task.kind == "regression":
-            drawing = similarity_scatter(labels, predictions, scores[name][task.metric])
-        else:
-            classes = range(task.num_classes if task.kind == "classification" else 2)
-            drawing = confusion_matrix(labels, predictions, [str(number) for number in classes])
-        yield f"<h2>{escape(titles[name])}</h2>"
-        yield embed(drawing, figures, name, f"{titles[name]}: predicted against true, on dev")
-        yield worst_mistakes(task, list(tables[name].rows()), labels, logits[name])
+        yield from task_section(task, tables[name], logits[name], scores[name][task.metric], figures)
+
+
+def title_of(task: Task) -> str:
+    """The task's name, or the paper's for it."""
+    return PAPER_NAMES.get(task, task.name)
+
+
+def dev_scores(selected: Mapping[str, Task], tables: Mapping[str, Table], scores: Mapping[str, Any]) -> str:
+    """The score of every task, and how each enters the whole."""
+    lines = []
+    for name, task in selected.items():
+        value, correlation = scores[name][task.metric], task.metric == "pearson"
+        share = f"{task.score(value):.3f}" + " = (1 + r) / 2" * correlation
+        metric = "r" if correlation else task.metric
+        lines.append([title_of(task), f"{len(tables[name]):,}", metric, f"{value:.3f}", share])
+    lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
+    head = ["task", "rows", "metric", "value", "in the score"]
+    return f'<h2>Dev scores</h2>\n<div class="scores">{table(head, lines)}</div>'
+
+
+def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures: Path) -> Iterator[str]:
+    """One task: what was predicted against what is true (Figure 1b), and the worst mistakes. `value` is its
+    metric."""
+    labels, predictions = rows.labels, evaluate.decode(task.kind, logits).double().numpy()
+    if task.kind == "regression":
+        drawing = similarity_scatter(labels, predictions, value)
+    else:
+        classes = range(task.num_classes if task.kind == "classification" else 2)
+        drawing = confusion_matrix(labels, predictions, [str(number) for number in classes])
+    yield f"<h2>{escape(title_of(task))}</h2>"
+    yield embed(drawing, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
+    yield worst_mistakes(task, list(rows.rows()), labels, logits)
 
 
 def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
@@ -198,7 +275,7 @@ def embedding_section(
 
     dev, epochs = best_record(records)["dev"], ("before", "best epoch")
     nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
-    yield f"<h2>{escape(PAPER_NAMES.get(task, task.name))} on dev, {len(examples):,} rows</h2>"
+    yield f"<h2>{escape(title_of(task))} on dev, {len(examples):,} rows</h2>"
     yield table(
         ["", *epochs],
         [["nearest sentence has the same class", *nearest], ["kNN accuracy", "", f"{dev['knn']:.3f}"]],

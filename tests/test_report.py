@@ -479,6 +479,32 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
     assert ["kNN accuracy", "", f"{best['knn']:.3f}"] in page.cells
 
 
+def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_task(finished, data, tmp_path):
+    """Two copies of one run average to that run's predictions; each has half the share. Every sentiment score
+    reaches the threshold 0, and the figures are those of the run."""
+    shutil.copytree(finished, tmp_path / "<b>twin")
+    out = tmp_path / "both"
+    run_quietly("--option", "ensemble", "--run", finished, tmp_path / "<b>twin", "--copy", "--out", out)
+    run_quietly("--option", "report", "--run", out)
+    page, single = (parse(report.write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
+    head = ["task", "rows", "metric", "value", "in the score"]
+    starts = page.cells.index(head), single.cells.index(head)
+    assert page.cells[starts[0] : starts[0] + 5] == single.cells[starts[1] : starts[1] + 5]
+    start = page.cells.index(["task", "member", "share", "score", "threshold"])
+    score = single.cells[starts[1] + 1][4]
+    assert page.cells[start + 1] == ["SST", f"members/1-{finished.name}", "0.500", score, "0"]
+    assert page.cells[start + 2] == ["SST", "members/2-<b>twin", "0.500", score, "0"]
+    assert [row[0] for row in page.cells[start + 1 : start + 7]] == ["SST", "SST", "QQP", "QQP", "STS", "STS"]
+    names = ["paraphrase", "sentiment", "similarity"]
+    assert sorted(path.name for path in (out / "figures").iterdir()) == [
+        f"{name}.{ending}" for name in names for ending in ("png", "svg")
+    ]
+    drawn = [(run / "figures" / "sentiment.png").read_bytes() for run in (out, finished)]
+    assert drawn[0] == drawn[1]
+    assert "Ensemble both" in page.text and HOSTILE in page.text and page.cells[0] == ["data", str(data)]
+    assert not {"b", "script"} & {tag for tag, _ in page.elements}
+
+
 # What cannot be reported on
 
 HOSTILE_PARTS = [
@@ -541,7 +567,7 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     run.mkdir()
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
-    (run / "config.toml").write_text('option = "ensemble"\n')
-    assert "not of a training run" in refusal(run)
+    (run / "config.toml").write_text('option = "evaluate"\n')
+    assert "config.toml: its option is none of pretrain, finetune, mnrl" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)
