@@ -42,7 +42,7 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, figures, predict, report, store
+from multitask import MultitaskBert, command_line, config, figures, load, predict, report, store
 from multitask.data import Row, read_table, tokenize
 from multitask.tasks import BUILT_IN, Task, read_task_file
 
@@ -516,6 +516,39 @@ def read_model(folder: Path) -> None:
         assert len(model.predict(name, texts)) == 1
 
 
+ENSEMBLE_FILE = b"""[sentiment]
+threshold = 0.5
+members = ["a", "b"]
+weights = [1.0, 2.5]
+
+[sentiment.task]
+kind = "classification"
+texts = ["sentence"]
+label = "sentiment"
+files = "ids-sst-{split}.csv"
+output = "sst"
+header = "Predicted_Sentiment"
+num_classes = 5
+"""
+
+
+def ensembles() -> Strategy[Files]:
+    keys = [*(field.name for field in fields(Task)), "threshold", "members", "weights", "task", "a"]
+    return toml_files(ENSEMBLE_FILE, keys).map(lambda content: {"ensemble.toml": content})
+
+
+def read_ensemble(folder: Path) -> None:
+    """The whole ensemble where its members are there, which they are when they keep their names."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(exist_ok=True)
+        for file, content in checkpoint().items():
+            (folder / name / file).write_bytes(content)
+    model = load(folder)
+    for name, task in model.tasks.items():
+        texts = [("some text", "a")] if len(task.texts) == 2 else ["some text"]
+        assert len(model.predict(name, texts)) == 1
+
+
 # Archives
 
 INSIDE = "package/model"
@@ -622,6 +655,7 @@ READERS = {
     "tokenizers": Reader(only("config.json", "tokenizer.json"), tokenizers, read_tokenizer),
     "vocabularies": Reader(only("vocab.txt", "tokenizer_config.json"), vocabularies, read_tokenizer),
     "models": Reader(checkpoint, models, read_model),
+    "ensembles": Reader(lambda: {"ensemble.toml": ENSEMBLE_FILE}, ensembles, read_ensemble),
     "archives": Reader(lambda: {"a.whl": archive(MEMBERS)}, archives, read_archive, named=False),
     "metrics": Reader(lambda: {"metrics.jsonl": json_lines(RECORDS)}, metrics, read_records),
 }
