@@ -42,7 +42,7 @@ from multitask.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
 from multitask.sampling import plan_table
-from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
+from multitask.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,12 +147,20 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "device": config.device,
         "epochs": f"{len(records)} of {config.epochs}, {records[-1]['step']:,} updates",
         "best epoch": best["epoch"],
-        "training time": f"{sum(record.get('seconds', 0) for record in records) / 60:,.1f} minutes",
+        "training time": training_time(records),
     }
     chosen = "The best epoch was chosen on the dev tables, so dev scores flatter it a little."
     known = CHECKPOINTS.get(Path(first).name)
     seen = [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
     return [table([], facts.items()), *notes(data, chosen, *seen)]
+
+
+def training_time(records: Records) -> str:
+    """Minutes of updates, without evaluations, and the rows that they took."""
+    seconds = [record.get("seconds", 0) for record in records]
+    rates = [record.get("examples_per_second", 0) for record in records]
+    rows = sum(rate * time for rate, time in zip(rates, seconds, strict=True))
+    return f"{sum(seconds) / 60:,.1f} minutes, some {rows:,.0f} rows"
 
 
 def notes(data: str | None, *texts: str) -> list[str]:
@@ -183,12 +191,14 @@ def task_sections(
     examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     logits = evaluate.all_logits(model, examples)
     scores = evaluate.scores(model.tasks, logits, examples)
-    yield dev_scores(model.tasks, tables, scores)
-    recorded = best_record(records, config.choose_by)["dev"]["score"]
+    best = best_record(records, config.choose_by)
+    yield dev_scores(model.tasks, tables, scores, best.get("train"))
+    recorded = best["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
     drawing = learning_curves(records, config.choose_by)
     yield embed(drawing, figures, "learning-curves", "losses, scores and rate by epoch")
+    yield epochs_table(records)
 
     train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
     if train.keys() == model.tasks.keys():
@@ -209,17 +219,49 @@ def title_of(task: Task) -> str:
     return PAPER_NAMES.get(task, task.name)
 
 
-def dev_scores(selected: Mapping[str, Task], tables: Mapping[str, Table], scores: Mapping[str, Any]) -> str:
-    """The score of every task, and how each enters the whole."""
+def dev_scores(
+    selected: Mapping[str, Task],
+    tables: Mapping[str, Table],
+    scores: Mapping[str, Any],
+    train: Mapping[str, Any] | None = None,
+) -> str:
+    """The score of every task, and how each enters the whole; beside `train`, the scores on training rows of
+    the epoch that was kept, and how far dev is below them."""
     lines = []
     for name, task in selected.items():
         value, correlation = scores[name][task.metric], task.metric == "pearson"
-        share = f"{task.score(value):.3f}" + " = (1 + r) / 2" * correlation
-        metric = "r" if correlation else task.metric
-        lines.append([title_of(task), f"{len(tables[name]):,}", metric, f"{value:.3f}", share])
-    lines.append(["score", "", "mean", "", f"{scores['score']:.3f}"])
-    head = ["task", "rows", "metric", "value", "in the score"]
+        entering = task.score(value)
+        line = [title_of(task), f"{len(tables[name]):,}", "r" if correlation else task.metric, f"{value:.3f}"]
+        line.append(f"{entering:.3f}" + " = (1 + r) / 2" * correlation)
+        lines.append(
+            line + ([] if train is None else _beside(task.score(train[name][task.metric]), entering))
+        )
+    for name, meaning in (("worst", "worst task"), ("spread", "best less worst"), ("score", "mean")):
+        line = [name, "", meaning, "", f"{scores[name]:.3f}"]
+        lines.append(line + ([] if train is None else _beside(train[name], scores[name])))
+    head = ["task", "rows", "metric", "value", "in the score"] + ["training rows", "less dev"] * bool(train)
     return f'<h2>Dev scores</h2>\n<div class="scores">{table(head, lines)}</div>'
+
+
+def _beside(train: float, dev: float) -> list[str]:
+    return [f"{train:.3f}", f"{train - dev:+.3f}"]
+
+
+def epochs_table(records: Records) -> str:
+    """How even the tasks were, how far the model was ahead on rows that it had seen, and at what rate and
+    cost, epoch by epoch. Runs of before these were recorded have none."""
+    head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
+            "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
+            "teacher/score": "teacher", "lr": "rate", "beta": "beta"}  # fmt: skip
+    lines = []
+    for record in records:
+        parts = {f"{part}/{name}": value for part in ("dev", "train", "teacher")
+                 for name, value in record.get(part, {}).items() if name in OVERALL}  # fmt: skip
+        lines.append({**record, **parts, "minutes": record.get("seconds", 0) / 60})
+    columns = [name for name in head if all(name in line for line in lines)]
+    formats = {"epoch": "d", "step": ",d", "minutes": ".1f", "lr": ".2g", "beta": "g"}
+    rows = [[format(line[name], formats.get(name, ".3f")) for name in columns] for line in lines]
+    return "<h2>Epochs</h2>\n" + table([head[name] for name in columns], rows)
 
 
 def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures: Path) -> Iterator[str]:

@@ -319,15 +319,27 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
     for fact in (["option", "finetune"], ["weights", str(tiny)], ["data", str(data)], ["seed", "0"],
                  ["epochs", "2 of 2, 18 updates"], ["batch_size", "4"]):  # fmt: skip
         assert fact in page.cells
-    best = figures.best_record(report.read_metrics(finished / "metrics.jsonl"))["dev"]
-    start = page.cells.index(["task", "rows", "metric", "value", "in the score"])
-    rows = page.cells[start + 1 : start + 5]
+    records = report.read_metrics(finished / "metrics.jsonl")
+    best = figures.best_record(records)
+    dev, train = best["dev"], best["train"]
+    head = ["task", "rows", "metric", "value", "in the score", "training rows", "less dev"]
+    start = page.cells.index(head)
+    rows = page.cells[start + 1 : start + 7]
     assert [row[:3] for row in rows] == [
-        ["SST", "6", "accuracy"], ["QQP", "6", "accuracy"], ["STS", "6", "r"], ["score", "", "mean"],
+        ["SST", "6", "accuracy"], ["QQP", "6", "accuracy"], ["STS", "6", "r"],
+        ["worst", "", "worst task"], ["spread", "", "best less worst"], ["score", "", "mean"],
     ]  # fmt: skip
-    r = best["similarity"]["pearson"]
-    assert rows[2][3:] == [f"{r:.3f}", f"{(1 + r) / 2:.3f} = (1 + r) / 2"]
-    assert rows[3][4] == f"{best['score']:.3f}"
+    r, seen = (scores["similarity"]["pearson"] for scores in (dev, train))
+    assert rows[2][3:5] == [f"{r:.3f}", f"{(1 + r) / 2:.3f} = (1 + r) / 2"]
+    assert rows[2][5:] == [f"{(1 + seen) / 2:.3f}", f"{(seen - r) / 2:+.3f}"]
+    for row, name in zip(rows[3:], ("worst", "spread", "score"), strict=True):
+        assert row[4:] == [f"{dev[name]:.3f}", f"{train[name]:.3f}", f"{train[name] - dev[name]:+.3f}"]
+    head = ["epoch", "updates", "minutes", "score", "worst task", "spread", "training rows", "rate"]
+    start = page.cells.index(head)
+    assert [row[:2] + row[3:6] for row in page.cells[start + 1 : start + 3]] == [
+        [str(one["epoch"]), str(one["step"])] + [f"{one['dev'][n]:.3f}" for n in ("score", "worst", "spread")]
+        for one in records
+    ]
     assert "shipped sample" not in page.text and "not its tables" not in page.text
 
 
@@ -488,8 +500,9 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
     run_quietly("--option", "report", "--run", out)
     page, single = (parse(report.write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
     head = ["task", "rows", "metric", "value", "in the score"]
-    starts = page.cells.index(head), single.cells.index(head)
-    assert page.cells[starts[0] : starts[0] + 5] == single.cells[starts[1] : starts[1] + 5]
+    starts = page.cells.index(head), single.cells.index([*head, "training rows", "less dev"])
+    own, theirs = (one.cells[start : start + 7] for one, start in zip((page, single), starts, strict=True))
+    assert own == [row[:5] for row in theirs]
     start = page.cells.index(["task", "member", "share", "score", "threshold"])
     score = single.cells[starts[1] + 1][4]
     assert page.cells[start + 1] == ["SST", f"members/1-{finished.name}", "0.500", score, "0"]
