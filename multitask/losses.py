@@ -35,7 +35,7 @@ def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     Over the classes it is sum_c (p_c - q_c) (log p_c - log q_c). One column is the logit of a Bernoulli
     distribution, whose two classes make it (p - q) (logit_p - logit_q). Gradient flows to both sides.
     """
-    _check_pair(logits_p, logits_q)
+    check_pair(logits_p, logits_q)
     if logits_p.shape[1] == 1:
         return ((logits_p.sigmoid() - logits_q.sigmoid()) * (logits_p - logits_q)).mean()
     log_p, log_q = logits_p.log_softmax(dim=1), logits_q.log_softmax(dim=1)
@@ -44,7 +44,7 @@ def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
 def squared_difference(outputs_p: Tensor, outputs_q: Tensor) -> Tensor:
     """(p - q)^2; outputs (B, 1) each."""
-    _check_pair(outputs_p, outputs_q)
+    check_pair(outputs_p, outputs_q)
     return F.mse_loss(outputs_p, outputs_q)
 
 
@@ -58,7 +58,8 @@ def _check(logits: Tensor, labels: Tensor, columns: int | None = None) -> None:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
 
 
-def _check_pair(p: Tensor, q: Tensor) -> None:
+def check_pair(p: Tensor, q: Tensor) -> None:
+    """Raise ValueError unless these are two matrices (B, C) of one shape."""
     if p.ndim != 2 or p.shape != q.shape:
         raise ValueError(
             f"a divergence takes two (B, C) of one shape, not {tuple(p.shape)} and {tuple(q.shape)}"
