@@ -217,7 +217,8 @@ def run_ensemble(config: Config) -> None:
         for split in SPLITS[1:]
     }
     result = write_all_predictions(out / "predictions", known, tables, averaged)
-    needed = dict.fromkeys(run for entry in chosen.values() for run in entry["members"])
+    inside = {run for entry in chosen.values() for run in entry["members"]}
+    needed = [run for run in distinct_runs(config.run) if run in inside]
     paths = (copy_members if config.copy else relative_members)(out, needed)
     write_ensemble(out, {name: panel_of(known[name], chosen[name], paths) for name in known})
     write_text(out / "config.toml", tomli_w.dumps(config.settings))

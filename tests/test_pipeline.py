@@ -11,7 +11,7 @@ import pytest
 from helpers import contents, metrics_without_clock, write_tables
 
 from minbert.errors import InputError
-from multitask import forecast, pipeline
+from multitask import forecast, load, pipeline
 from multitask.command_line import Pipeline, resolve
 from multitask.config import Config
 from multitask.forecast import Cost
@@ -136,6 +136,13 @@ def test_every_stage_is_a_run_of_its_own(finished, data):
     both = json.loads((finished / "both" / "result.json").read_text())
     assert both["tasks"]["sentiment"]["members"] == [str(finished / "second")]
     assert (finished / "both" / "predictions" / "sst-test-output.csv").exists()
+
+
+def test_a_pipelines_ensemble_moves_with_its_stages(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "moved")
+    models = load(tmp_path / "moved" / "both"), load(finished / "second")
+    rows = [model.predict_proba("sentiment", ["a good film"])[0] for model in models]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-6)
 
 
 def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tmp_path, capsys):
