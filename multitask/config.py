@@ -41,7 +41,7 @@ MAX_STEPS = 10**8  # of a whole run
 REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
 ONE_RUN = ("evaluate", "report", "predict")
-SAMPLINGS = ("round-robin", "proportional", "sqrt", "annealed", "uniform")
+SAMPLINGS = ("round-robin", "full-pass", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # given the first, the second says nothing
 PATHS = ("data", "task_file", "weights", "init")
@@ -122,7 +122,8 @@ class Config:
     steps_per_epoch: int | None = setting(
         None,
         "training",
-        f"updates in an epoch; without it, one pass over all rows but at most {MAX_STEPS_PER_EPOCH:,}",
+        "updates in an epoch; without it, as many as take all rows once, but at most "
+        f"{MAX_STEPS_PER_EPOCH:,} (full-pass: its whole pass)",
         kind=int,
         low=1,
     )
@@ -138,7 +139,11 @@ class Config:
         options=TASKS_TRAINING,
     )
     sampling: str = setting(
-        "round-robin", "training", "how an update's task is chosen", choices=SAMPLINGS, options=TASKS_TRAINING
+        "round-robin",
+        "training",
+        "how an update's task is chosen; full-pass: in turn, each until it has passed over its rows",
+        choices=SAMPLINGS,
+        options=TASKS_TRAINING,
     )
     accumulate: int = setting(
         1, "training", "batches in an update, all of one task", kind=int, low=1, below=1e5

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minbert.errors import InputError
-from multitask.sampling import epoch_probabilities
 from multitask.tasks import OVERALL
 
 if TYPE_CHECKING:
@@ -185,12 +184,12 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
 
 
 @plotting()
-def sampling_probabilities(sampling: str, names: Sequence[str], sizes: Sequence[int], epochs: int) -> Figure:
-    """Each task's share of an epoch's updates, over the epochs."""
+def sampling_shares(sampling: str, names: Sequence[str], shares: np.ndarray) -> Figure:
+    """Each task's share of an epoch's updates, over the epochs; `shares` are (epochs, tasks)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    shares = np.array([epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in range(1, epochs + 1)])
+    epochs = len(shares)
     figure = Figure(figsize=(6.6, 3))
     axes = figure.add_subplot()
     bottoms = np.cumsum(shares, axis=1) - shares

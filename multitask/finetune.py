@@ -20,10 +20,20 @@ from multitask.data import Examples
 from multitask.distributed import Share, total
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
-from multitask.sampling import Batches, Plan, RowBatches, TokenBatches, random_generator, random_seed
+from multitask.sampling import (
+    FULL_PASS,
+    Batches,
+    Plan,
+    RowBatches,
+    TokenBatches,
+    expected_rows,
+    pass_updates,
+    random_generator,
+    random_seed,
+)
 from multitask.smart import Divergence, adversarial_noise, ascent_gain
 from multitask.tasks import Task
-from multitask.train import Terms
+from multitask.train import Terms, epoch_steps
 
 IDLE = 1e-2  # of the task loss's gradient: a regulariser with a shorter one does nothing
 REGULARISERS = {"smart": "SMART", "bregman": "BPPO"}  # as metrics.jsonl and as a reader calls them
@@ -72,12 +82,7 @@ class Finetuning:
         }
         self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
         self.total_steps = config.epochs * config.steps_per_epoch
-        self.sizes = [len(train[name]) for name in self.names]
-        walks = walks_over(train, config)
-        self.plan = Plan(
-            config.sampling, self.sizes, walks, config.accumulate,
-            config.steps_per_epoch, config.epochs, config.seed,
-        )  # fmt: skip
+        self.plan = plan_over(train, config)
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -249,6 +254,17 @@ class Finetuning:
     def rows(self, step: int) -> str:
         name, batches = self.planned(step)
         return f"rows {', '.join(map(str, np.concatenate(batches) + 1))} of {name}"
+
+
+def plan_over(train: Mapping[str, Examples], config: Config) -> Plan:
+    """The updates of a run on these rows, in epochs as the settings want them."""
+    sizes, walks = [len(examples) for examples in train.values()], walks_over(train, config)
+    rows = [config.accumulate * walk.mean_rows for walk in walks]
+    if config.sampling == FULL_PASS:
+        steps = config.steps_per_epoch or sum(pass_updates(sizes, rows))
+    else:
+        steps = epoch_steps(sum(sizes), expected_rows(config.sampling, sizes, rows, config.epochs), config)
+    return Plan(config.sampling, sizes, walks, config.accumulate, steps, config.epochs, config.seed)
 
 
 def walks_over(train: Mapping[str, Examples], config: Config) -> list[Batches]:

@@ -35,13 +35,12 @@ from multitask.ensemble_model import (
     write_ensemble,
 )
 from multitask.figures import can_draw
-from multitask.finetune import Finetuning, walks_over
+from multitask.finetune import Finetuning, plan_over
 from multitask.model import MultitaskBert, best_folder
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.ranking import Ranking
 from multitask.report import write_report
-from multitask.sampling import expected_rows, plan_table
 from multitask.state import Progress, States
 from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit
@@ -94,14 +93,10 @@ def prepare_finetuning(
         model = machine.prepared(build_model(config, selected), config, device)
     train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
     start_heads(model, train_data, config)
-    sizes = [len(examples) for examples in train_data.values()]
-    rows_of_task = [config.accumulate * walk.mean_rows for walk in walks_over(train_data, config)]
-    rows_per_step = expected_rows(config.sampling, sizes, rows_of_task, config.epochs)
-    steps = epoch_steps(sum(sizes), rows_per_step, config)
-    config = replace(config, steps_per_epoch=steps)
+    plan = plan_over(train_data, config)
+    config = replace(config, steps_per_epoch=plan.steps_per_epoch)
     method = Finetuning(model, train_data, dev_data, config)
-    plan = plan_table(config.sampling, list(selected), sizes, rows_of_task, steps, config.epochs)
-    return Training(config, model, method, rows_per_step, plan)
+    return Training(config, model, method, plan.rows_per_step, plan.table(list(selected)))
 
 
 def run_ranking(config: Config) -> None:

@@ -32,16 +32,15 @@ from multitask.figures import (
     confusion_matrix,
     learning_curves,
     plotting,
-    sampling_probabilities,
+    sampling_shares,
     save_figure,
     similarity_scatter,
     tsne,
 )
-from multitask.finetune import walks_over
+from multitask.finetune import plan_over
 from multitask.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
-from multitask.sampling import plan_table
 from multitask.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
 if TYPE_CHECKING:
@@ -203,11 +202,10 @@ def task_sections(
     train = read_split(folder, "train", model.tasks, config.skip_bad_rows)
     if train.keys() == model.tasks.keys():
         data = {name: make_examples(train[name], model.tokenizer, model.max_length) for name in model.tasks}
-        sizes, steps = [len(examples) for examples in data.values()], records[0]["step"]
-        rows = [config.accumulate * walk.mean_rows for walk in walks_over(data, config)]
-        plan = plan_table(config.sampling, list(model.tasks), sizes, rows, steps, config.epochs)
-        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan)}</pre>"
-        drawing = sampling_probabilities(config.sampling, list(model.tasks), sizes, config.epochs)
+        plan, names = plan_over(data, replace(config, steps_per_epoch=records[0]["step"])), list(model.tasks)
+        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.table(names))}</pre>"
+        shares = np.array([plan.shares(epoch) for epoch in range(1, config.epochs + 1)])
+        drawing = sampling_shares(config.sampling, names, shares)
         yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
 
     for name, task in model.tasks.items():

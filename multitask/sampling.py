@@ -1,11 +1,18 @@
 """Which task each update trains and which rows it takes: a function of (seed, step), so nothing has to be
 saved.
 
-Annealed sampling (Stickland & Murray 2019, https://arxiv.org/abs/1902.02671) chooses task i of N_i rows in
+Annealed sampling (Stickland & Murray 2019, https://arxiv.org/abs/1902.02671) draws task i of N_i rows in
 epoch e of E with p_i proportional to N_i ** alpha, alpha = 1 - 0.8 (e - 1) / (E - 1): by size at first,
-evenly at last.
+almost evenly at last. `proportional`, `sqrt` and `uniform` keep alpha at 1, .5 and 0.
 
-An epoch is `steps_per_epoch` updates, not a pass over the data. One task per update. Each task walks through
+Two samplings draw nothing and take the tasks in turn. `round-robin` never leaves a task out. In `full-pass`
+a task drops out once it has passed over its rows, until all have: small tasks are exhausted early, and the
+largest one ends the pass alone. This is the baseline of "Jack of All Trades, Master of Some: Improving BERT
+for Multitask Learning" (Stanford CS224N) and what its section 3.1 complains of. With its 141,498, 8,544 and
+6,040 rows in batches of 16, a pass is 8,844 + 534 + 378 = 9,756 updates. (All 156,082 rows together are 9,755
+batches and two rows more: here each task rounds up by itself.)
+
+An epoch is `steps_per_epoch` updates, whatever the sampling. One task per update. Each task walks through
 its own rows in shuffled passes, and every pass is shuffled anew. The walk is cut into batches of as many rows
 each, or by a budget of tokens.
 
@@ -16,10 +23,11 @@ where one long row stands among many short ones; this product bounds both.
 
 from __future__ import annotations
 
+import math
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -47,29 +55,40 @@ def task_probabilities(sizes: Sequence[int], alpha: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-# How a task is chosen: alpha as a function of (epoch, epochs). Round-robin takes the tasks in turn instead.
+# Samplings that draw a task for each update: alpha as a function of (epoch, epochs).
 ALPHAS: dict[str, Callable[[int, int], float]] = {
     "proportional": lambda epoch, epochs: 1.0,
     "sqrt": lambda epoch, epochs: 0.5,
     "annealed": annealed_alpha,
     "uniform": lambda epoch, epochs: 0.0,
 }
+FULL_PASS = "full-pass"
 
 
-def epoch_probabilities(sampling: str, sizes: Sequence[int], epoch: int, epochs: int) -> np.ndarray:
-    """How often each task comes in an epoch, as shares of its updates."""
-    alpha = 0.0 if sampling == "round-robin" else ALPHAS[sampling](epoch, epochs)
-    return task_probabilities(sizes, alpha)
+def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
+    """How often each task is drawn in a whole run; a very long one is judged by a thousand of its epochs."""
+    judged = np.linspace(1, epochs, min(epochs, 1000)).round().astype(int).tolist()
+    return np.mean([task_probabilities(sizes, ALPHAS[sampling](epoch, epochs)) for epoch in judged], axis=0)
 
 
-def epoch_tasks(
-    sampling: str, sizes: Sequence[int], epoch: int, epochs: int, steps: int, seed: int
-) -> np.ndarray:
-    """The task of every update of an epoch: in turn from one epoch into the next, or drawn."""
-    if sampling == "round-robin":
-        return np.arange((epoch - 1) * steps, epoch * steps) % len(sizes)
-    probabilities = epoch_probabilities(sampling, sizes, epoch, epochs)
-    return random_generator(seed, "tasks", epoch).choice(len(sizes), size=steps, p=probabilities)
+def expected_rows(sampling: str, sizes: Sequence[int], rows: Sequence[float], epochs: int) -> float:
+    """How many rows an update takes on average, where those of each task take `rows` and none drops out."""
+    evenly = sampling == "round-robin"
+    shares = task_probabilities(sizes, 0) if evenly else mean_probabilities(sampling, sizes, epochs)
+    return round(float(shares @ np.asarray(rows)), 6)
+
+
+def pass_updates(sizes: Sequence[int], rows: Sequence[float]) -> list[int]:
+    """How many updates each task needs to pass over its rows, where an update takes `rows` of them. The last
+    one is filled up with rows of the next pass."""
+    return [math.ceil(round(size / taken, 6)) for size, taken in zip(sizes, rows, strict=True)]
+
+
+def turn_order(updates: Sequence[int]) -> np.ndarray:
+    """The tasks in turn, where task i drops out after `updates[i]` turns: (sum of updates,)."""
+    tasks = np.repeat(np.arange(len(updates)), updates)
+    rounds = np.concatenate([np.arange(count) for count in updates])
+    return tasks[np.argsort(rounds, kind="stable")]
 
 
 def shuffled_rows(seed: int, task: int, size: int, start: int, count: int) -> np.ndarray:
@@ -145,8 +164,8 @@ class TokenBatches:
 
 
 class Plan:
-    """Every update of a run: which task it trains, and on which batches. Nothing is drawn before its epoch
-    is asked for."""
+    """Every update of a run: which task it trains, on which batches, and each task's share of an epoch. Steps
+    count from 0, epochs from 1. Nothing is drawn before its epoch is asked for."""
 
     def __init__(
         self, sampling: str, sizes: Sequence[int], walks: Sequence[Batches], accumulate: int,
@@ -154,20 +173,53 @@ class Plan:
     ):  # fmt: skip
         self.sampling, self.sizes, self.walks, self.accumulate = sampling, sizes, walks, accumulate
         self.steps_per_epoch, self.epochs, self.seed = steps_per_epoch, epochs, seed
+        self.rows = [accumulate * walk.mean_rows for walk in walks]  # of each task in an update, on average
+        self.turns: np.ndarray | None = None  # the order that repeats, where nothing is drawn
+        if sampling not in ALPHAS:
+            updates = pass_updates(sizes, self.rows) if sampling == FULL_PASS else [1] * len(sizes)
+            self.turns = turn_order(updates)
         self.before = [np.zeros(len(sizes), dtype=np.int64)]  # updates of each task before each epoch
         self.tasks_of = lru_cache(maxsize=2)(self._tasks_of)
 
     def _tasks_of(self, epoch: int) -> np.ndarray:
-        return epoch_tasks(self.sampling, self.sizes, epoch + 1, self.epochs, self.steps_per_epoch, self.seed)
+        """The task of every update of an epoch."""
+        steps = self.steps_per_epoch
+        if self.turns is not None:
+            return self.turns[np.arange((epoch - 1) * steps, epoch * steps) % len(self.turns)]
+        generator = random_generator(self.seed, "tasks", epoch)
+        return generator.choice(len(self.sizes), size=steps, p=self.shares(epoch))
+
+    def shares(self, epoch: int) -> np.ndarray:
+        """Each task's share of an epoch's updates: exact where tasks take turns, else the probabilities."""
+        if self.turns is None:
+            return task_probabilities(self.sizes, ALPHAS[self.sampling](epoch, self.epochs))
+        return self._counts(self.tasks_of(epoch)) / self.steps_per_epoch
+
+    @cached_property
+    def updates(self) -> np.ndarray:
+        """How many updates of the run each task gets: exactly, or as expected."""
+        steps = self.epochs * self.steps_per_epoch
+        if self.turns is None:
+            return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
+        passes, rest = divmod(steps, len(self.turns))
+        return passes * self._counts(self.turns) + self._counts(self.turns[:rest])
+
+    @property
+    def rows_per_step(self) -> float:
+        """How many rows an update of the run takes on average."""
+        return round(float(self.updates @ np.asarray(self.rows)) / (self.epochs * self.steps_per_epoch), 6)
+
+    def _counts(self, tasks: np.ndarray) -> np.ndarray:
+        return np.bincount(tasks, minlength=len(self.sizes))
 
     def task(self, step: int) -> int:
         epoch, place = divmod(step, self.steps_per_epoch)
-        return int(self.tasks_of(epoch)[place])
+        return int(self.tasks_of(epoch + 1)[place])
 
     def earlier(self, step: int) -> int:
         """How many updates of the same task came before this one in its epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        tasks = self.tasks_of(epoch)
+        tasks = self.tasks_of(epoch + 1)
         return int((tasks[:place] == tasks[place]).sum())
 
     def later(self, step: int) -> int:
@@ -178,39 +230,27 @@ class Plan:
 
     def batches(self, step: int) -> list[np.ndarray]:
         """The rows of each batch of an update: those that follow the ones its task took before."""
-        task, epoch = self.task(step), step // self.steps_per_epoch
-        while len(self.before) <= epoch:
-            last = self.tasks_of(len(self.before) - 1)
-            self.before.append(self.before[-1] + np.bincount(last, minlength=len(self.sizes)))
-        first = (int(self.before[epoch][task]) + self.earlier(step)) * self.accumulate
+        task, epochs_before = self.task(step), step // self.steps_per_epoch
+        while len(self.before) <= epochs_before:
+            self.before.append(self.before[-1] + self._counts(self.tasks_of(len(self.before))))
+        first = (int(self.before[epochs_before][task]) + self.earlier(step)) * self.accumulate
         return [self.walks[task](number) for number in range(first, first + self.accumulate)]
 
+    def table(self, names: Sequence[str]) -> str:
+        """What will be sampled, as lines of text: each task's part of the first and the last epoch, the mean
+        number of rows in its updates, and how often the run passes over its rows."""
+        passes = self.updates * self.rows / np.asarray(self.sizes)
+        columns = zip(
+            names, self.sizes, self.shares(1), self.shares(self.epochs), self.rows, passes, strict=True
+        )
+        lines = [
+            f"  {name:12} {size:9,} rows, {self._parts(first, last)}, {rows:.4g} rows each, {done:.2f} passes"
+            for name, size, first, last, rows, done in columns
+        ]
+        return "\n".join([f"sampling {self.sampling}:", *lines])
 
-def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
-    """How often each task comes in a whole run; in a very long one, judged by a thousand of its epochs."""
-    judged = np.linspace(1, epochs, min(epochs, 1000)).round().astype(int).tolist()
-    return np.mean([epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in judged], axis=0)
-
-
-def expected_rows(sampling: str, sizes: Sequence[int], rows: Sequence[float], epochs: int) -> float:
-    """How many rows an update of a run takes on average, where those of each task take `rows`."""
-    return round(float(mean_probabilities(sampling, sizes, epochs) @ np.asarray(rows)), 6)
-
-
-def plan_table(
-    sampling: str, names: Sequence[str], sizes: Sequence[int], rows: Sequence[float], steps: int, epochs: int
-) -> str:
-    """What will be sampled, as lines of text: each task's share at the first and the last epoch, the mean
-    number of rows in its updates, and how often the run is expected to pass over its rows (`steps` updates an
-    epoch)."""
-    passes = (
-        mean_probabilities(sampling, sizes, epochs) * epochs * steps * np.asarray(rows) / np.asarray(sizes)
-    )
-    first, last = (epoch_probabilities(sampling, sizes, epoch, epochs) for epoch in (1, epochs))
-    columns = zip(names, sizes, first, last, rows, passes, strict=True)
-    lines = [
-        f"  {name:12} {size:9,} rows, {at_first:.1%} of updates at first, {at_last:.1%} at last, "
-        f"{update:.4g} rows each, {count:.2f} passes"
-        for name, size, at_first, at_last, update, count in columns
-    ]
-    return "\n".join([f"sampling {sampling}:", *lines])
+    def _parts(self, first: float, last: float) -> str:
+        if self.turns is None:
+            return f"{first:.1%} of updates at first, {last:.1%} at last"
+        first, last = first * self.steps_per_epoch, last * self.steps_per_epoch
+        return f"{first:,.0f} updates in the first epoch, {last:,.0f} in the last"

@@ -124,10 +124,10 @@ def test_names_at_the_ends_of_lines_keep_apart_and_in_order():
 
 
 def test_sampling_shares_are_stacked_to_one():
-    """1 and 3 rows, annealed over 2 epochs: 1/4 and 3/4 at alpha 1, and as 1 to 3 ** 0.2 at alpha 0.2."""
-    (axes,) = figures.sampling_probabilities("annealed", ["a", "b"], [1, 3], 2).axes
+    """Two epochs of two tasks: a's bars stand on 0, b's on a's; each task is named with its last share."""
+    (axes,) = figures.sampling_shares("annealed", ["a", "b"], np.array([[0.25, 0.75], [0.45, 0.55]])).axes
     a, b = ([bar.get_height() for bar in bars] for bars in axes.containers)
-    assert a == pytest.approx([1 / 4, 1 / (1 + 3**0.2)]) and b == pytest.approx([3 / 4, 1 - a[1]])
+    assert a == pytest.approx([0.25, 0.45]) and b == pytest.approx([0.75, 0.55])
     assert [bar.get_y() for bar in axes.containers[1]] == pytest.approx(a)
     assert sorted(texts(axes)) == ["a 45%", "b 55%"]
     assert "annealed" in axes.get_title("left")

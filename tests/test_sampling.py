@@ -19,16 +19,23 @@ from multitask.sampling import (
     RowBatches,
     TokenBatches,
     annealed_alpha,
-    epoch_probabilities,
-    epoch_tasks,
     expected_rows,
-    plan_table,
+    pass_updates,
     random_generator,
     random_seed,
     shuffled_rows,
     task_probabilities,
+    turn_order,
 )
 from multitask.tasks import BUILT_IN
+
+
+def plan_by_rows(
+    sampling: str, sizes: Sequence[int], batch_size: int, steps_per_epoch: int, epochs: int, seed: int = 0
+) -> Plan:
+    """Updates of one batch of as many rows each."""
+    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
+    return Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
 
 
 def schedule(
@@ -41,8 +48,7 @@ def schedule(
     first_step: int = 0,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """(step, task, rows) of every update of one batch from `first_step` on."""
-    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
-    plan = Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
+    plan = plan_by_rows(sampling, sizes, batch_size, steps_per_epoch, epochs, seed)
     for step in range(first_step, epochs * steps_per_epoch):
         (rows,) = plan.batches(step)
         yield step, plan.task(step), rows
@@ -187,7 +193,7 @@ def test_a_plan_of_endless_epochs_draws_only_those_it_is_asked_for():
     tasks = [plan.task(step) for step in range(2000, 3000)]
     for place in (0, 500, 999):
         assert plan.later(2000 + place) == tasks[place + 1 :].count(tasks[place])
-    assert len(plan_table("annealed", ["a", "b"], [9, 4], [2, 2], 1000, 10**8).splitlines()) == 3
+    assert len(plan.table(["a", "b"]).splitlines()) == 3
 
 
 def test_expected_rows():
@@ -226,17 +232,19 @@ def test_task_probabilities(alpha, wanted):
 @pytest.mark.parametrize(
     "sampling, first, last",
     [
-        ("round-robin", [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]),
+        ("round-robin", [2 / 4, 1 / 4, 1 / 4], [1 / 4, 2 / 4, 1 / 4]),
         ("uniform", [1 / 3, 1 / 3, 1 / 3], [1 / 3, 1 / 3, 1 / 3]),
         ("proportional", [1 / 21, 4 / 21, 16 / 21], [1 / 21, 4 / 21, 16 / 21]),
         ("sqrt", [1 / 7, 2 / 7, 4 / 7], [1 / 7, 2 / 7, 4 / 7]),
         ("annealed", [1 / 21, 4 / 21, 16 / 21], task_probabilities([1, 4, 16], 0.2)),
     ],
 )
-def test_epoch_probabilities(sampling, first, last):
-    sizes = [100, 400, 1600]
-    assert epoch_probabilities(sampling, sizes, 1, 10) == pytest.approx(first)
-    assert epoch_probabilities(sampling, sizes, 10, 10) == pytest.approx(last)
+def test_shares_of_an_epoch(sampling, first, last):
+    """The first and the last of 11 epochs of 4 updates, of sizes as 1 to 4 to 16. In turn, the first takes
+    tasks 0, 1, 2, 0, and the last, from update 40 = 13 x 3 + 1 on, tasks 1, 2, 0, 1."""
+    plan = plan_by_rows(sampling, [100, 400, 1600], 1, 4, 11)
+    assert plan.shares(1) == pytest.approx(first)
+    assert plan.shares(11) == pytest.approx(last)
 
 
 def chi_square(tasks, probabilities) -> float:
@@ -250,7 +258,7 @@ def chi_square(tasks, probabilities) -> float:
 def test_tasks_come_as_often_as_their_probabilities_say(sampling, epoch):
     """The probabilities are computed here from N ** alpha, and those of another alpha are far off."""
     alphas = {"proportional": 1, "sqrt": 0.5, "annealed": 1 - 0.8 * (epoch - 1) / 9, "uniform": 0}
-    tasks = epoch_tasks(sampling, REAL, epoch, 10, 6000, seed=0)
+    tasks = plan_by_rows(sampling, REAL, 16, 6000, 10).tasks_of(epoch)
     assert len(tasks) == 6000
 
     def shares(alpha):
@@ -262,12 +270,82 @@ def test_tasks_come_as_often_as_their_probabilities_say(sampling, epoch):
 
 
 def test_round_robin_gives_every_task_the_same_number_of_updates():
-    tasks = np.concatenate([epoch_tasks("round-robin", REAL, epoch, 3, 1000, 0) for epoch in (1, 2, 3)])
+    plan = plan_by_rows("round-robin", REAL, 16, 1000, 3)
+    tasks = np.concatenate([plan.tasks_of(epoch) for epoch in (1, 2, 3)])
     assert np.bincount(tasks).tolist() == [1000, 1000, 1000]
 
 
+def test_turns_of_tasks_that_drop_out():
+    """Of 2, 4 and 1 turns: each in the first round, 0 and 1 in the second, then 1 alone."""
+    assert turn_order([2, 4, 1]).tolist() == [0, 1, 2, 0, 1, 1, 1]
+    assert turn_order([1, 1]).tolist() == [0, 1]
+
+
+def test_a_full_pass_takes_the_tasks_in_turn_until_each_is_exhausted():
+    """Of 5, 8 and 2 rows in batches of 2, passes are 3, 4 and 1 updates: an epoch of 8. Then all begin again,
+    and task 0 with the row that filled up its third batch: a row of the second pass."""
+    planned = list(schedule("full-pass", [5, 8, 2], 2, 8, 2, 0))
+    tasks = [task for _, task, _ in planned]
+    assert tasks == 2 * [0, 1, 2, 0, 1, 0, 1, 1]
+    for task, size in enumerate([5, 8, 2]):
+        first = np.concatenate([rows for _, one, rows in planned[:8] if one == task])
+        assert sorted(first[:size]) == list(range(size))  # a whole pass, by the end of the first epoch
+
+
+def test_a_full_pass_is_the_same_order_however_it_is_cut_into_epochs():
+    """9 updates in a pass; epochs of 4 go on where the last one ended, and the second pass begins in the
+    third."""
+    whole = [(step, task, rows.tolist()) for step, task, rows in schedule("full-pass", [5, 8, 4], 2, 9, 4, 3)]
+    assert [task for _, task, _ in whole[:9]] == [0, 1, 2, 0, 1, 2, 0, 1, 1]
+    cut = [(step, task, rows.tolist()) for step, task, rows in schedule("full-pass", [5, 8, 4], 2, 4, 9, 3)]
+    assert cut == whole
+
+
+def test_the_papers_full_pass():
+    """141,498 / 16 = 8,843.6, 8,544 / 16 = 534 and 6,040 / 16 = 377.5, each rounded up. With accumulation of
+    4, 64 rows: 2,210.9, 133.5 and 94.4."""
+    assert pass_updates([141498, 8544, 6040], [16, 16, 16]) == [8844, 534, 378]
+    assert pass_updates([141498, 8544, 6040], [64, 64, 64]) == [2211, 134, 95]
+    plan = plan_by_rows("full-pass", [141498, 8544, 6040], 16, 9756, 10)
+    assert plan.updates.tolist() == [88440, 5340, 3780] and plan.rows_per_step == 16
+    assert plan.table(["qqp", "sst", "sts"]).splitlines() == [
+        "sampling full-pass:",
+        "  qqp            141,498 rows, 8,844 updates in the first epoch, 8,844 in the last, 16 rows each, "
+        "10.00 passes",
+        "  sst              8,544 rows, 534 updates in the first epoch, 534 in the last, 16 rows each, "
+        "10.00 passes",
+        "  sts              6,040 rows, 378 updates in the first epoch, 378 in the last, 16 rows each, "
+        "10.01 passes",
+    ]
+
+
+def test_the_plan_of_a_full_pass_in_shorter_epochs():
+    """A pass of 3, 4 and 1 updates (as above), in 3 epochs of 3: tasks 0 1 2, 0 1 0, 1 1 | 0. The second pass
+    has begun with one update of task 0: 4 updates of 2 rows are 8/5 = 1.60 passes, 4 of 8 rows 1.00, and 1 of
+    2 rows 1.00."""
+    plan = plan_by_rows("full-pass", [5, 8, 2], 2, 3, 3)
+    assert [plan.shares(epoch).tolist() for epoch in (1, 2, 3)] == [
+        pytest.approx(counts) for counts in ([1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0], [1 / 3, 2 / 3, 0])
+    ]
+    a, b, c = plan.table(["a", "b", "c"]).splitlines()[1:]
+    assert a.endswith("1 updates in the first epoch, 1 in the last, 2 rows each, 1.60 passes")
+    assert b.endswith("1 updates in the first epoch, 2 in the last, 2 rows each, 1.00 passes")
+    assert c.endswith("1 updates in the first epoch, 0 in the last, 2 rows each, 1.00 passes")
+
+
+def test_a_full_pass_by_tokens_and_with_accumulation():
+    """6 rows of 4 tokens by budgets of 8: batches of 2 rows, 4 rows an update, so a pass of 6 / 4 = 1.5, that
+    is 2 updates; of 2 rows, 1."""
+    walks = [TokenBatches(0, task, np.full(size, 4), 8) for task, size in enumerate((6, 2))]
+    plan = Plan("full-pass", [6, 2], walks, 2, 3, 2, 0)
+    assert [plan.task(step) for step in range(6)] == [0, 1, 0, 0, 1, 0]
+    assert [[len(rows) for rows in plan.batches(step)] for step in range(6)] == [[2, 2], [2, 2]] * 3
+    assert plan.rows == [4, 4] and plan.updates.tolist() == [4, 2]
+
+
 def test_each_epoch_draws_its_tasks_anew():
-    first, second = (epoch_tasks("uniform", REAL, epoch, 2, 100, 0).tolist() for epoch in (1, 2))
+    plan = plan_by_rows("uniform", REAL, 16, 100, 2)
+    first, second = (plan.tasks_of(epoch).tolist() for epoch in (1, 2))
     assert first != second
 
 
@@ -292,10 +370,29 @@ def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path):
         assert [len(batch) for batch in batches] == [4, 4, 4] and max(rows) < sizes[name]
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"sampling": "full-pass"}, 10_002),
+        ({"sampling": "full-pass", "accumulate": 5}, 2_001),
+        ({"sampling": "full-pass", "steps_per_epoch": 7}, 7),
+        ({"sampling": "round-robin"}, 2000),
+        ({"sampling": "round-robin", "accumulate": 10}, 1001),
+    ],
+)
+def test_an_epoch_of_a_full_pass_is_not_capped(settings, steps):
+    """100,000 rows in 10,000 batches of 10, and 12 rows in 2. With five batches an update, 2,000 updates and
+    1. Round-robin with ten batches an update: 100,012 / 100, rounded up."""
+    train = {"a": range(100_000), "b": range(12)}
+    plan = finetune.plan_over(train, Config("finetune", batch_size=10, **settings))
+    assert plan.steps_per_epoch == steps
+
+
 def test_plan_table():
     """Sizes 100, 400 and 1600, 10 epochs of 210 updates of 4 rows. Proportional: 1/21 = 4.8% of 2100 updates
     are 100 updates, 400 rows, 4 passes over 100; 4/21 and 16/21 pass as often."""
-    lines = plan_table("proportional", ["a", "b", "c"], [100, 400, 1600], [4, 4, 4], 210, 10).splitlines()
+    plan = plan_by_rows("proportional", [100, 400, 1600], 4, 210, 10)
+    lines = plan.table(["a", "b", "c"]).splitlines()
     assert lines[0] == "sampling proportional:"
     assert [line.split()[:2] for line in lines[1:]] == [["a", "100"], ["b", "400"], ["c", "1,600"]]
     for line, share in zip(lines[1:], ("4.8%", "19.0%", "76.2%"), strict=True):
@@ -305,7 +402,7 @@ def test_plan_table():
 def test_plan_table_of_annealed_sampling():
     """Two epochs of 100 updates of 10 rows, sizes 100 and 3200, as 1 to 32. alpha 1: 1/33 = 3.0%; alpha 0.2:
     32 ** 0.2 = 2, so 1/3 and 2/3. Passes over a: (1/33 + 1/3) 1000 / 100 = 3.64."""
-    lines = plan_table("annealed", ["a", "b"], [100, 3200], [10, 10], 100, 2).splitlines()
+    lines = plan_by_rows("annealed", [100, 3200], 10, 100, 2).table(["a", "b"]).splitlines()
     assert (
         "3.0% of updates at first" in lines[1] and "33.3% at last" in lines[1] and "3.64 passes" in lines[1]
     )
