@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -474,7 +475,7 @@ def recipe_path(name: str) -> Path:
 
 
 def read_recipe(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's settings over those of the recipe that it `extends`."""
+    """A recipe's settings over those of the recipes that it `extends`."""
     if path in behind:
         raise InputError(f"{path}: extends itself")
     values = load_toml(path)
@@ -496,11 +497,14 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...]) -> dict[str, Any]:
-    base = values.pop("extends", None)
-    if not isinstance(base, str | None):
-        raise InputError(f"{source}: extends: {shown(base)} is not a recipe's name")
-    own = check_all(values, source)
-    return own if base is None else layered(read_recipe(recipe_path(base), behind), own)
+    """These settings over those of the recipes that they extend: one name, or a list in which a later recipe
+    goes over an earlier one."""
+    bases = values.pop("extends", [])
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{source}: extends: {shown(bases)} is not a recipe's name, nor a list of them")
+    layers = [read_recipe(recipe_path(name), behind) for name in names]
+    return reduce(layered, [*layers, check_all(values, source)])
 
 
 def read_toml(path: Path) -> dict[str, Any]:

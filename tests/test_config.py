@@ -87,9 +87,47 @@ def test_a_recipe_extends_another(tmp_path):
     assert "weights" not in config.settings  # init displaces the base's
 
 
+def test_a_recipe_extends_several_the_later_over_the_earlier(tmp_path):
+    one, two, mine = (tmp_path / f"{name}.toml" for name in ("one", "two", "mine"))
+    one.write_text('option = "finetune"\nepochs = 3\nlr = 1e-3\nbatch_size = 8\n')
+    two.write_text("epochs = 4\nlr = 1e-2\nmax_tokens = 512\n")
+    mine.write_text(f'extends = ["{one}", "{two}"]\nepochs = 5\n')
+    config = resolve(["--recipe", str(mine)])
+    assert (config.epochs, config.lr, config.max_tokens) == (5, 1e-2, 512)
+    assert "batch_size" not in config.settings  # displaced by the later recipe
+
+
+def test_recipes_that_differ_in_one_thing():
+    """The baseline takes whole passes; the row of equal updates differs from it in the order of tasks and the
+    number of updates, and from `annealed` in the sampling alone. The control differs from BPPO in mu alone,
+    and a ball recipe from the paper's in the mode of SMART and its lambda."""
+
+    def difference(one: str, other: str) -> set[str]:
+        settings = [resolve(["--recipe", name]).settings.items() for name in (one, other)]
+        return {name for name, _ in settings[0] ^ settings[1]}
+
+    baseline = resolve(["--recipe", "baseline"])
+    assert (baseline.sampling, baseline.steps_per_epoch, baseline.epochs) == ("full-pass", None, 10)
+    assert difference("baseline", "round-robin") == {"sampling", "steps_per_epoch"}
+    assert difference("round-robin", "annealed") == {"sampling"}
+    for name in ("baseline", "round-robin", "annealed"):
+        assert difference(name, f"{name}-smart") == {"smart_mode", "smart_weight"}
+    assert resolve(["--recipe", "mnrl-control"]).bregman_weight == 0
+    assert difference("mnrl-control", "mnrl-bregman") == {"bregman_weight", "bregman_beta"}
+    for name in ("baseline-smart", "annealed-smart", "mnrl-annealed-smart", "mnrl-control", "mnrl-bregman"):
+        assert difference(name, f"{name}-ball") == {"smart_mode", "smart_weight"}
+
+
+def test_mnrl_starts_from_what_the_paper_states():
+    """Section 3.4: 2K sentences a batch, that is one group; section 4.3: 1e-5, decay 1e-4."""
+    config = resolve(["--recipe", "mnrl"])
+    assert (config.groups, config.lr, config.weight_decay) == (1, 1e-5, 1e-4)
+
+
 @pytest.mark.parametrize(
     "text, problem",
-    [("extends = 3", "extends: 3 is not a recipe's name"), ('extends = "{mine}"', "extends itself"),
+    [("extends = 3", "extends: 3 is not a recipe's name"), ("extends = [3]", "is not a recipe's name"),
+     ('extends = "{mine}"', "extends itself"),
      ('extends = "paper"', "paper.toml has stages, which no recipe extends"),
      ('extends = "nowhere"', "'nowhere' is neither a file nor a shipped recipe")],
 )  # fmt: skip
