@@ -309,6 +309,18 @@ class Config:
     )
     device: str = setting("auto", "run", "auto, cpu, cuda or cuda:N", options=tuple(OPTIONS))
 
+    perplexity: float = setting(
+        50.0,
+        "report",
+        "t-SNE's, for a run of mnrl: about how many neighbours a sentence is near to",
+        kind=float,
+        low=1,
+        options=("report",),
+    )
+    iterations: int = setting(
+        4000, "report", "t-SNE's, for a run of mnrl", kind=int, low=250, below=1e6, options=("report",)
+    )
+
     task: str = setting("", "predict", "task to predict", options=("predict",))
     input: str = setting("-", "predict", "file to read, - for standard input", options=("predict",))
     output: str = setting("-", "predict", "file to write, - for standard output", options=("predict",))

@@ -272,7 +272,8 @@ def run_report(config: Config) -> None:
     """Draw a run: report.html, self-contained, and the figures beside it."""
     run = Path(config.run[0])
     device = machine.set_up(config)
-    print(f"report {write_report(run, config.data or data_of(run), device, config.skip_bad_rows)}")
+    tsne = (config.perplexity, config.iterations)
+    print(f"report {write_report(run, config.data or data_of(run), device, config.skip_bad_rows, *tsne)}")
 
 
 def run_prediction(config: Config) -> None:

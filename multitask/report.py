@@ -53,17 +53,24 @@ PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
 
 @plotting()
 def write_report(
-    run: Path, data: str | None, device: torch.device, skip_bad_rows: bool = False, iterations: int = 4000
+    run: Path,
+    data: str | None,
+    device: torch.device,
+    skip_bad_rows: bool = False,
+    perplexity: float = Config.perplexity,
+    iterations: int = Config.iterations,
 ) -> Path:
     """Write RUN/report.html and RUN/figures/ of a training run or an ensemble: its model on the dev tables of
-    `data`, or else of the folder that it was trained on. `iterations` are t-SNE's, for runs of mnrl."""
+    `data`, or else of the folder that it was trained on. `perplexity` and `iterations` (at least 250) are
+    t-SNE's, for runs of mnrl."""
     if is_ensemble(run):
         config = read_config(run, skip_bad_rows, "ensemble")
         title, parts = "Ensemble", ensemble_parts(run, config, data or config.data, device)
     else:
         records = read_metrics(run / "metrics.jsonl")
         config = read_config(run, skip_bad_rows, *TRAINING)
-        title, parts = "Run", run_parts(run, config, records, data or config.data, device, iterations)
+        embedding = (perplexity, iterations)
+        title, parts = "Run", run_parts(run, config, records, data or config.data, device, *embedding)
     name = escape(run.resolve().name)
     settings = ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
     body = "\n".join([f"<h1>{title} {name}</h1>", *parts, *settings])
@@ -83,7 +90,13 @@ def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
 
 
 def run_parts(
-    run: Path, config: Config, records: Records, data: str | None, device: torch.device, iterations: int
+    run: Path,
+    config: Config,
+    records: Records,
+    data: str | None,
+    device: torch.device,
+    perplexity: float,
+    iterations: int,
 ) -> Iterator[str]:
     """A training run: what it was, and what its best model does on the dev tables."""
     model = MultitaskBert.load(run, device)
@@ -93,7 +106,8 @@ def run_parts(
     if model.tasks:
         yield from task_sections(model, config, records, folder, run / "figures")
     else:
-        yield from embedding_section(model, config, records, folder, run / "figures", iterations)
+        figures = run / "figures"
+        yield from embedding_section(model, config, records, folder, figures, perplexity, iterations)
 
 
 def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
@@ -303,6 +317,7 @@ def embedding_section(
     records: Records,
     folder: Path,
     figures: Path,
+    perplexity: float,
     iterations: int,
 ) -> Iterator[str]:
     """What MNRL did to the sentence vectors of the dev table (Figure 1a)."""
@@ -322,7 +337,7 @@ def embedding_section(
     )
     yield embed(learning_curves(records), figures, "learning-curves", "loss, retrieval and kNN by epoch")
     if len(examples) >= 4:
-        drawing = tsne(before.numpy(), after.numpy(), examples.labels, 50, iterations, config.seed)
+        drawing = tsne(before.numpy(), after.numpy(), examples.labels, perplexity, iterations, config.seed)
         yield embed(drawing, figures, "tsne", "dev sentence vectors before and after training, by class")
         yield "<p>t-SNE shows who is near whom; distances between groups and their sizes mean nothing.</p>"
 

@@ -484,6 +484,8 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
     assert not np.allclose(*drawn, atol=1e-4)
     assert {path.stem for path in (run / "figures").iterdir()} == {"learning-curves", "tsne"}
+    run_quietly("--option", "report", "--run", run, "--perplexity", 3, "--iterations", 260, "--threads", 1)
+    assert "perplexity 3, 260 iterations" in (run / "figures" / "tsne.svg").read_text()
     assert "SST on dev, 12 rows" in page.text
     best = figures.best_record(report.read_metrics(run / "metrics.jsonl"))["dev"]
     (nearest,) = (row for row in page.cells if row[0] == "nearest sentence has the same class")

@@ -5,7 +5,7 @@ import pytest
 
 from multitask import train
 from multitask.config import Config
-from multitask.sampling import epoch_tasks
+from multitask.sampling import Plan, RowBatches
 from multitask.schedules import halve_on_rise
 
 
@@ -79,8 +79,9 @@ def simulated(seed: int, drift: float = 0.0) -> tuple[list, list[float]]:
     """The objective of every epoch, and its plain mean over updates, where each task's loss is noise around a
     mean that grows by `drift` an epoch."""
     random, objectives, plain = np.random.default_rng(seed), [], []
+    plan = Plan("annealed", SIZES, [RowBatches(seed, 0, 1, 1)] * 3, 1, STEPS, EPOCHS, seed)
     for number in range(1, EPOCHS + 1):
-        tasks = epoch_tasks("annealed", SIZES, number, EPOCHS, STEPS, seed)
+        tasks = plan.tasks_of(number - 1)
         losses = random.normal(MEANS[tasks] + drift * number, DEVIATION)
         of_tasks = {str(task): losses[tasks == task] for task in range(3)}
         objectives.append(

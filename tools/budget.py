@@ -6,15 +6,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cells import Cell, Figure, Table
 from grid import Grid, weights_of_recipes
 from minbert.errors import InputError
 from multitask.command_line import resolve
 from multitask.config import Config
-from paper import TARGETS, Cell
+from multitask.sampling import FULL_PASS
 
 if TYPE_CHECKING:
     from multitask.forecast import Cost
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 MARGIN = 0.9  # of a budget is planned for: other work slows a machine down
 
 
-def within(minutes: float, name: str, grid: Grid) -> tuple[Grid, str]:
+def within(minutes: float, name: str, targets: Mapping[str, Table | Figure], grid: Grid) -> tuple[Grid, str]:
     """The grid as it fits into the budget, and what a reader must know of that. Measured once: a scaled grid
     lies in a folder of its own, whose plan.json later calls find. Targets of the same cells share it."""
-    cells = TARGETS[name].cells
-    first = next(other for other, target in TARGETS.items() if set(target.cells) == set(cells))
+    cells = targets[name].cells
+    first = next(other for other, target in targets.items() if set(target.cells) == set(cells))
     seeds = f"-seeds-{len(grid.seeds)}" if len(grid.seeds) > 1 else ""
     folder = grid.out / f"{first}-budget-{minutes:g}{seeds}"
     origin = {"data": grid.data, "weights": grid.weights}
@@ -38,8 +39,12 @@ def within(minutes: float, name: str, grid: Grid) -> tuple[Grid, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         sizes, note, before = found["sizes"], found["note"], {key: found[key] for key in origin}
+        if sizes and not {cell.name for cell in cells if cell.trains} <= sizes.keys():
+            raise KeyError
     except (ValueError, KeyError):
-        raise InputError(f"{path}: not a plan; delete it and the runs beside it to plan anew") from None
+        raise InputError(
+            f"{path}: not a plan of these cells; delete it and the runs beside it to plan anew"
+        ) from None
     if before != origin:
         raise InputError(f"{path}: was made for other --data or --weights; name another --out")
     return replace(grid, out=folder if sizes else grid.out, sizes=sizes), note
@@ -63,6 +68,13 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     epochs = {one.epochs: two.epochs for one, two in zip(before, after, strict=True)}
     if any(one != two for one, two in epochs.items()):
         note += f" Fewer epochs too: {', '.join(f'{two} of {one}' for one, two in sorted(epochs.items()))}."
+    idle: dict[str, list[str]] = {}  # by rule, the cells that are too short for it
+    for cell, one, two in zip(costs, before, after, strict=True):
+        for rule in idle_rules(config_of(cell, grid), two.epochs, two.steps_per_epoch, one.steps_per_epoch):
+            idle.setdefault(rule, []).append(cell.name)
+    if idle:
+        listed = "; ".join(f"{rule} ({', '.join(names)})" for rule, names in idle.items())
+        note += f" Too short for a rule to act: {listed}."
     needed = len(grid.seeds) * sum(cost.seconds() for cost in after) + averaging
     if needed > seconds:
         least = f"about {needed / 60:.1f} minutes, after {spent / 60:.1f} of measuring"
@@ -72,6 +84,20 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
         for cell, cost in zip(costs, after, strict=True)
     }
     return {"sizes": sizes, "note": note}
+
+
+def idle_rules(config: Config, epochs: int, steps_per_epoch: int, whole_pass: int) -> Iterator[str]:
+    """What a run of this size is too short for, with the least that it would need. `whole_pass` is an epoch
+    as it was before it was scaled."""
+    updates = epochs * steps_per_epoch
+    if config.schedule == "halve-on-rise" and epochs < 5:
+        yield "halve-on-rise acts from epoch 5 on"  # three rises are in the losses of four epochs
+    if config.sampling == "annealed" and epochs < 2:
+        yield "annealing needs 2 epochs"
+    if config.bregman_weight and len(config.betas) > 1 and updates < 10:
+        yield "beta changes after a tenth of at least 10 updates"
+    if config.sampling == FULL_PASS and config.steps_per_epoch is None and updates < whole_pass:
+        yield f"a full pass takes {whole_pass:,} updates, not {updates:,}"
 
 
 def scaled(costs: Sequence[Cost], seconds: float) -> list[Cost]:
@@ -94,6 +120,12 @@ def updates(cost: Cost) -> int:
     return cost.epochs * cost.steps_per_epoch
 
 
+def config_of(cell: Cell, grid: Grid) -> Config:
+    config = resolve(grid.job(cell, grid.seeds[0]).words)
+    assert isinstance(config, Config)
+    return config
+
+
 def measure_cells(grid: Grid, cells: Sequence[Cell]) -> tuple[dict[Cell, Cost], float]:
     """What each training takes on this machine, and the seconds of the ensembles. Cells whose updates do the
     same work are measured once, all from the pretrained weights."""
@@ -105,11 +137,11 @@ def measure_cells(grid: Grid, cells: Sequence[Cell]) -> tuple[dict[Cell, Cost], 
     tried: dict[tuple, Cost] = {}
     costs: dict[Cell, Cost] = {}
     for cell in filter(lambda cell: cell.trains, cells):
-        config = resolve(grid.job(cell, grid.seeds[0]).words)
-        assert isinstance(config, Config)
-        config = replace(config, init=None, weights=grid.weights or weights_of_recipes())
+        config = replace(config_of(cell, grid), init=None, weights=grid.weights or weights_of_recipes())
         regularised = (config.smart_weight > 0, config.bregman_weight > 0)
-        kind = (config.option, config.sampling, config.batch_size, *regularised)
+        batch = (config.batch_size, config.max_tokens, config.groups)
+        whole = config.steps_per_epoch is None
+        kind = (config.option, config.sampling, whole, *batch, *regularised)
         if kind not in tried:
             print(f"measuring {cell.name}", flush=True)
             tried[kind] = measure(config)

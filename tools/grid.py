@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
+from cells import Cell, Figure, Table, as_text, in_order
 from multitask.config import flag, read_recipe, recipe_path
-from paper import Cell, Figure, Table
 
 RESULT = "result.json"  # in a run's folder once it is done: see multitask.jobs
 
@@ -47,15 +49,17 @@ class Grid:
 
     def done(self, cell: Cell) -> list[Path]:
         """The runs of a cell that have a result."""
-        runs = [self.run(cell, seed) for seed in self.seeds]
-        return [run for run in runs if (run / RESULT).exists()]
+        return [self.run(cell, seed) for seed in self.seeds if self.finished(cell, seed)]
+
+    def finished(self, cell: Cell, seed: int) -> bool:
+        return (self.run(cell, seed) / RESULT).exists()
 
     def job(self, cell: Cell, seed: int) -> Job:
         """A training goes on with what it finds, so its command may be repeated."""
         run, needs = self.run(cell, seed), [self.run(need, seed) for need in cell.needs]
         words = ["--recipe", cell.recipe]
         for name, value in {**dict(cell.settings), **self.sizes.get(cell.name, {})}.items():
-            words += [flag(name), str(value)]
+            words += [flag(name), as_text(value)]
         if not cell.trains:
             words += ["--or-best", "--run", *map(str, needs)]
         elif needs:
@@ -75,6 +79,27 @@ class Grid:
     @property
     def common(self) -> list[str]:
         return [*(["--data", self.data] if self.data else []), *self.machine]
+
+
+def pooled(table: Table, tables: Iterable[Table], grid: Grid) -> Table:
+    """The table with its ensembles drawing on every cell of all the tables that is finished with every seed,
+    beside those that it names. Its run's folder tells which cells these were."""
+    finished = [
+        one
+        for one in in_order(chain(*(other.cells for other in tables)))
+        if one.said["option"] == "finetune" and len(grid.done(one)) == len(grid.seeds)
+    ]
+    rows = tuple(
+        row if row.cell.trains else replace(row, cell=_drawing_on(row.cell, finished)) for row in table.rows
+    )
+    return replace(table, rows=rows)
+
+
+def _drawing_on(ensemble: Cell, finished: Sequence[Cell]) -> Cell:
+    members = tuple(dict.fromkeys([*ensemble.needs, *finished]))
+    names = " ".join(sorted(one.name for one in members))
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    return replace(ensemble, needs=members, mark=f"of-{len(members)}-{digest}")
 
 
 def jobs_of(target: Table | Figure, grid: Grid) -> list[Job]:

@@ -1,176 +1,48 @@
-"""The paper's tables and figures, one command each: our numbers beside the paper's.
+"""The paper's tables and figures, one command each: our numbers beside the paper's. The paper is "Jack of All
+Trades, Master of Some: Improving BERT for Multitask Learning" (Stanford CS224N).
 
     python tools/reproduce.py table7 [--data DIR] [--weights NAME] [--seeds 0,1,2] [--budget MINUTES]
+    python tools/reproduce.py table7 --weights minilm-l6 --set lr=5x,pooling=mean
     python tools/reproduce.py table7 --list       # the command of every cell, for any other scheduler
 
 A cell is the run of one row (paper.py) with one seed, in OUT/CELL/seed-N; tables that share a run share its
 folder. A cell whose folder holds result.json is done, and skipped; one that was stopped is gone on with.
 Scores are only ever read from these folders, so the cells may as well have run elsewhere. Writes
 OUT/TABLE.md, .png and .svg. Needs the extra `plots`.
+
+--set gives a setting to every cell that uses it, except where the cell's table states it: lr=3e-5, or lr=5x
+for five times the rate that each row or its recipe states, also where the table varies it. A setting of SMART
+or BPPO goes to the cells that have it on. These runs and pages lie in OUT/set-NAME=VALUE,...
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from budget import within
-from grid import RESULT, Grid, Job, carry_out, jobs_of, weights_of_recipes
+from cells import Figure, Table
+from grid import Grid, Job, carry_out, jobs_of, pooled, weights_of_recipes
 from minbert import hub
 from minbert.errors import InputError
 from multitask.command_line import resolve
-from multitask.config import read_toml
-from multitask.figures import comparison, plotting, save_figure
-from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY, Task
-from paper import ENSEMBLE, TARGETS, Figure, Scores, Table
+from multitask.config import Config, check, read_toml
+from multitask.figures import plotting
+from multitask.tasks import BUILT_IN, select
+from notes import data_note, notes_on, notes_on_changes, notes_on_ensemble
+from overrides import changed_figure, changed_table, in_words, read_changes
+from pages import HEAD, Score, write_figure, write_table
+from paper import FIGURES, TABLES
+from runs import COLUMNS, dev_scores, read_labels, test_scores
 
 # Modules that bring torch are imported where they are used: --list and mistakes are answered at once.
-COLUMNS = {"QQP": PARAPHRASE, "SST": SENTIMENT, "STS": SIMILARITY}
-HEAD = (*COLUMNS, "Model")
-
-
-# From run folders to numbers
-
-
-def result(run: Path) -> dict[str, Any]:
-    """What a finished run found: its dev scores, and for an ensemble each task's members."""
-    try:
-        return json.loads((run / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run / RESULT}: cannot be read ({error}); delete it to run the cell again"
-        ) from None
-
-
-def dev_scores(run: Path) -> Scores:
-    dev = result(run)["dev"]
-    return (*(task.score(dev[task.name][task.metric]) for task in COLUMNS.values()), dev["score"])
-
-
-def test_scores(run: Path, labels: Mapping[str, Mapping[str, float]]) -> Scores:
-    """The predictions for the test tables against {task: {id: label}}."""
-    from multitask.evaluate import METRICS
-
-    found = []
-    for task in COLUMNS.values():
-        truth = labels[task.name]
-        metric = METRICS[task.metric](read_predictions(run, task, "test", truth), np.array([*truth.values()]))
-        found.append(task.score(metric))
-    return (*found, statistics.mean(found))
-
-
-def read_labels(folder: Path, task: Task, split: str) -> dict[str, float]:
-    from multitask.data import read_table
-
-    table = read_table(task.path(folder, split), task, labelled=True)
-    return dict(zip(table.ids, table.labels.tolist(), strict=True))
-
-
-def read_predictions(run: Path, task: Task, split: str, ids: Iterable[str]) -> np.ndarray:
-    """What a run's submission file says of these rows."""
-    path = run / "predictions" / f"{task.submission}-{split}-output.csv"
-    try:
-        with path.open(encoding="utf-8") as lines:
-            next(lines, "")
-            values = {row: float(value) for row, value in (line.rsplit(" , ", 1) for line in lines)}
-        return np.array([values[row] for row in ids])
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no predictions to read ({error}); was there a {split} table?") from None
-    except KeyError as error:
-        raise InputError(f"{path}: lacks row {error}, which the labels have") from None
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1); NaN where there are too few values."""
-    mean = statistics.mean(values) if values else np.nan
-    return mean, statistics.stdev(values) if len(values) > 1 else np.nan
-
-
-# From numbers to Markdown and charts
-
-
-def write_table(
-    table: Table, grid: Grid, score: Callable[[Path], Scores], notes: Sequence[str], stem: Path
-) -> str:
-    """STEM.md, .png and .svg, each figure of ours before the paper's; returns the Markdown."""
-    done = [grid.done(row.cell) for row in table.rows]
-    ours = [[mean_and_spread(values) for values in columns([score(run) for run in runs])] for runs in done]
-    lines = []
-    for row, runs, found in zip(table.rows, done, ours, strict=True):
-        pairs = zip((shown(*one) for one in found), (f"{value:.3f}" for value in row.paper), strict=True)
-        lines.append([*row.labels, *chain(*pairs), len(runs)])
-    head = [*table.head, *chain(*((f"{name} ours†", "paper") for name in HEAD)), "n"]
-    labels, paper = [", ".join(row.labels) for row in table.rows], np.array([row.paper for row in table.rows])
-    drawing = comparison(", ".join(table.head), labels, HEAD, paper, np.array(ours))
-    save_figure(drawing, stem.parent, stem.name)
-    return write_page(table.title, [*notes, *memberships(chain(*done))], markdown(head, lines), stem)
-
-
-def columns(scores: Sequence[Scores]) -> list[list[float]]:
-    return [[one[place] for one in scores] for place in range(len(HEAD))]
-
-
-def shown(mean: float, spread: float) -> str:
-    return "–" if np.isnan(mean) else f"{mean:.3f}" if np.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
-
-
-def memberships(runs: Iterable[Path]) -> Iterator[str]:
-    """Whom each ensemble among these runs averages, task by task."""
-    for run in runs:
-        for task, chosen in result(run).get("tasks", {}).items():
-            names = ", ".join(Path(member).parent.name for member in chosen["members"])
-            yield f"{run.name}, members for {task}: {names}."
-
-
-def write_figure(figure: Figure, grid: Grid, notes: Sequence[str], stem: Path) -> str:
-    """STEM.md, .png and .svg: the figure of the run with the best dev score; returns the Markdown."""
-    best = max(grid.done(figure.cell), key=lambda run: result(run)["dev"]["score"])
-    for ending in (".png", ".svg"):
-        shutil.copyfile(best / "figures" / (figure.file + ending), f"{stem}{ending}")
-    notes = [*notes, f"Drawn of {best}, dev score {result(best)['dev']['score']:.3f}."]
-    lines = share_lines(best, figure.shares, tables_of(grid)) if figure.shares else []
-    return write_page(figure.title, notes, lines, stem)
-
-
-def share_lines(run: Path, shares: Mapping[tuple[int, int], float], tables: Path) -> list[str]:
-    """The shares of a true class that are predicted as another, ours beside those that the paper states."""
-    labels = read_labels(tables, SENTIMENT, "dev")
-    truth, predicted = np.array([*labels.values()]), read_predictions(run, SENTIMENT, "dev", labels)
-    rows = [
-        [true, guess, f"{np.mean(predicted[truth == true] == guess):.2f}", f"{paper:.2f}"]
-        for (true, guess), paper in shares.items()
-    ]
-    return markdown(["true class", "predicted", "share ours†", "paper"], rows)
-
-
-def tables_of(grid: Grid) -> Path:
-    from multitask.data import SAMPLE
-
-    return Path(grid.data) if grid.data else SAMPLE
-
-
-def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
-    return [f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows)]
-
-
-def write_page(title: str, notes: Iterable[str], lines: Sequence[str], stem: Path) -> str:
-    listed = [f"- {note}" for note in notes]
-    text = "\n".join([f"# {title}", "", *listed, "", *lines, "", f"![{title}]({stem.name}.png)", ""])
-    Path(f"{stem}.md").write_text(text, encoding="utf-8")
-    return text
-
-
-# The command line
+WITH_ENSEMBLE = ("table7", "table8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,49 +63,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """List or run the grid of a table or figure, and write its page."""
-    target, weights = TARGETS[args.target], args.weights or weights_of_recipes()
-    out = Path(args.out or Path("runs", "reproduce", Path(weights).name))
-    machine = [f"--{name}={value}" for name in ("threads", "device") if (value := vars(args)[name])]
-    grid, stem = Grid(out, args.data, args.weights, args.seeds, machine), out / args.target
-    notes = [*target.notes, *notes_on(grid, weights)]
-    if args.budget or not args.list:
-        check_input(grid, weights)
-    if args.budget:
-        grid, note = within(args.budget, args.target, grid)
-        notes, stem = [note, *notes], out / f"{args.target}-budget-{args.budget:g}"
-    if args.target == "table8" and not args.test_labels:
-        files = grid.out / ENSEMBLE.name / "seed-N" / "predictions" / "*-test-output.csv"
-        notes.append(f"Not scored, for want of --test-labels; the predictions are {files}.")
+    target, grid, notes, stem = planned(args)
     jobs = jobs_of(target, grid)
     if args.list:
         print("\n".join([*(f"# {line}" for line in (target.title, *notes)), *map(str, jobs)]))
         return 0
     score = scorer(args)
-    check_runs(jobs, grid, weights)
+    check_runs(jobs, grid, weights_of(args))
     print("\n".join((target.title, *notes)), flush=True)
     with plotting():  # says before the work whether it can draw
         failed = carry_out(jobs)
         if isinstance(target, Table):
             print("\n" + write_table(target, grid, score, notes, stem))
         elif not failed:
-            print("\n" + write_figure(target, grid, notes, stem))
+            print("\n" + write_figure(target, grid, notes, tables_of(grid), stem))
     print(f"{failed} of {len(jobs)} failed" if failed else f"written {stem}.md, {stem}.png and {stem}.svg")
     return 1 if failed else 0
 
 
-def notes_on(grid: Grid, weights: str) -> list[str]:
-    """What a reader of the numbers must know."""
-    notes = []
-    if grid.data is None:
-        notes.append("On the shipped sample: too small for its scores to mean anything.")
-    known = hub.CHECKPOINTS.get(weights)
-    notes.append(f"† From {weights}{f', pre-training: {known.pretraining}' if known else ''}.")
-    if len(grid.seeds) > 1:
-        notes.append("Ours are mean ± standard deviation (n - 1) over n seeds.")
-    return notes
+def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], Path]:
+    """What is asked for: the table or figure, where its cells run, what a reader must know of the numbers,
+    and where the page goes, without its ending."""
+    weights, changes = weights_of(args), read_changes(args.set)
+    out = Path(args.out or Path("runs", "reproduce", Path(weights).name))
+    if changes:
+        out = out / f"set-{in_words(changes)}"
+    machine = [f"--{name}={value}" for name in ("threads", "device") if (value := vars(args)[name])]
+    grid, stem = Grid(out, args.data, args.weights, args.seeds, machine), out / args.target
+    thresholds = {"thresholds": read_thresholds(args.thresholds)} if args.thresholds else {}
+    tables = {name: changed_table(table, changes | thresholds) for name, table in TABLES.items()}
+    targets: dict[str, Table | Figure] = {
+        **tables,
+        **{name: changed_figure(figure, changes) for name, figure in FIGURES.items()},
+    }
+    target = targets[args.target]
+    notes = [*notes_on(target, grid, weights), *notes_on_changes(target, changes)]
+    if args.budget or not args.list:
+        notes.append(data_note(check_input(grid, weights)))
+    if args.budget:
+        grid, note = within(args.budget, args.target, targets, grid)
+        notes, stem = [note, *notes], out / f"{args.target}-budget-{args.budget:g}"
+    if isinstance(target, Table) and args.target in WITH_ENSEMBLE:
+        if args.pool:
+            target = pooled(target, tables.values(), grid)
+        unscored = args.target == "table8" and not args.test_labels
+        notes += notes_on_ensemble(target.rows[-1].cell, grid, args.pool, unscored)
+    return target, grid, notes, stem
 
 
-def scorer(args: argparse.Namespace) -> Callable[[Path], Scores]:
+def weights_of(args: argparse.Namespace) -> str:
+    return args.weights or weights_of_recipes()
+
+
+# Checks before any work
+
+
+def scorer(args: argparse.Namespace) -> Score:
     """How the scores of a run are read: on dev, or in Table 8 on the test tables, where they have labels."""
     if args.target != "table8":
         return dev_scores
@@ -244,12 +129,27 @@ def scorer(args: argparse.Namespace) -> Callable[[Path], Scores]:
     return lambda run: test_scores(run, labels)
 
 
-def check_input(grid: Grid, weights: str) -> None:
-    """Tables and weights are there before anything is measured or run."""
+def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
+    """Tables and weights are there before anything is measured or run; returns the rows of train and dev."""
     from multitask.jobs import SPLITS, read_splits
 
-    read_splits(grid.data, SPLITS, BUILT_IN, skip_bad_rows=False)
+    rows = read_splits(grid.data, SPLITS, BUILT_IN, skip_bad_rows=False)
     hub.resolve(weights)
+    train, dev = (rows[split] for split in SPLITS[:2])
+    return {name: (len(train[task.name]), len(dev[task.name])) for name, task in COLUMNS.items()}
+
+
+def tables_of(grid: Grid) -> Path:
+    from multitask.data import SAMPLE
+
+    return Path(grid.data) if grid.data else SAMPLE
+
+
+def read_thresholds(text: str) -> tuple[str, ...]:
+    """Raises InputError for what is no threshold of a task."""
+    found = check("thresholds", text.split(","), "--thresholds")
+    select(list(Config("ensemble", thresholds=found).least_scores), BUILT_IN)
+    return found
 
 
 def check_runs(jobs: Sequence[Job], grid: Grid, weights: str) -> None:
@@ -277,7 +177,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS, help="the table or figure")
+    parser.add_argument("target", choices=[*TABLES, *FIGURES], help="the table or figure")
     parser.add_argument("--data", help="folder of tables (default: the shipped sample)")
     parser.add_argument(
         "--weights", help=f"pretrained encoder (default: the recipes', {weights_of_recipes()})"
@@ -288,6 +188,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=minutes, metavar="MINUTES", help="fewer steps and epochs, so that the grid fits"
     )
+    parser.add_argument(
+        "--set", type=lambda text: text.split(","), action="extend", default=[], metavar="NAME=VALUE,...",
+        help="settings of every cell that uses them, where its table does not state them; lr=5x is a ratio",
+    )  # fmt: skip
+    parser.add_argument(
+        "--thresholds",
+        metavar="TASK=X,...",
+        help="table7, table8: least dev scores of the ensemble's members",
+    )
+    parser.add_argument(
+        "--pool",
+        action="store_true",
+        help="table7, table8: let the ensemble draw on all finished cells in OUT",
+    )
     parser.add_argument("--list", action="store_true", help="print the cells' commands and run nothing")
     parser.add_argument("--out", help="folder of the cells and pages (default: runs/reproduce/WEIGHTS)")
     parser.add_argument("--test-labels", metavar="DIR", help="table8: the test tables with labels, to score")
@@ -296,6 +210,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.test_labels and args.target != "table8":
         parser.error("--test-labels belongs to table8")
+    for name in ("pool", "thresholds"):
+        if vars(args)[name] and args.target not in WITH_ENSEMBLE:
+            parser.error(f"--{name} belongs to table7 and table8")
+    if args.pool and args.budget:
+        parser.error("--pool: each budget has a folder of its own, without the other tables' cells")
     return args
 
 

@@ -1,0 +1,63 @@
+"""What a reader of our numbers must know, in sentences for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cells import Cell, Figure, Table
+from grid import Grid
+from minbert import hub
+from overrides import Changes, in_words, takes
+from paper import PAPER, ROWS
+
+
+def notes_on(target: Table | Figure, grid: Grid, weights: str) -> list[str]:
+    """The paper's title, what the table itself has to say, and the conditions of our runs."""
+    notes = [f"Compared with {PAPER}.", *target.notes]
+    if grid.data is None:
+        notes.append("On the shipped sample: too small for its scores to mean anything.")
+    known = hub.CHECKPOINTS.get(weights)
+    notes.append(f"† From {weights}{f', pre-training: {known.pretraining}' if known else ''}.")
+    if len(grid.seeds) > 1:
+        notes.append("Ours are mean ± standard deviation (n - 1) over n seeds.")
+    return notes
+
+
+def notes_on_changes(target: Table | Figure, changes: Changes) -> list[str]:
+    """What `--set` changed, and what of it no cell here takes."""
+    if not changes:
+        return []
+    notes = [
+        f"Set for these runs: {in_words(changes)}. A cell keeps what its table states; a rate such as 5x is "
+        "that multiple of the rate of the row or its recipe."
+    ]
+    idle = [
+        name for name, value in changes.items() if not any(takes(one, name, value) for one in target.cells)
+    ]
+    if idle:
+        notes.append(f"No cell here takes {', '.join(idle)} from --set.")
+    return notes
+
+
+def notes_on_ensemble(ensemble: Cell, grid: Grid, pool: bool, unscored: bool) -> list[str]:
+    """Whom it may average, and where its predictions for the test tables are, if nothing scores them."""
+    count = len(ensemble.needs)
+    notes = [f"The ensemble draws on {count} models: the finished cells of all tables, as in the paper."]
+    if not pool:
+        notes = [
+            f"The ensemble draws on the {count} models of the paper's Table 7; the paper's own drew on all "
+            "models of its tables (--pool)."
+        ]
+    if unscored:
+        files = grid.out / ensemble.name / "seed-N" / "predictions" / "*-test-output.csv"
+        notes.append(f"Not scored, for want of --test-labels; the predictions are {files}.")
+    return notes
+
+
+def data_note(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The sizes of our tables beside the paper's; by task, {name: rows of train and of dev}."""
+    parts = [
+        f"{name} {train:,} and {dev:,} ({ROWS[name][0]:,} and {ROWS[name][1] - ROWS[name][0]:,})"
+        for name, (train, dev) in sizes.items()
+    ]
+    return f"Rows of train and dev (in the paper): {', '.join(parts)}."
