@@ -1,5 +1,8 @@
 """One shared BERT, one head per task: the multitask fine-tuning system built on `minbert`.
 
+"The paper", in all its files, is "Jack of All Trades, Master of Some: Improving BERT for Multitask Learning"
+(Stanford CS224N).
+
 Names are imported on first use (PEP 562), so that a command's help never waits for torch.
 """
 

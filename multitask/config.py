@@ -24,6 +24,7 @@ from minbert.hub import DEFAULT
 from minbert.reading import load_toml
 
 RECIPES = Path(__file__).parent / "recipes"
+Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been read
 
 TASKS_TRAINING = ("pretrain", "finetune")
 TRAINING = (*TASKS_TRAINING, "mnrl")
@@ -486,14 +487,18 @@ def recipe_path(name: str) -> Path:
     return Path(name)
 
 
-def read_recipe(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's settings over those of the recipes that it `extends`."""
+def read_recipe(path: Path, behind: tuple[Path, ...] = (), known: Known | None = None) -> dict[str, Any]:
+    """A recipe's settings over those of the recipes that it `extends`. Those that were read on the way are
+    `known`, so that each is read once, however often it is extended."""
+    known = {} if known is None else known
     if path in behind:
         raise InputError(f"{path}: extends itself")
-    values = load_toml(path)
-    if "stages" in values:
-        raise InputError(f"{path} has stages, which no recipe extends")
-    return _extended(values, str(path), (*behind, path))
+    if path not in known:
+        values = load_toml(path)
+        if "stages" in values:
+            raise InputError(f"{path} has stages, which no recipe extends")
+        known[path] = _extended(values, str(path), (*behind, path), known)
+    return known[path]
 
 
 def read_stages(path: Path) -> dict[str, dict[str, Any]]:
@@ -505,17 +510,17 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     for name, stage in stages.items() if isinstance(stages, dict) and stages else [("", None)]:
         if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]{1,100}", name):
             raise InputError(f"{path}: stages are tables, [stages.NAME], of letters, digits, - and _")
-    return {name: _extended(stage, f"{path}: stage {name}", (path,)) for name, stage in stages.items()}
+    return {name: _extended(stage, f"{path}: stage {name}", (path,), {}) for name, stage in stages.items()}
 
 
-def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], known: Known) -> dict[str, Any]:
     """These settings over those of the recipes that they extend: one name, or a list in which a later recipe
     goes over an earlier one."""
     bases = values.pop("extends", [])
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{source}: extends: {shown(bases)} is not a recipe's name, nor a list of them")
-    layers = [read_recipe(recipe_path(name), behind) for name in names]
+    layers = [read_recipe(recipe_path(name), behind, known) for name in names]
     return reduce(layered, [*layers, check_all(values, source)])
 
 

@@ -1,5 +1,6 @@
 """MNRL: multiple negatives ranking loss on sentiment (Henderson et al. 2017,
-https://arxiv.org/abs/1705.00652, section 4.4; paper, section 3.4).
+https://arxiv.org/abs/1705.00652, section 4.4), as adapted in "Jack of All Trades, Master of
+Some: Improving BERT for Multitask Learning" (Stanford CS224N), section 3.4.
 
 A group holds two sentences of each of the K classes, a_i and b_i of class i. With unit vectors,
 

@@ -1,4 +1,5 @@
-"""The multitask model: one encoder that all tasks share, and one linear head for each (paper, section 3).
+"""The multitask model: one encoder that all tasks share, and one linear head for each ("Jack of All Trades,
+Master of Some: Improving BERT for Multitask Learning", Stanford CS224N, section 3).
 
 Pairs are read together, `[CLS] a [SEP] b [SEP]`, so that every token of a attends to every token of b (a
 cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.

@@ -1,5 +1,5 @@
-"""Training an encoder with MNRL before any head sees it (paper, section 3.4); the loss itself is in
-mnrl.py."""
+"""Training an encoder with MNRL before any head sees it ("Jack of All Trades, Master of Some: Improving BERT
+for Multitask Learning", Stanford CS224N, section 3.4); the loss itself is in mnrl.py."""
 
 from __future__ import annotations
 

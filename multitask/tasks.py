@@ -91,7 +91,7 @@ class Task:
         return METRICS[self.kind]
 
     def score(self, metric: float) -> float:
-        """The metric as a share of 1: accuracy as it is, a correlation r as (1 + r) / 2 (METHODS: Score)."""
+        """The metric as a share of 1: accuracy as it is, a correlation r as (1 + r) / 2."""
         return (1 + metric) / 2 if self.metric == "pearson" else metric
 
     def parse_label(self, text: str) -> float:

@@ -17,7 +17,7 @@ from minbert import BertConfig, BertModel, BertTokenizer, InputError, attention,
 from minbert.checkpoint import to_hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
-EXACT = 2e-6  # DESIGN's bound on every hidden state in float32
+EXACT = 2e-6  # the bound on every hidden state in float32
 GRADIENT = 1e-5  # relative to a parameter's largest gradient
 
 SHAPES = {

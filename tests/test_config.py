@@ -97,6 +97,15 @@ def test_a_recipe_extends_several_the_later_over_the_earlier(tmp_path):
     assert "batch_size" not in config.settings  # displaced by the later recipe
 
 
+def test_recipes_that_extend_the_same_ones_over_and_over_are_read_at_once(tmp_path):
+    """Thirty recipes, each extending the next one twice: reading each anew would be 2 ** 30 readings."""
+    for number in range(30):
+        after = str(tmp_path / f"{number + 1}.toml")
+        (tmp_path / f"{number}.toml").write_text(f'extends = ["{after}", "{after}"]\n')
+    (tmp_path / "30.toml").write_text('option = "finetune"\nepochs = 7\n')
+    assert resolve(["--recipe", str(tmp_path / "0.toml")]).epochs == 7
+
+
 def test_recipes_that_differ_in_one_thing():
     """The baseline takes whole passes; the row of equal updates differs from it in the order of tasks and the
     number of updates, and from `annealed` in the sampling alone. The control differs from BPPO in mu alone,
@@ -151,7 +160,7 @@ def test_bad_thresholds_are_refused(thresholds):
 
 
 def test_smart_settings_depend_on_the_mode():
-    """ball starts from epsilon .01, step = epsilon, noise = epsilon / 10; normalize as published."""
+    """In a ball: epsilon .01, steps of epsilon, noise of epsilon / 10; normalize as in public code."""
     ball = resolve(["--option", "finetune"]).ascent(384)
     assert (ball["epsilon"], ball["step_size"], ball["noise_std"]) == (1e-2, 1e-2, 1e-3)
     wide = resolve(["--option", "finetune", "--smart-weight", "1", "--smart-epsilon", "0.5"]).ascent(384)
