@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from cells import Cell, Figure, Table
 from grid import Grid
 from minbert import hub
+from multitask.sampling import pass_updates
 from overrides import Changes, in_words, takes
 from paper import PAPER, ROWS
 
@@ -55,9 +56,16 @@ def notes_on_ensemble(ensemble: Cell, grid: Grid, pool: bool, unscored: bool) ->
 
 
 def data_note(sizes: Mapping[str, tuple[int, int]]) -> str:
-    """The sizes of our tables beside the paper's; by task, {name: rows of train and of dev}."""
+    """The sizes of our tables beside the paper's, and the full passes that come of them; by task, {name: rows
+    of train and of dev}."""
     parts = [
         f"{name} {train:,} and {dev:,} ({ROWS[name][0]:,} and {ROWS[name][1] - ROWS[name][0]:,})"
         for name, (train, dev) in sizes.items()
     ]
-    return f"Rows of train and dev (in the paper): {', '.join(parts)}."
+    here = [train for train, _ in sizes.values()]
+    paper = [ROWS[name][0] for name in sizes]
+    passes = [sum(pass_updates(rows, [16] * len(rows))) for rows in (here, paper)]
+    return (
+        f"Rows of train and dev (in the paper): {', '.join(parts)}. A full pass in batches of 16: "
+        f"{passes[0]:,} updates ({passes[1]:,})."
+    )
