@@ -395,8 +395,9 @@ def test_every_page_names_the_paper_and_the_tables_it_was_made_of(tmp_path, tiny
 
 
 def test_a_pooled_ensemble_draws_on_the_finished_cells_of_all_tables(grid):
-    """Beside Table 7's six models, the cells that are done with every seed, but not mnrl's, which has no
-    heads, and not a cell with one of two seeds. Another member makes another folder."""
+    """Beside Table 7's own nine models, the cells that are done with every seed, but not mnrl's, which has no
+    heads, and not a cell with one of two seeds. Another member makes another folder. Table 8, which has six
+    models of its own, draws on the same once these are done."""
     two = Grid(grid.out, seeds=(0, 1))
     done, half = TABLES["table2"].rows[0].cell, TABLES["table2"].rows[1].cell
     for one, seeds in ((done, (0, 1)), (half, (0,)), (paper.MNRL, (0, 1)), (paper.ANNEALED, (0, 1))):
@@ -404,12 +405,17 @@ def test_a_pooled_ensemble_draws_on_the_finished_cells_of_all_tables(grid):
             finish(two.run(one, seed), 0.5, 0.5, 0.5)
     table = pooled(TABLES["table7"], TABLES.values(), two)
     first = table.rows[-1].cell
-    assert set(first.needs) == {*paper.ENSEMBLE.needs, done} and len(first.needs) == 7
+    own = {row.cell for row in TABLES["table7"].rows[:-1]}
+    assert set(first.needs) == {*own, done} and len(first.needs) == 10
     assert table.rows[:-1] == TABLES["table7"].rows[:-1]
     config = resolve(two.job(first, 1).words)
     assert isinstance(config, Config) and str(two.run(done, 1)) in config.run
     finish(two.run(half, 1), 0.5, 0.5, 0.5)
     second = pooled(TABLES["table7"], TABLES.values(), two).rows[-1].cell
+    for one in own:
+        for seed in two.seeds:
+            finish(two.run(one, seed), 0.5, 0.5, 0.5)
+    assert pooled(TABLES["table8"], TABLES.values(), two).rows[-1].cell == second
     assert set(second.needs) == {*first.needs, half} and second.name != first.name != paper.ENSEMBLE.name
 
 
@@ -419,7 +425,7 @@ def test_the_thresholds_of_the_ensemble_are_given(tmp_path, tiny, capsys):
     said = capsys.readouterr().out
     config = resolve(shlex.split(said.splitlines()[-1], comments=True)[3:])
     assert isinstance(config, Config) and config.least_scores == {"sentiment": 0.4, "similarity": 0.9}
-    assert "ensemble-thresholds-" in config.out and "draws on 6 models: the finished cells of all" in said
+    assert "ensemble-thresholds-" in config.out and "draws on 6 models, all finished cells of all" in said
 
 
 def test_the_members_of_an_ensemble_are_named(grid):

@@ -82,24 +82,24 @@ class Grid:
 
 
 def pooled(table: Table, tables: Iterable[Table], grid: Grid) -> Table:
-    """The table with its ensembles drawing on every cell of all the tables that is finished with every seed,
-    beside those that it names. Its run's folder tells which cells these were."""
-    finished = [
+    """The table with its ensembles drawing on all models of its own, and on those of all the tables that are
+    finished with every seed. Its run's folder tells which these were."""
+    own = set(table.cells)
+    members = [
         one
         for one in in_order(chain(*(other.cells for other in tables)))
-        if one.said["option"] == "finetune" and len(grid.done(one)) == len(grid.seeds)
+        if one.said["option"] == "finetune" and (one in own or len(grid.done(one)) == len(grid.seeds))
     ]
     rows = tuple(
-        row if row.cell.trains else replace(row, cell=_drawing_on(row.cell, finished)) for row in table.rows
+        row if row.cell.trains else replace(row, cell=_drawing_on(row.cell, members)) for row in table.rows
     )
     return replace(table, rows=rows)
 
 
-def _drawing_on(ensemble: Cell, finished: Sequence[Cell]) -> Cell:
-    members = tuple(dict.fromkeys([*ensemble.needs, *finished]))
+def _drawing_on(ensemble: Cell, members: Sequence[Cell]) -> Cell:
     names = " ".join(sorted(one.name for one in members))
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
-    return replace(ensemble, needs=members, mark=f"of-{len(members)}-{digest}")
+    return replace(ensemble, needs=tuple(members), mark=f"of-{len(members)}-{digest}")
 
 
 def jobs_of(target: Table | Figure, grid: Grid) -> list[Job]:

@@ -43,7 +43,7 @@ def notes_on_changes(target: Table | Figure, changes: Changes) -> list[str]:
 def notes_on_ensemble(ensemble: Cell, grid: Grid, pool: bool, unscored: bool) -> list[str]:
     """Whom it may average, and where its predictions for the test tables are, if nothing scores them."""
     count = len(ensemble.needs)
-    notes = [f"The ensemble draws on {count} models: the finished cells of all tables, as in the paper."]
+    notes = [f"The ensemble draws on {count} models, all finished cells of all tables, as in the paper."]
     if not pool:
         notes = [
             f"The ensemble draws on the {count} models of the paper's Table 7; the paper's own drew on all "
