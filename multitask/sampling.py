@@ -225,7 +225,7 @@ class Plan:
     def later(self, step: int) -> int:
         """How many updates of the same task are to come after this one in its epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        tasks = self.tasks_of(epoch)
+        tasks = self.tasks_of(epoch + 1)
         return int((tasks[place + 1 :] == tasks[place]).sum())
 
     def batches(self, step: int) -> list[np.ndarray]:

@@ -81,7 +81,7 @@ def simulated(seed: int, drift: float = 0.0) -> tuple[list, list[float]]:
     random, objectives, plain = np.random.default_rng(seed), [], []
     plan = Plan("annealed", SIZES, [RowBatches(seed, 0, 1, 1)] * 3, 1, STEPS, EPOCHS, seed)
     for number in range(1, EPOCHS + 1):
-        tasks = plan.tasks_of(number - 1)
+        tasks = plan.tasks_of(number)
         losses = random.normal(MEANS[tasks] + drift * number, DEVIATION)
         of_tasks = {str(task): losses[tasks == task] for task in range(3)}
         objectives.append(
