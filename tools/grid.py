@@ -42,6 +42,7 @@ class Grid:
     weights: str | None = None
     seeds: Sequence[int] = (0,)
     machine: Sequence[str] = ()  # flags that every command takes
+    precision: str | None = None  # of what computes
     sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def run(self, cell: Cell, seed: int) -> Path:
@@ -68,6 +69,8 @@ class Grid:
             words += ["--weights", self.weights]
         if cell.trains:
             words += ["--seed", str(seed), "--no-report", "--resume"]
+        if self.precision:
+            words += ["--precision", self.precision]
         words += [*self.common, "--out", str(run)]
         return Job(words, run, run / RESULT, [need / RESULT for need in needs])
 

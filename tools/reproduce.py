@@ -89,7 +89,8 @@ def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], 
     if changes:
         out = out / f"set-{in_words(changes)}"
     machine = [f"--{name}={value}" for name in ("threads", "device") if (value := vars(args)[name])]
-    grid, stem = Grid(out, args.data, args.weights, args.seeds, machine), out / args.target
+    grid = Grid(out, args.data, args.weights, args.seeds, machine, args.precision)
+    stem = out / args.target
     thresholds = {"thresholds": read_thresholds(args.thresholds)} if args.thresholds else {}
     tables = {name: changed_table(table, changes | thresholds) for name, table in TABLES.items()}
     targets: dict[str, Table | Figure] = {
@@ -207,6 +208,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-labels", metavar="DIR", help="table8: the test tables with labels, to score")
     parser.add_argument("--threads", help="processor threads of each run")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, for each run")
+    parser.add_argument("--precision", help="float32 or bf16, of each run")
     args = parser.parse_args(argv)
     if args.test_labels and args.target != "table8":
         parser.error("--test-labels belongs to table8")
