@@ -26,12 +26,13 @@ from minbert.reading import load_toml
 RECIPES = Path(__file__).parent / "recipes"
 Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been read
 
-TASKS_TRAINING = ("pretrain", "finetune")
+TASKS_TRAINING = ("pretrain", "finetune", "distill")
 TRAINING = (*TASKS_TRAINING, "mnrl")
 OPTIONS = {
     "pretrain": "train the heads on a frozen encoder",
     "mnrl": "train an encoder so that sentences of one class lie together, for --init or --weights",
     "finetune": "train encoder and heads together: the main job",
+    "distill": "train one model on the outputs of a run or an ensemble, beside the labels",
     "evaluate": "score a run or an ensemble on the dev tables and write its dev and test predictions",
     "ensemble": "average the runs of --run, for each task those that reach its threshold",
     "report": "draw a run or an ensemble: report.html and its figures",
@@ -40,9 +41,12 @@ OPTIONS = {
 COMPUTING = (*TRAINING, "evaluate", "ensemble", "predict")
 MAX_STEPS_PER_EPOCH = 2000
 MAX_STEPS = 10**8  # of a whole run
-REQUIRED = {"evaluate": ("run",), "report": ("run",), "predict": ("run", "task"), "ensemble": ("run",)}
+REQUIRED = {
+    **dict.fromkeys(("distill", "evaluate", "report", "ensemble"), ("run",)),
+    "predict": ("run", "task"),
+}
 WEIGHTS = {"smart_weight": "SMART", "bregman_weight": "BPPO"}  # without it, its group does nothing
-ONE_RUN = ("evaluate", "report", "predict")
+ONE_RUN = ("distill", "evaluate", "report", "predict")
 SAMPLINGS = ("round-robin", "full-pass", "proportional", "sqrt", "annealed", "uniform")
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, where it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # given the first, the second says nothing
@@ -114,7 +118,13 @@ class Config:
         "mean", "model", "sentence vector: first token, or mean over tokens", choices=("cls", "mean")
     )
     encoder_dropout: float = setting(
-        0.1, "model", "dropout in the encoder", kind=float, low=0, below=1, options=("finetune", "mnrl")
+        0.1,
+        "model",
+        "dropout in the encoder",
+        kind=float,
+        low=0,
+        below=1,
+        options=("finetune", "distill", "mnrl"),
     )
     head_dropout: float = setting(
         0.0, "model", "dropout before the heads", kind=float, low=0, below=1, options=TASKS_TRAINING
@@ -237,6 +247,25 @@ class Config:
         options=TASKS_TRAINING,
     )
 
+    distill_weight: float = setting(
+        0.9,
+        "distillation",
+        "weight of the teacher's outputs; the labels have the rest of 1",
+        kind=float,
+        low=0,
+        below=1 + 1e-9,
+        options=("distill",),
+    )
+    distill_temperature: float = setting(
+        2.0,
+        "distillation",
+        "T, which softens the classes of teacher and student; 1: as they are",
+        kind=float,
+        low=1e-3,
+        below=1e3,
+        options=("distill",),
+    )
+
     groups: int = setting(
         3,
         "MNRL",
@@ -251,8 +280,8 @@ class Config:
     run: tuple[str, ...] = setting(
         (),
         "run",
-        "finished run or ensemble to work on; for --option ensemble, the runs to choose from",
-        options=("evaluate", "predict", "report", "ensemble"),
+        "finished run or ensemble to work on, for distill the teacher; for ensemble, the runs to choose from",
+        options=("distill", "evaluate", "predict", "report", "ensemble"),
         many=" ",
     )
     thresholds: tuple[str, ...] = setting(

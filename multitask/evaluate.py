@@ -125,14 +125,20 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
-def table(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
-    """The scores, a line each; a correlation r also as (1 + r) / 2, as it enters the score."""
+def table(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
+    """The scores of one model or several side by side, a line each; a correlation r also as (1 + r) / 2, as
+    it enters the score."""
     lines = []
     for name, task in tasks.items():
-        value = dev[name][task.metric]
-        share = f"  (1 + r) / 2 = {task.score(value):.3f}" if task.metric == "pearson" else ""
-        lines.append(f"  {name:12} {task.metric:9} {value:.3f}{share}")
-    return "\n".join([*lines, *(f"  {name:12} {'':9} {dev[name]:.3f}" for name in OVERALL)])
+        values = [dev[name][task.metric] for dev in scores]
+        lines.append([name, task.metric, *values])
+        if task.metric == "pearson":
+            lines.append(["", "(1 + r) / 2", *map(task.score, values)])
+    lines += [[name, "", *(dev[name] for dev in scores)] for name in OVERALL]
+    return "\n".join(
+        f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values)
+        for name, metric, *values in lines
+    )
 
 
 def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:

@@ -17,6 +17,7 @@ from multitask import evaluate
 from multitask.bregman import MomentumTeacher, beta_at
 from multitask.config import Config
 from multitask.data import Examples
+from multitask.distillation import DISTILLATION_LOSSES
 from multitask.distributed import Share, total
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
@@ -64,7 +65,8 @@ class Pass:
 
 
 class Finetuning:
-    """The `Method` of pretrain and finetune."""
+    """The `Method` of pretrain, finetune and distill, where `taught` has a teacher's logits (N, C) on each
+    task's training rows."""
 
     def __init__(
         self,
@@ -72,9 +74,10 @@ class Finetuning:
         train: Mapping[str, Examples],
         dev: Mapping[str, Examples],
         config: Config,
+        taught: Mapping[str, Tensor] | None = None,
     ):
         assert config.steps_per_epoch is not None, "resolved before training starts"
-        self.model, self.train, self.dev, self.config = model, train, dev, config
+        self.model, self.train, self.dev, self.config, self.taught = model, train, dev, config, taught
         self.names = list(train)
         self.sample = {
             name: examples.take(sampled_rows(task, len(examples)))
@@ -110,22 +113,31 @@ class Finetuning:
         generator = torch.Generator(self.model.device).manual_seed(seed)
         for batch in batches:
             share = Share.of(self.train[name].tokens.lengths_of(batch).tolist(), generator)
-            inputs, labels = collate(self.model, self.train[name], batch[share.rows])
-            yield self.objective(self.model.tasks[name], inputs, labels, share, self.diagnoses(step))
+            rows = batch[share.rows]
+            inputs, labels = collate(self.model, self.train[name], rows)
+            taught = None if self.taught is None else self.taught[name][rows].to(self.model.device)
+            yield self.objective(self.model.tasks[name], inputs, labels, taught, share, self.diagnoses(step))
 
     def objective(
         self,
         task: Task,
         inputs: Mapping[str, Tensor],
         labels: Tensor,
+        taught: Tensor | None,
         share: Share,
         diagnose: bool,
     ) -> tuple[Tensor, Terms]:
-        """L + lambda R + mu D on one batch, of which `inputs` and `labels` are this process's share. With
-        `diagnose`, also how strong R and D are: the norm of their gradient over that of L."""
+        """L + lambda R + mu D on one batch, of which `inputs`, `labels` and `taught` are this process's
+        share. With `diagnose`, also how strong R and D are: the norm of their gradient over that of L."""
         clean = self.forward(task, inputs)
         loss = total(LOSSES[task.kind](clean.outputs, labels / task.unit) * share.weight)
         terms = {f"loss/{task.name}": loss.item()}
+        if taught is not None:
+            weight, temperature = self.config.distill_weight, self.config.distill_temperature
+            distance = DISTILLATION_LOSSES[task.kind](clean.outputs, taught / task.unit, temperature)
+            distance = total(distance * share.weight)
+            loss = (1 - weight) * loss + weight * distance
+            terms[f"distill/{task.name}"] = distance.item()
         regularisers, found = self.regularisers(task, inputs, clean, share, diagnose)
         whole = loss
         for name, value in regularisers.items():
@@ -248,7 +260,7 @@ class Finetuning:
             + f"; training rows {record['train']['score']:.3f}"
         )
         if "teacher" in record:
-            line += f"; teacher {record['teacher']['score']:.3f}"
+            line += f"; averaged weights {record['teacher']['score']:.3f}"
         return "; ".join([line, *idle_regularisers(record)])
 
     def rows(self, step: int) -> str:

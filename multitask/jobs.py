@@ -19,10 +19,10 @@ from torch import Tensor
 from minbert.errors import InputError
 from minbert.files import lock, write_text
 from minbert.optim import AdamW, parameter_groups
-from multitask import distributed, evaluate, machine, tasks
+from multitask import distributed, evaluate, machine, targets, tasks
 from multitask.build import build_model, start_heads
 from multitask.command_line import PIPELINE
-from multitask.config import PATHS, TRAINING, Config, read_toml
+from multitask.config import PATHS, TASKS_TRAINING, TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Examples, Table, fingerprint, read_split
 from multitask.ensemble import average, members
 from multitask.ensemble_model import (
@@ -42,6 +42,7 @@ from multitask.predictor import Predictor
 from multitask.ranking import Ranking
 from multitask.report import write_report
 from multitask.state import Progress, States
+from multitask.store import key_of
 from multitask.tasks import Task
 from multitask.train import Method, epoch_steps, fit
 
@@ -60,6 +61,7 @@ class Training:
     method: Method
     rows_per_step: float  # on average
     plan: str  # what will be sampled, in words
+    data: str  # the fingerprint of all that it learns from and is scored on
 
 
 def run_training(config: Config) -> None:
@@ -69,34 +71,96 @@ def run_training(config: Config) -> None:
     rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
     device, run = machine.set_up(config), claim_folder(config)
     training = prepare_finetuning(replace(config, out=str(run)), selected, rows, device)
-    progress = train(training, rows)
+    progress = train(training)
+    predict_with_best(config, run, device, selected, rows, progress)
 
+
+def run_distillation(config: Config) -> None:
+    """distill: as `run_training`, with the outputs of a teacher beside the labels. They are kept in the run's
+    folder, so that a run that goes on does not need the teacher."""
+    device = machine.set_up(config)
+    kept = config.resume and (Path(config.out or "") / targets.FILE).is_file()
+    teacher = None if kept else load_run(Path(config.run[0]), config, device)
+    if teacher is not None:
+        config = taught_by(teacher, config)
+    name_the_sample(config)
+    selected = selected_tasks(config)
+    rows = read_splits(config.data, SPLITS, selected, config.skip_bad_rows)
+    learned = {split: rows[split] for split in SPLITS[:2]}
+    run = claim_folder(config)
+    if teacher is not None:
+        print(f"computing what {config.run[0]} says of the training and dev rows", flush=True)
+        outputs = targets.compute_targets(teacher, learned)
+        distributed.from_writer(lambda: targets.write_targets(run, outputs))
+    outputs = targets.read_targets(run, selected, learned)
+
+    config = replace(config, out=str(run))
+    training = prepare_finetuning(config, selected, rows, device, outputs["train"])
+    progress = train(replace(training, data=key_of(training.data, targets.digest_of(outputs))))
+    of_teacher = evaluate.scores(selected, outputs["dev"], rows["dev"])
+    predict_with_best(config, run, device, selected, rows, progress, of_teacher)
+
+
+def taught_by(teacher: Predictor, config: Config) -> Config:
+    """The settings with the teacher's data and tasks where they name none. InputError if it does not have a
+    task as it is defined here."""
+    run, known = config.run[0], selected_tasks(config)
+    names = config.tasks or tuple(name for name in known if name in teacher.tasks)
+    for name in names or known:
+        if teacher.tasks.get(name) != known[name]:
+            raise InputError(
+                f"{run}: does not have the task {name} as it is defined here; it has "
+                f"{', '.join(teacher.tasks)}: choose with --tasks, or name their --task-file"
+            )
+    return replace(config, data=config.data or data_of(Path(run)), tasks=names)
+
+
+def predict_with_best(
+    config: Config,
+    run: Path,
+    device: torch.device,
+    selected: Mapping[str, Task],
+    rows: Splits,
+    progress: Progress,
+    teacher: Mapping[str, Any] | None = None,
+) -> None:
+    """Predict dev and test with a run's best model, print its dev scores, beside those of its teacher if it
+    had one, and finish the run."""
     distributed.wait()  # until the best model is on the disk
     best = machine.prepared(MultitaskBert.load(run / "best"), config, device)
     scores = predict_all(run / "predictions", best, selected, rows)
-    print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev:")
-    print(evaluate.table(selected, scores))
+    compared = {} if teacher is None else {"teacher": teacher}
+    columns = ", student and teacher" if compared else ""
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
+    print(evaluate.table(selected, scores, *compared.values()))
     for name, task in selected.items():
         value, epoch = max(
             (record["dev"][name][task.metric], -record["epoch"]) for record in progress.records
         )
         print(f"  best {name} {task.metric} {value:.3f} in epoch {-epoch}")
     print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
-    distributed.from_writer(lambda: finish(config, run, device, scores, progress.best_epoch))
+    found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
+    distributed.from_writer(lambda: finish(config, run, device, found))
 
 
 def prepare_finetuning(
-    config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
+    config: Config,
+    selected: Mapping[str, Task],
+    rows: Splits,
+    device: torch.device,
+    taught: Mapping[str, Tensor] | None = None,
 ) -> Training:
-    """The model and the tokenised tables of pretrain and finetune."""
+    """The model and the tokenised tables of pretrain, finetune and distill; `taught` are a teacher's logits
+    (N, C) on the training rows."""
     with distributed.first_on_machine():  # a checkpoint may have to be fetched
         model = machine.prepared(build_model(config, selected), config, device)
     train_data, dev_data = (encode(rows[split], model) for split in SPLITS[:2])
     start_heads(model, train_data, config)
     plan = plan_over(train_data, config)
     config = replace(config, steps_per_epoch=plan.steps_per_epoch)
-    method = Finetuning(model, train_data, dev_data, config)
-    return Training(config, model, method, plan.rows_per_step, plan.table(list(selected)))
+    method = Finetuning(model, train_data, dev_data, config, taught)
+    data = fingerprint([rows["train"], rows["dev"]])
+    return Training(config, model, method, plan.rows_per_step, plan.table(list(selected)), data)
 
 
 def run_ranking(config: Config) -> None:
@@ -106,10 +170,10 @@ def run_ranking(config: Config) -> None:
     selected = selected_tasks(config)
     rows = read_splits(config.data, SPLITS[:2], selected, config.skip_bad_rows)
     device, run = machine.set_up(config), claim_folder(config)
-    progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device), rows)
+    progress = train(prepare_ranking(replace(config, out=str(run)), selected, rows, device))
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
-    scores = progress.best["dev"]
-    distributed.from_writer(lambda: finish(config, run, device, scores, progress.best_epoch))
+    found = {"dev": progress.best["dev"], "best_epoch": progress.best_epoch}
+    distributed.from_writer(lambda: finish(config, run, device, found))
 
 
 def prepare_ranking(
@@ -124,10 +188,10 @@ def prepare_ranking(
     config = replace(config, steps_per_epoch=epoch_steps(len(train_data), rows_per_step, config))
     method = Ranking(model, train_data, dev_data, config)
     plan = f"{task.name}: {len(train_data):,} rows; {config.groups} groups of sentences a batch"
-    return Training(config, model, method, rows_per_step, plan)
+    return Training(config, model, method, rows_per_step, plan, fingerprint([rows["train"], rows["dev"]]))
 
 
-PREPARE = {"pretrain": prepare_finetuning, "finetune": prepare_finetuning, "mnrl": prepare_ranking}
+PREPARE = {**dict.fromkeys(TASKS_TRAINING, prepare_finetuning), "mnrl": prepare_ranking}
 
 
 def make_optimizer(training: Training) -> AdamW:
@@ -136,13 +200,13 @@ def make_optimizer(training: Training) -> AdamW:
     return AdamW(groups, lr=config.lr, compiled=config.compile)
 
 
-def train(training: Training, rows: Splits) -> Progress:
+def train(training: Training) -> Progress:
     """From step 0 or the last saved state to the end."""
     config, method = training.config, training.method
     optimizer = make_optimizer(training)
     run = Path(config.out or "")
     states = States(run, method.parts, optimizer, config.settings)
-    progress = start_or_resume(config, states, fingerprint([rows["train"], rows["dev"]]))
+    progress = start_or_resume(config, states, training.data)
     local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # each machine's own affair
     distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
     if distributed.is_writer():
@@ -157,8 +221,9 @@ def train(training: Training, rows: Splits) -> Progress:
     return progress
 
 
-def finish(config: Config, run: Path, device: torch.device, dev: Mapping[str, Any], best_epoch: int) -> None:
-    """The run's report, where the libraries that draw are installed; then say that the run is done."""
+def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, Any]) -> None:
+    """The run's report, where the libraries that draw are installed; then write what the run `found`, which
+    says that it is done."""
     if config.report and not can_draw():
         print(f'no report: pip install "minbert[plots]", then --option report --run {run} draws it')
     elif config.report:
@@ -166,7 +231,7 @@ def finish(config: Config, run: Path, device: torch.device, dev: Mapping[str, An
             print(f"report {write_report(run, config.data, device, config.skip_bad_rows)}")
         except InputError as error:
             print(f"no report: {error}")
-    write_result(run, dev=dev, best_epoch=best_epoch)
+    write_result(run, **found)
 
 
 def name_the_sample(config: Config) -> None:
@@ -288,6 +353,7 @@ JOBS: dict[str, Callable[[Config], None]] = {
     "pretrain": run_training,
     "mnrl": run_ranking,
     "finetune": run_training,
+    "distill": run_distillation,
     "evaluate": run_evaluation,
     "ensemble": run_ensemble,
     "report": run_report,

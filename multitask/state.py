@@ -287,7 +287,9 @@ class States:
             raise ValueError(f"not as it was written ({', '.join(changed)})")
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
         if progress.data != fresh.data:
-            raise ValueError("the tables are not those the run was started with")
+            raise ValueError(
+                "the tables are not those the run was started with, or its teacher's outputs are not"
+            )
         if progress.config != fresh.config:
             raise ValueError("its settings are not the run's")
         for name, module in self.parts.items():

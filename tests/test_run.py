@@ -89,7 +89,7 @@ def test_finetune_says_what_it_does(finished):
     for name in BUILT_IN:
         assert f"  {name:12} {12:9,} rows" in said
     for words in ("sampling round-robin:", "2 epochs of 9 updates on cpu",
-                  "epoch 1: loss", "(1 + r) / 2 = ", str(finished / "predictions")):  # fmt: skip
+                  "epoch 1: loss", "(1 + r) / 2", str(finished / "predictions")):  # fmt: skip
         assert words in said
 
 

@@ -1,0 +1,172 @@
+"""targets.py, and --option distill from end to end: what a student learns, and that it goes on without its
+teacher."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import make_finetuning, metrics_without_clock, write_tables
+from safetensors.torch import load_file, save_file
+
+from multitask import MultitaskBert, finetune, load, train
+from multitask.config import Config
+from multitask.data import make_examples, read_split
+from multitask.finetune import Finetuning
+from multitask.losses import LOSSES
+from multitask.run import main
+from multitask.targets import FILE
+from multitask.tasks import BUILT_IN
+
+STUDENT = ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "6", "--batch-size", "4", "--lr", "1e-2",
+           "--save-every", "1", "--no-report"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny):
+    """Two runs on small tables, and their ensemble."""
+    folder = tmp_path_factory.mktemp("distill")
+    data = write_tables(folder / "data")
+    for seed in (1, 2):
+        words = ["--option", "finetune", "--weights", str(tiny), "--data", str(data), "--seed", str(seed)]
+        assert main([*words, *STUDENT, "--out", str(folder / str(seed))]) == 0
+    runs = [str(folder / "1"), str(folder / "2")]
+    assert main(["--option", "ensemble", "--run", *runs, "--out", str(folder / "both")]) == 0
+    return folder
+
+
+def distill(tiny, teacher, out, *more) -> int:
+    words = ["--option", "distill", "--weights", str(tiny), "--run", str(teacher), "--out", str(out)]
+    return main([*words, *STUDENT, *map(str, more)])
+
+
+def test_a_student_learns_from_the_ensembles_outputs_on_its_tables(folder, tiny, tmp_path, capsys):
+    """Neither data nor tasks are named: they are the teacher's. What is kept is what it says of every row."""
+    assert distill(tiny, folder / "both", tmp_path / "run") == 0
+    said, kept = capsys.readouterr().out, load_file(tmp_path / "run" / FILE)
+    teacher, model = load(folder / "both"), MultitaskBert.load(tmp_path / "run")
+    for split in ("train", "dev"):
+        for name, table in read_split(folder / "data", split, BUILT_IN, False).items():
+            torch.testing.assert_close(kept[f"{split}/{name}"], teacher.logits_of_table(name, table).float())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    of_teacher = json.loads((folder / "both" / "result.json").read_text())["dev"]
+    for name, task in BUILT_IN.items():
+        assert result["teacher"][name][task.metric] == pytest.approx(of_teacher[name][task.metric], abs=1e-5)
+    assert model.tasks == BUILT_IN and "on dev, student and teacher:" in said
+    student, of_teacher = result["dev"]["score"], result["teacher"]["score"]
+    assert f"  score                     {student:.3f}  {of_teacher:.3f}\n" in said
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert set(json.loads(line)["distill"]) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("task", range(3))
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_the_loss_weighs_labels_and_teacher(tiny, tmp_path, task, weight):
+    """(1 - w) of the labels' loss and w of T^2 KL(teacher || student), or of the squared error; where w is 0
+    it is fine-tuning's."""
+    config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, encoder_dropout=0.0)
+    config = replace(config, distill_weight=weight, distill_temperature=3.0)
+    plain = make_finetuning(config, tmp_path)
+    taught = {name: torch.randn(len(rows), BUILT_IN[name].outputs) for name, rows in plain.train.items()}
+    method = Finetuning(plain.model, plain.train, plain.dev, config, taught)
+    ((loss, terms),) = method.losses(task)
+    name, (rows,) = method.planned(task)
+    inputs, labels = finetune.collate(method.model, method.train[name], rows)
+    logits, wanted = method.model(name, inputs).double(), taught[name][rows].double()
+    if name == "similarity":
+        distance = (logits - wanted).square().mean()
+    else:
+        both = [torch.cat([0 * z, z], dim=1) if name == "paraphrase" else z for z in (wanted / 3, logits / 3)]
+        q, p = (z.softmax(dim=1) for z in both)
+        distance = 9 * (q * (q / p).log()).sum(dim=1).mean()
+    assert terms[f"distill/{name}"] == pytest.approx(distance.item(), rel=1e-4)
+    of_labels = LOSSES[BUILT_IN[name].kind](logits, labels).item()
+    assert loss.item() == pytest.approx((1 - weight) * of_labels + weight * distance.item(), rel=1e-4)
+
+
+def test_a_range_of_values_weighs_as_0_to_5_does(tiny, tmp_path):
+    """From 0 to 10 a head counts in twos: logits 4 apart are 2 units apart, and 4 their square."""
+    config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, distill_weight=1.0)
+    method = make_finetuning(replace(config, encoder_dropout=0.0), tmp_path)
+    method.model.tasks["similarity"] = replace(BUILT_IN["similarity"], high=10.0)
+    name, (rows,) = method.planned(2)
+    inputs, _ = finetune.collate(method.model.eval(), method.train[name], rows)
+    taught = torch.zeros(len(method.train[name]), 1)
+    taught[rows] = method.model(name, inputs).detach() + 4
+    method.taught = {name: taught}
+    ((_, terms),) = method.losses(2)
+    assert terms[f"distill/{name}"] == pytest.approx(4, rel=1e-4)
+
+
+def test_a_run_goes_on_without_its_teacher(folder, tiny, tmp_path, monkeypatch):
+    """Stopped in its eighth update, with SMART and BPPO; the teacher has gone in the meantime."""
+    more = ["--smart-weight", "1", "--bregman-weight", "1", "--sampling", "annealed"]
+    shutil.copytree(folder / "1", tmp_path / "teacher")
+    assert distill(tiny, tmp_path / "teacher", tmp_path / "whole", *more) == 0
+    real, calls = train.update, []
+
+    def update(*args):
+        calls.append(0)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(train, "update", update)
+    assert distill(tiny, tmp_path / "teacher", tmp_path / "cut", *more) == 143
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "teacher")
+    assert main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert metrics_without_clock(tmp_path / "whole") == metrics_without_clock(tmp_path / "cut")
+    for name in ("best/model.safetensors", "result.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda kept: kept.pop("dev/sentiment"), r"has no dev/sentiment of shape \(6, 5\) in float32"),
+        (
+            lambda kept: kept.update({"train/similarity": torch.zeros(12)}),
+            r"no train/similarity of shape \(12, 1\)",
+        ),
+        (lambda kept: kept["train/paraphrase"].fill_(torch.nan), "not finite"),
+        (lambda kept: kept["train/paraphrase"].add_(1), "or its teacher's outputs are not"),
+    ],
+)
+def test_outputs_that_are_not_the_teachers_are_refused(folder, tiny, tmp_path, capsys, change, said):
+    assert distill(tiny, folder / "1", tmp_path / "run") == 0
+    path = tmp_path / "run" / FILE
+    kept = load_file(path)
+    change(kept)
+    save_file(kept, path)
+    assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(said, error), error
+
+
+def test_a_teacher_without_the_task_as_it_is_defined_is_refused(folder, tiny, tmp_path, capsys):
+    own = tmp_path / "tasks.toml"
+    own.write_text('[similarity]\nkind = "regression"\ntexts = ["sentence1", "sentence2"]\n'
+                   'label = "similarity"\nfiles = "sts-{split}.csv"\nlow = 0\nhigh = 10\n')  # fmt: skip
+    assert distill(tiny, folder / "1", tmp_path / "run", "--task-file", own) == 2
+    assert "does not have the task similarity as it is defined here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_may_learn_some_of_its_teachers_tasks(folder, tiny, tmp_path):
+    assert distill(tiny, folder / "1", tmp_path / "run", "--tasks", "similarity") == 0
+    assert set(MultitaskBert.load(tmp_path / "run").tasks) == {"similarity"}
+    assert set(load_file(tmp_path / "run" / FILE)) == {"train/similarity", "dev/similarity"}
+
+
+def test_the_teachers_examples_need_not_be_cut_as_the_students_are(folder, tiny, tmp_path):
+    """The student reads 8 tokens; the teacher all of them."""
+    assert distill(tiny, folder / "1", tmp_path / "run", "--max-length", "8", "--tasks", "paraphrase") == 0
+    teacher, table = MultitaskBert.load(folder / "1"), read_split(folder / "data", "dev", BUILT_IN, False)
+    assert max(make_examples(table["paraphrase"], teacher.tokenizer, 512).tokens.lengths) > 8
+    kept = load_file(tmp_path / "run" / FILE)["dev/paraphrase"]
+    torch.testing.assert_close(kept, teacher.logits_of_table("paraphrase", table["paraphrase"]).float())
