@@ -157,6 +157,18 @@ def test_in_ball_mode_every_token_stays_within_epsilon_and_padding_stays(norm, p
         assert sizes[mask.bool()].min() > 0.0099
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_padding_stays_where_it_is_though_encode_looks_at_it(mode, norm):
+    """l has a slope at padding here, which must not move it."""
+    mask = tensor([[1, 1, 0], [1, 0, 0]])
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    noise, _ = adversarial_noise(
+        lambda x: x.sin().sum(dim=1), x, torch.zeros(2, 4), symmetric_kl, mask, **ascent(mode, norm=norm)
+    )
+    assert torch.equal((noise != 0).all(dim=-1), mask.bool())
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_is_as_long_for_every_token(norm):
     """||noise after - noise before||_p = step_size at each token, however much smaller a token's gradient is

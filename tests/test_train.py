@@ -425,6 +425,16 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tiny, rows, tmp_pat
     assert "2 updates skipped" in out
 
 
+def test_nothing_follows_a_skipped_update(tiny, rows, tmp_path, monkeypatch):
+    """Of five updates the second and the third are skipped; steps count from 0. A teacher that took the
+    student's weights there would count an update of the model that never was."""
+    spoil(monkeypatch, {2, 3})
+    followed = []
+    monkeypatch.setattr(Finetuning, "after_update", lambda self, step: followed.append(step))
+    fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=5, epochs=1), rows, tmp_path)
+    assert followed == [0, 3, 4]
+
+
 def test_ten_skipped_updates_in_a_row_end_the_run(tiny, rows, tmp_path, monkeypatch):
     """Updates 8 to 17; the last state is from before them, whatever --save-every."""
     spoil(monkeypatch, range(8, 100))
