@@ -92,7 +92,9 @@ def test_the_teacher_is_in_evaluation_mode_and_the_student_as_it_was():
 def test_the_teacher_is_called_as_the_model(tiny):
     model = make_model(tiny)
     inputs = model.tokenizer.pad(model.encode("sentiment", [sentence(number) for number in range(3)]))
-    assert torch.equal(MomentumTeacher(model, 0.9)("sentiment", inputs), model.eval()("sentiment", inputs))
+    teacher, wanted = MomentumTeacher(model, 0.9), model.eval()("sentiment", inputs)
+    assert torch.equal(teacher("sentiment", inputs), wanted)
+    assert torch.equal(teacher(task="sentiment", batch=inputs), wanted)
 
 
 @pytest.mark.parametrize("beta", [-0.01, 1.01, float("nan")])
@@ -103,10 +105,11 @@ def test_beta_lies_between_0_and_1(beta):
 
 def test_beta_at():
     """.99 through the first tenth of 50 steps, which are five, .999 after; without a second value, always
-    .99."""
+    .99. The tenth of 25 steps is rounded down to two."""
     assert [beta_at(step, 50, 0.99, 0.999) for step in (0, 4, 5, 49)] == [0.99, 0.99, 0.999, 0.999]
     assert [beta_at(step, 50, 0.99) for step in (0, 4, 5, 49)] == [0.99] * 4
     assert beta_at(30, 50, 0.99, 0.0) == 0
+    assert [beta_at(step, 25, 0.99, 0.999) for step in (1, 2)] == [0.99, 0.999]
 
 
 @pytest.mark.parametrize("text, betas", [("0.75", (0.75,)), ("0.99:0.999", (0.99, 0.999)), ("0:1", (0, 1))])

@@ -53,6 +53,13 @@ def test_shapes_that_would_broadcast_are_refused(loss, shape, labels):
         loss(torch.zeros(shape), torch.zeros(labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind, columns", [("classification", 3), ("binary", 1), ("regression", 1)])
+def test_a_loss_is_of_its_logits_type_whatever_that_of_the_labels(kind, columns, dtype):
+    logits, labels = torch.randn(3, columns), tensor([0, 1, 1])
+    torch.testing.assert_close(LOSSES[kind](logits, labels.to(dtype)), LOSSES[kind](logits, labels.float()))
+
+
 @pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
 def test_one_column_is_wanted(loss):
     with pytest.raises(ValueError, match=r"logits \(3, 2\) do not fit"):

@@ -1,12 +1,14 @@
 """packing.py: what goes in comes out again, zeros where nothing was, and gradients find their way back."""
 
+from dataclasses import astuple, replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minbert.errors import InputError
-from minbert.packing import Packing
+from minbert.packing import Packing, visible_bias
 
 # right padding, a hole, left padding, no padding
 MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
@@ -63,6 +65,20 @@ def test_first_tokens() -> None:
     layout = packing.first_tokens()
     assert layout.unpack(first).tolist() == [[0], [10], [22], [30]]
     assert layout.pack(layout.unpack(first)).tolist() == first.tolist()
+
+
+def test_first_tokens_are_laid_out_as_a_batch_of_one_position() -> None:
+    given = astuple(Packing.from_mask(MASK).first_tokens())
+    for found, expected in zip(given, astuple(Packing.from_mask(torch.ones(4, 1))), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_is_made_stays_on_the_device_it_is_made_from() -> None:
+    """On torch's device without memory, which every machine has."""
+    packing = Packing.from_mask(MASK)
+    assert visible_bias(MASK.to("meta")).is_meta
+    layout = replace(packing, first=packing.first.to("meta")).first_tokens()
+    assert all(tensor.is_meta for tensor in astuple(layout))
 
 
 def test_gradients_pass_through() -> None:
