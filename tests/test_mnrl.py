@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import metrics_without_clock, write_table, write_tables
 from torch import Tensor, tensor
 
+from minbert.errors import InputError
 from multitask import MultitaskBert, train
 from multitask.mnrl import (
     draw_groups,
@@ -51,8 +52,10 @@ def test_it_ranks_b_for_each_a():
 
 def test_the_scale_is_20_by_default():
     """Vectors that are 60 degrees apart: S = 20 [[1, 1/2], [1/2, 1]], each row ln(1 + e^-10)."""
-    a = tensor([[1.0, 0.0], [0.5, 0.75**0.5]])
-    assert multiple_negatives_ranking_loss(a, a).item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-2)
+    a = tensor([[1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
+    wanted = pytest.approx(math.log1p(math.exp(-10)), rel=1e-2)
+    assert multiple_negatives_ranking_loss(a, a).item() == wanted
+    assert group_loss(a.repeat(2, 1), 1).item() == wanted
 
 
 def test_rows_are_normalised_inside():
@@ -123,7 +126,7 @@ def test_groups_follow_the_generator():
 
 @pytest.mark.parametrize("labels", [[0, 0, 1], [0], []])
 def test_a_class_of_one_sentence_has_no_pair(labels):
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match=r"^every class needs at least two sentences$"):
         draw_groups(np.array(labels), 1, np.random.default_rng(0))
 
 
@@ -181,6 +184,15 @@ def test_knn_accuracy():
     assert knn_accuracy(train_vectors, labels, dev_vectors, wanted, k=99) == pytest.approx(
         2 / 3
     )  # all: class 1
+
+
+def test_the_default_k_is_25():
+    """By rising angle 12 of class 0, 13 of class 1 and one of class 0: of 24 and of 26 half are of class 0,
+    which wins a tie; of 25 most are of class 1."""
+    labels = np.array([0.0] * 12 + [1.0] * 13 + [0.0])
+    given = at_degrees(*range(26)), labels, at_degrees(0), np.array([1.0])
+    assert [knn_accuracy(*given, k=k) for k in (24, 25, 26)] == [0, 1, 0]
+    assert knn_accuracy(*given) == 1
 
 
 # In a run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minbert import AdamW, BertConfig, BertModel
+from minbert import AdamW, BertConfig, BertModel, optim
 from minbert.optim import clip_scale, constant_schedule, linear_schedule, parameter_groups
 
 SHAPES = [(4, 3), (5,), ()]
@@ -62,6 +62,49 @@ def test_equals_torch(steps: int, groups: list[dict[str, Any]], options: dict[st
         run(AdamW, steps, groups, **options), run(torch.optim.AdamW, steps, groups, **options), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_pieces_and_out_of_order_it_computes_the_same(
+    compiled: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 elements in pieces of 5, or transposed in memory, where they cannot be cut; beside all in one."""
+    monkeypatch.setattr(optim, "_compiled", lambda: optim._in_one_pass)
+    values, gradient = torch.randn(2, 4, 3)
+    one = nn.Parameter(values.clone())
+    other = nn.Parameter(values.t().contiguous().t() if transposed else values.clone())
+    whole = AdamW([one], lr=0.1, weight_decay=0.1)
+    cut = AdamW([other], lr=0.1, weight_decay=0.1, compiled=compiled)
+    for step in range(3):
+        one.grad = other.grad = gradient * (step + 1)
+        whole.step(scale=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(optim, "CHUNK", 5)
+            cut.step(scale=0.5)
+    torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-6)
+
+
+def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 elements by 4: 4, 4 and 2. What is not in the processor's memory, or not in order there, stays
+    whole."""
+    monkeypatch.setattr(optim, "CHUNK", 4)
+    whole = torch.arange(10.0).view(5, 2)
+    assert [[len(a), len(b)] for a, b in optim._chunks(whole, whole)] == [[4, 4], [4, 4], [2, 2]]
+    assert torch.equal(torch.cat([piece for (piece,) in optim._chunks(whole)]), whole.flatten())
+    for tensors in ((whole.t(), whole.t()), (whole, whole.t().contiguous().t()), (whole.to("meta"),)):
+        (pieces,) = optim._chunks(*tensors)
+        assert all(piece is tensor for piece, tensor in zip(pieces, tensors, strict=True))
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_scale_multiplies_the_gradient(scale: float) -> None:
+    """theta = 1, g = 3, lr = .1, b1 = .5, b2 = .75, eps = 1, no correction. With a scale of 2, m = .5 x 6 = 3
+    and v = .25 x 36 = 9: theta = 1 - .1 x 3 / (3 + 1) = .925. In general m = v^(1/2) = 3 scale / 2."""
+    parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    parameter.grad = torch.tensor(3.0, dtype=torch.float64)
+    AdamW([parameter], 0.1, (0.5, 0.75), 1.0, correct_bias=False).step(scale=scale)
+    assert parameter.item() == pytest.approx(1 - 0.1 * 1.5 * scale / (1.5 * scale + 1))
 
 
 @pytest.mark.parametrize(
@@ -170,10 +213,20 @@ def test_closure() -> None:
 
     assert optimizer.step(closure).item() == 9.0
     assert parameter.item() == 2.0
+    assert optimizer.step() is None
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+compiler = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")], id="compiler")
+
+
+@pytest.fixture(params=[False, compiler], ids=str)
+def _compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program for torch.compile, compiled (slow; the warnings are torch's own) or run as it stands."""
+    if not request.param:
+        monkeypatch.setattr(optim, "_compiled", lambda: optim._in_one_pass)
+
+
+@pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("options", [{}, {"correct_bias": False}, {"weight_decay": 0.1}, {"scale": 0.01}])
 def test_compiled_it_computes_the_same(options: dict[str, Any]) -> None:
     rates = [0.1 / (step + 1) for step in range(20)]
@@ -183,8 +236,7 @@ def test_compiled_it_computes_the_same(options: dict[str, Any]) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_compiler")
 def test_compiled_it_is_exact_in_double_precision() -> None:
     moved = []
     for compiled in (True, False):
@@ -251,6 +303,19 @@ def test_no_scale_above_0_where_the_norm_is_not_finite(bad: float, max_norm: flo
     assert not clip_scale([parameter], max_norm) > 0
 
 
+@pytest.mark.parametrize(
+    ("lengths", "max_norm", "scale"),
+    [((3.0, 4.0), 2.5, 0.5), ((3.0, 4.0), 5.1, 1.0), ((1e-6,), 1e-6, 0.5), ((0.0,), 1.0, 1.0)],
+)
+def test_clip_scale_by_hand(lengths: tuple[float, ...], max_norm: float, scale: float) -> None:
+    """Gradients of norm 3 and 4 have norm 5 together: half of it is 2.5, and 5.1 need no scale. The divisor
+    is the norm + 1e-6, as torch's: 1e-6 / 2e-6 = .5."""
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in lengths]
+    for parameter, length in zip(parameters, lengths, strict=True):
+        parameter.grad = torch.tensor([-length])
+    assert clip_scale(parameters, max_norm) == pytest.approx(scale, rel=1e-5)
+
+
 def test_nothing_to_clip() -> None:
     assert clip_scale([nn.Parameter(torch.ones(2))], 0.1) == 1
 
@@ -289,3 +354,4 @@ def test_linear_schedule_by_hand() -> None:
     assert factors == pytest.approx([*up, *down, 0, 0])
     assert [linear_schedule(step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert linear_schedule(4, 4, 4) == 0.0  # nothing but warm-up
+    assert [linear_schedule(step, 5, 4) for step in (4, 5)] == [1.0, 0.0]  # one step after it
