@@ -20,13 +20,16 @@ def test_members_reach_the_threshold():
 
 def test_no_member_lists_every_score():
     with pytest.raises(
-        InputError, match=r"sentiment: no run reaches the threshold 0\.53 \(a 0\.500, b 0\.100\)"
+        InputError,
+        match=r"^sentiment: no run reaches the threshold 0\.53 \(a 0\.500, b 0\.100\); "
+        r"lower --thresholds, or take the best run with --or-best$",
     ):
         members("sentiment", {"a": 0.5, "b": 0.1}, 0.53)
 
 
 def test_the_best_run_stands_in_where_it_may():
     assert members("sentiment", {"a": 0.1, "b": 0.5}, 0.53, or_best=True) == ["b"]
+    assert members("sentiment", {"a": 0.5, "b": 0.1}, 0.53, or_best=True) == ["a"]
     assert members("sentiment", {"a": 0.1, "b": 0.5}, 0.05, or_best=True) == ["a", "b"]
 
 

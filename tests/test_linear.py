@@ -139,9 +139,9 @@ def test_the_reference_path_keeps_its_bits_and_the_fast_one_its_numbers(tiny, mo
 def test_where_onednn_is_faster(monkeypatch, maker, capability, here, faster, linux):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: here)
-    monkeypatch.setattr(Path, "exists", lambda _: linux)
-    monkeypatch.setattr(Path, "read_text", lambda _: maker)
-    monkeypatch.setattr(platform, "processor", lambda: maker)
+    monkeypatch.setattr(Path, "exists", lambda path: linux and path == Path("/proc/cpuinfo"))
+    monkeypatch.setattr(Path, "read_text", lambda _: maker if linux else pytest.fail("no such file"))
+    monkeypatch.setattr(platform, "processor", lambda: "x86_64" if linux else maker)
     linear._has_amds_avx512.cache_clear()
     assert onednn_is_faster() == faster
     linear._has_amds_avx512.cache_clear()

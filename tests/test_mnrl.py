@@ -81,6 +81,10 @@ def test_equals_sentence_transformers():
             torch.testing.assert_close(*pair)
 
 
+def test_it_stays_on_the_vectors_device():
+    assert multiple_negatives_ranking_loss(*torch.zeros(2, 3, 4, device="meta")).is_meta
+
+
 def test_its_gradient_reaches_both_sides():
     a, b = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(multiple_negatives_ranking_loss, (a, b))

@@ -256,6 +256,7 @@ def test_a_copy_and_a_state_of_before_it_could_be_compiled(compiled: bool) -> No
     saved = optimizer.state_dict()
     del saved["param_groups"][0]["compiled"]
     optimizer.load_state_dict(saved)
+    assert not optimizer.param_groups[0]["compiled"]
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
     optimizer.step()
 

@@ -160,13 +160,17 @@ def test_in_ball_mode_every_token_stays_within_epsilon_and_padding_stays(norm, p
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_padding_stays_where_it_is_though_encode_looks_at_it(mode, norm):
-    """l has a slope at padding here, which must not move it."""
-    mask = tensor([[1, 1, 0], [1, 0, 0]])
-    x = torch.randn(2, 3, 4, dtype=torch.float64)
-    noise, _ = adversarial_noise(
-        lambda x: x.sin().sum(dim=1), x, torch.zeros(2, 4), symmetric_kl, mask, **ascent(mode, norm=norm)
-    )
+    """l has a slope at padding here, which must not move it; and R is l at just that noise."""
+
+    def encode(x):
+        return x.sin().sum(dim=1)
+
+    x, mask = torch.randn(2, 3, 4, dtype=torch.float64), tensor([[1, 1, 0], [1, 0, 0]])
+    given = encode, x, torch.zeros(2, 4), symmetric_kl, mask
+    noise, _ = adversarial_noise(*given, **ascent(mode, norm=norm))
     assert torch.equal((noise != 0).all(dim=-1), mask.bool())
+    r = smart_regularizer(*given, **ascent(mode, norm=norm))
+    torch.testing.assert_close(r, symmetric_kl(encode(x + noise), torch.zeros(2, 4)))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -296,7 +300,7 @@ def test_a_gradient_that_is_not_finite_skips_the_regulariser(mode, value):
     noise, found = adversarial_noise(encode, x, encode(x), symmetric_kl, **ascent(mode))
     assert not found.finite and torch.equal(noise, torch.zeros_like(x))
     r = smart_regularizer(encode, x, encode(x), symmetric_kl, **ascent(mode))
-    assert r.shape == () and r.item() == 0
+    assert r.shape == () and r.item() == 0 and not r.requires_grad
     (weight.sum() + 15 * r).backward()
     assert weight.grad is not None and torch.equal(weight.grad, torch.ones_like(weight))
 
