@@ -34,7 +34,7 @@ Encode = Callable[[Tensor], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 MODES = ("ball", "normalize")
-NORMS = {"inf": float("inf"), "2": 2.0}
+NORMS = {"inf": math.inf, "2": 2.0}
 LEAST_CHANCE = 1e-12  # of l: below it float32 gives the rounding of the logits
 TINY = 1e-30  # below any norm that matters; keeps 0 / 0 at 0
 
@@ -71,9 +71,7 @@ def adversarial_noise(
     if mode not in MODES or norm not in NORMS:
         raise ValueError(f"mode is one of {MODES} and norm one of {tuple(NORMS)}, not {mode!r} and {norm!r}")
     p = NORMS[norm]
-    real = (
-        torch.ones_like(embeddings[..., :1]) if mask is None else mask[..., None].bool().to(embeddings.dtype)
-    )
+    real = torch.ones_like(embeddings[..., :1]) if mask is None else mask[..., None].bool()
     start, target = embeddings.detach(), clean_logits.detach()
     if normal is None:
         normal = torch.randn(embeddings.shape, generator=generator, dtype=start.dtype, device=start.device)
@@ -121,14 +119,14 @@ def token_norm(x: Tensor, p: float) -> Tensor:
 
 def steepest(gradient: Tensor, p: float) -> Tensor:
     """The direction of steepest ascent in the p-norm, of norm 1 at each token; 0 where the gradient is 0."""
-    if p == float("inf"):
+    if p == math.inf:
         return gradient.sign()
     return gradient / token_norm(gradient, p).clamp_min(TINY)
 
 
 def project(noise: Tensor, epsilon: float, p: float) -> Tensor:
     """The nearest point of each token's ball ||noise||_p <= epsilon (p = inf: a cube; p = 2: a sphere)."""
-    if p == float("inf"):
+    if p == math.inf:
         return noise.clamp(-epsilon, epsilon)
     return noise * (epsilon / token_norm(noise, p).clamp_min(TINY)).clamp_max(1.0)
 

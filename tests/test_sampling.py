@@ -20,6 +20,7 @@ from multitask.sampling import (
     TokenBatches,
     annealed_alpha,
     expected_rows,
+    mean_probabilities,
     pass_updates,
     random_generator,
     random_seed,
@@ -201,6 +202,12 @@ def test_expected_rows():
     assert expected_rows("round-robin", [10, 30], [2, 4], 5) == 3
     assert expected_rows("proportional", [10, 30], [2, 4], 5) == 3.5
     assert expected_rows("annealed", REAL, [10, 10, 10], 25) == 10
+    assert expected_rows("round-robin", [1, 1, 1], [1, 1, 2], 5) == 1.333333
+
+
+def test_mean_probabilities_are_those_of_every_epoch():
+    each = [task_probabilities(REAL, annealed_alpha(epoch, 900)) for epoch in range(1, 901)]
+    assert mean_probabilities("annealed", REAL, 900) == pytest.approx(np.mean(each, axis=0), rel=1e-9)
 
 
 @pytest.mark.parametrize(

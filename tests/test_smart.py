@@ -17,8 +17,10 @@ from multitask.config import Config
 from multitask.finetune import Finetuning
 from multitask.losses import DIVERGENCES, LOSSES, squared_difference, symmetric_kl
 from multitask.smart import (
+    LEAST_CHANCE,
     MODES,
     NORMS,
+    Diagnostics,
     adversarial_noise,
     ascent_gain,
     project,
@@ -298,7 +300,7 @@ def test_a_gradient_that_is_not_finite_skips_the_regulariser(mode, value):
 
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     noise, found = adversarial_noise(encode, x, encode(x), symmetric_kl, **ascent(mode))
-    assert not found.finite and torch.equal(noise, torch.zeros_like(x))
+    assert found == Diagnostics(0.0, 0.0, finite=False) and torch.equal(noise, torch.zeros_like(x))
     r = smart_regularizer(encode, x, encode(x), symmetric_kl, **ascent(mode))
     assert r.shape == () and r.item() == 0 and not r.requires_grad
     (weight.sum() + 15 * r).backward()
@@ -397,6 +399,22 @@ def test_in_ball_mode_the_ascent_raises_l_above_random_noise_of_the_same_norm(ti
         said.append(ascent_gain(encode, embeddings, logits, divergence, noise, reached, norm, normal))
     assert np.mean(found) > 5 * np.mean(chance)
     assert np.median(said) > 5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_gain_by_hand(norm):
+    """f(x) = 3 - x_1 - x_2 and l its square. Random numbers (3, 4) brought to the norm of the noise (.3, .4)
+    are the noise itself, and f((1, 0) + (.3, .4)) = 1.3: l = 1.69, so that 3.38 is a gain of 2."""
+    x, noise, normal = tensor([[[1.0, 0.0]]]), tensor([[[0.3, 0.4]]]), tensor([[[3.0, 4.0]]])
+    given = x, torch.zeros(1, 1), squared_difference, noise, tensor(3.38), norm, normal
+    assert ascent_gain(lambda x: 3 - x.sum(dim=(1, 2))[:, None], *given) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("chance, gain", [(0.0, math.nan), (LEAST_CHANCE, math.nan), (2 * LEAST_CHANCE, 2.0)])
+def test_a_gain_that_is_lost_in_rounding_is_not_a_number(chance, gain):
+    x, found = torch.randn(1, 2, 4), tensor(4 * LEAST_CHANCE, dtype=torch.float64)
+    given = x, x, lambda p, q: tensor(chance, dtype=torch.float64), x, found, "2", x
+    assert ascent_gain(lambda x: x, *given) == pytest.approx(gain, nan_ok=True)
 
 
 def test_the_gain_of_noise_that_never_ascended_is_about_1(tiny):
