@@ -50,11 +50,12 @@ SHAPES = {"minilm": BertConfig(30522, 384, 6, 12, 1536), "base": BertConfig()}
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "SMART": {"smart_weight": 1.0},
+    "SMART, 4 rows": {"smart_weight": 1.0, "smart_rows": 4},
     "BPPO": {"bregman_weight": 1.0},
 }
 BATCH = 16
 REST = 0.05  # seconds between turns: a thread pool that waits by spinning must not take its rival's cores
-WARM_UP = 3  # turns that do not count, one of each task: SMART compares its ascent with random noise in those
+WARM_UP = 3  # turns that do not count, one of each task
 Batch = dict[str, Tensor]
 Turn = Callable[[int], object]  # one contestant's work on batch number i; a float is the seconds that count
 
@@ -252,7 +253,8 @@ def onnx_forward(bench: Bench) -> Turn:
 def method_step(bench: Bench, settings: Mapping[str, Any]) -> Turn:
     """A whole update of multitask fine-tuning without dropout, collation included."""
     config = Config("finetune", weights=str(bench.folder), pooling="cls", encoder_dropout=0.0, **settings)
-    config = replace(config, steps_per_epoch=bench.repeats + WARM_UP, epochs=1)
+    steps = bench.repeats + WARM_UP + 30  # the last updates of an epoch are measured as well as made
+    config = replace(config, steps_per_epoch=steps, epochs=1)
     model = build_model(config, BUILT_IN).to(bench.device)
     method = Finetuning(model, bench.train, {}, config)
     optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=1e-5)

@@ -1,0 +1,123 @@
+"""Keep what finished runs found, in little space: a line each in tools/results/CELL.jsonl, outputs beside it.
+
+    python tools/record.py CELL RUN [RUN ...] [--commit HASH]
+
+A line has the run's settings, without paths, the records of its epochs, its commit and its machine. The
+outputs on the dev and test tables are in tools/results/outputs/CELL-seed-N.npz: the probabilities of classes
+and the values of regressions in float16, row after row of the table. Ensembles and pages need no more than
+these. A run that is recorded again replaces its line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from minbert.errors import InputError
+from multitask.config import read_toml
+from multitask.report import read_metrics
+from runs import result
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cell", help="name of what was run, the same for all its seeds")
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs")
+    parser.add_argument("--commit", help="commit of the code that ran (default: that of this checkout)")
+    args = parser.parse_args()
+    try:
+        commit = args.commit or head()
+        for run in args.runs:
+            print(record(args.cell, run, commit))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def head() -> str:
+    """The commit that is checked out, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError("not a git checkout: name the --commit")
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name with its family and model, which tell one generation from the next."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
+    if len(found) < 3:
+        return platform.processor()
+    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
+
+
+def record(cell: str, run: Path, commit: str) -> Path:
+    """Write a run's line and outputs; returns the file of the line."""
+    settings = read_toml(run / "config.toml")
+    found = result(run)
+    settings = {
+        name: Path(value).name if name == "weights" else value  # a checkpoint's name, or a folder's
+        for name, value in settings.items()
+        if name not in ("data", "task_file", "init", "out", "run")
+    }
+    entry = {
+        "cell": cell,
+        "seed": settings.get("seed"),
+        "commit": commit,
+        "machine": {"processor": processor(), "torch": torch.__version__},
+        "settings": settings,
+        "best_epoch": found.get("best_epoch"),
+        "dev": found["dev"],
+        "epochs": read_metrics(run / "metrics.jsonl"),
+    }
+    path = RESULTS / f"{cell}.jsonl"
+    others = [line for line in lines_of(path) if line["seed"] != entry["seed"]]
+    (RESULTS / "outputs").mkdir(parents=True, exist_ok=True)
+    if (run / "predictions").is_dir():  # not of mnrl, whose model has no heads
+        np.savez_compressed(
+            RESULTS / "outputs" / f"{cell}-seed-{entry['seed']}.npz", **cast(Any, outputs(run))
+        )
+    ordered = sorted([*others, entry], key=lambda line: line["seed"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in ordered), encoding="utf-8")
+    return path
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a cell, none where it has no file yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def outputs(run: Path) -> dict[str, np.ndarray]:
+    """By task and split, such as sst-dev: (N, classes) probabilities, or (N,) values."""
+    found = {}
+    for path in sorted((run / "predictions").glob("*-output.csv")):
+        name, separator = path.name.removesuffix("-output.csv"), " , "
+        probabilities = path.with_name(f"{name}-probabilities.csv")
+        if probabilities.exists():
+            path, separator = probabilities, "\t"
+        rows = path.read_text(encoding="utf-8").splitlines()[1:]
+        values = [[float(value) for value in row.split(separator)[1:]] for row in rows]
+        found[name] = np.array(values, np.float16).squeeze()
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
