@@ -45,7 +45,10 @@ PANELS = {
 }
 SINGLE = ("lr", "beta")  # panels of one number an epoch
 DRAWN = {"smart": "r", "bregman": "d"}  # of a regulariser's terms; the others are diagnostics
-BESIDE = {"train": ("--", "training rows"), "teacher": (":", "teacher")}  # scores in the panel of dev's
+BESIDE = {
+    "train": ("--", "training rows"),
+    "teacher": (":", "averaged weights"),
+}  # scores in the panel of dev's
 MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
 
 
@@ -107,7 +110,7 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
         middle = (low + high) / 2
         if part == "dev":  # noise is not to fill the panel
             axes.set_ylim(min(low, middle - 0.05), max(high, middle + 0.05))
-        else:
+        elif part != "beta":  # which changes from .99 to .999, if at all
             axes.set_ylim(0, high)
         _label_ends(axes, ends)
     return figure
@@ -125,7 +128,7 @@ def _draw_beside(
         for name in names:
             colour = colours.get(name.partition("/")[0], INK)
             axes.plot(
-                epochs, curves[name], color=colour, linestyle=style, linewidth=1, label=f"{part} {name}"
+                epochs, curves[name], style, color=colour, marker=".", linewidth=1, label=f"{part} {name}"
             )
         legend += [f"{'dashed' if style == '--' else 'dotted'}: {meaning}"] * bool(names)
     return ", ".join(legend)

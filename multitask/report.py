@@ -264,7 +264,7 @@ def epochs_table(records: Records) -> str:
     cost, epoch by epoch. Runs of before these were recorded have none."""
     head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
             "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
-            "teacher/score": "teacher", "lr": "rate", "beta": "beta"}  # fmt: skip
+            "teacher/score": "averaged weights", "lr": "rate", "beta": "beta"}  # fmt: skip
     lines = []
     for record in records:
         parts = {f"{part}/{name}": value for part in ("dev", "train", "teacher")

@@ -96,7 +96,7 @@ def test_training_rows_and_the_teacher_are_drawn_beside_dev():
     }  # fmt: skip
     assert drawn["train sentiment/accuracy"].get_color() == drawn["sentiment/accuracy"].get_color()
     assert drawn["teacher score"].get_ydata()[0] == pytest.approx(0.4)
-    assert dev.get_ylabel() == "dashed: training rows, dotted: teacher"
+    assert dev.get_ylabel() == "dashed: training rows, dotted: averaged weights"
 
 
 def test_the_best_epoch_is_marked_by_what_chose_it():
@@ -583,6 +583,6 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
     (run / "config.toml").write_text('option = "evaluate"\n')
-    assert "config.toml: its option is none of pretrain, finetune, mnrl" in refusal(run)
+    assert "config.toml: its option is none of pretrain, finetune, distill, mnrl" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)
