@@ -67,12 +67,14 @@ def setting(
     choices: Sequence[str] = (),
     low: float = 0,
     below: float = 1e9,
+    most: float = math.inf,
     many: str = "",
 ) -> Any:
-    """A field of `Config`: a value of `kind` in [low, below), one of `choices` where there are any. With
-    `many`, a list: the separator of its items on the command line, a comma or the space between words."""
+    """A field of `Config`: a value of `kind` in [low, below) and at most `most`, one of `choices` where there
+    are any. With `many`, a list: the separator of its items on the command line, a comma or the space between
+    words."""
     metadata = {"group": group, "help": help, "kind": kind, "options": options}
-    metadata |= {"choices": tuple(choices), "low": low, "below": below, "many": many}
+    metadata |= {"choices": tuple(choices), "low": low, "below": below, "most": most, "many": many}
     return field(default=default, metadata=metadata)
 
 
@@ -211,7 +213,7 @@ class Config:
     smart_epsilon: float | None = setting(
         None,
         "SMART",
-        "radius of the ball (default 1e-2; norm 2: 1e-2 sqrt(width)); normalize: division guard (1e-6)",
+        "ball: its radius (default 1e-2; norm 2: 1e-2 sqrt(width)); normalize: guards a division (1e-6)",
         kind=float,
         options=TASKS_TRAINING,
     )
@@ -225,7 +227,7 @@ class Config:
     smart_noise_std: float | None = setting(
         None,
         "SMART",
-        "standard deviation of the first noise (default a tenth of the radius a coordinate; normalize: 1e-5)",
+        "standard deviation of the first noise (a tenth of the radius, per coordinate; normalize: 1e-5)",
         kind=float,
         options=TASKS_TRAINING,
     )
@@ -250,16 +252,16 @@ class Config:
     distill_weight: float = setting(
         0.9,
         "distillation",
-        "weight of the teacher's outputs; the labels have the rest of 1",
+        "weight of the teacher's outputs in the loss; the labels get 1 minus this",
         kind=float,
         low=0,
-        below=1 + 1e-9,
+        most=1,
         options=("distill",),
     )
     distill_temperature: float = setting(
         2.0,
         "distillation",
-        "T, which softens the classes of teacher and student; 1: as they are",
+        "temperature that softens both models' class probabilities; 1 leaves them unchanged",
         kind=float,
         low=1e-3,
         below=1e3,
@@ -280,7 +282,7 @@ class Config:
     run: tuple[str, ...] = setting(
         (),
         "run",
-        "finished run or ensemble to work on, for distill the teacher; for ensemble, the runs to choose from",
+        "finished run or ensemble to use; for distill, the teacher; for ensemble, the runs to choose from",
         options=("distill", "evaluate", "predict", "report", "ensemble"),
         many=" ",
     )
@@ -342,13 +344,19 @@ class Config:
     perplexity: float = setting(
         50.0,
         "report",
-        "t-SNE's, for a run of mnrl: about how many neighbours a sentence is near to",
+        "t-SNE's perplexity, about the number of neighbours of each sentence (runs of mnrl only)",
         kind=float,
         low=1,
         options=("report",),
     )
     iterations: int = setting(
-        4000, "report", "t-SNE's, for a run of mnrl", kind=int, low=250, below=1e6, options=("report",)
+        4000,
+        "report",
+        "t-SNE's iterations (runs of mnrl only)",
+        kind=int,
+        low=250,
+        below=1e6,
+        options=("report",),
     )
 
     task: str = setting("", "predict", "task to predict", options=("predict",))
@@ -404,11 +412,13 @@ class Config:
         """The thresholds by task."""
         try:
             least = {task: float(text) for task, text in (item.split("=") for item in self.thresholds)}
-            if len(least) < len(self.thresholds) or not all(map(math.isfinite, least.values())):
+            if len(least) < len(self.thresholds) or not all(
+                -math.inf < value <= 1 for value in least.values()
+            ):
                 raise ValueError
         except ValueError:
             problem = f"{shown(','.join(self.thresholds))} is not TASK=X,TASK=X"
-            raise InputError(f"--thresholds: {problem} with one number for each task") from None
+            raise InputError(f"--thresholds: {problem} with one number, at most 1, for each task") from None
         return least
 
     def ascent(self, width: int) -> dict[str, Any]:
@@ -485,8 +495,9 @@ def check(name: str, value: Any, source: str) -> Any:
         raise InputError(f"{source}: {shown(value)} is not of type {kind.__name__}")
     if meta["choices"] and value not in meta["choices"]:
         raise InputError(f"{source}: {shown(value)} is none of {', '.join(meta['choices'])}")
-    if kind in (int, float) and not meta["low"] <= value < meta["below"]:
-        bounds = f"at least {meta['low']:g} and below {meta['below']:g}"
+    if kind in (int, float) and not (meta["low"] <= value < meta["below"] and value <= meta["most"]):
+        bounds = f"at least {meta['low']:g} and "
+        bounds += f"below {meta['below']:g}" if math.isinf(meta["most"]) else f"at most {meta['most']:g}"
         raise InputError(f"{source}: {shown(value)} must be a finite number, {bounds}")
     return _named(value, source) if isinstance(value, str) else kind(value)
 

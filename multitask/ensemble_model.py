@@ -65,8 +65,13 @@ class Ensemble(Predictor):
     def __init__(self, folder: Path, load_model: LoadModel):
         self.panels = read_ensemble(folder / ENSEMBLE)
         self.tasks = {name: panel.task for name, panel in self.panels.items()}
-        places = {member: place_of(folder, member) for member in _members(self.panels)}
-        definitions = {member: read_definitions(place / "tasks.toml")[1] for member, place in places.items()}
+        self.places = {member: place_of(folder, member) for member in _members(self.panels)}
+        for name, panel in self.panels.items():
+            if len({os.path.realpath(self.places[member]) for member in panel.members}) < len(panel.members):
+                raise InputError(f"{folder / ENSEMBLE}: {name}: names one model twice; remove one of the two")
+        definitions = {
+            member: read_definitions(place / "tasks.toml")[1] for member, place in self.places.items()
+        }
         for name, panel in self.panels.items():
             for member in panel.members:
                 if definitions[member].get(name) != panel.task:
@@ -74,7 +79,7 @@ class Ensemble(Predictor):
                         f"{folder / ENSEMBLE}: member {shown(member)} does not define task {name} as the "
                         "ensemble does; make the ensemble again"
                     )
-        self._model = cache(lambda member: load_model(places[member]))
+        self._model = cache(lambda member: load_model(self.places[member]))
 
     def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
         self.task_of(task)
@@ -196,9 +201,14 @@ def _panel(name: str, table: Any, path: Path) -> Panel:
         check(not os.path.isabs(member), f"{shown(member)} must be relative to the folder of this file")
     check(len(set(members)) == len(members), "names a member twice")
     weights = table.get("weights", [1.0] * len(members))
-    check(isinstance(weights, list) and len(weights) == len(members), "weights has a number for each member")
+    check(
+        isinstance(weights, list) and len(weights) == len(members), "weights has one number for each member"
+    )
     good = all(_is_number(weight) and 0 < weight <= LARGEST_WEIGHT for weight in weights)
-    check(good, f"weights are numbers above 0, up to {LARGEST_WEIGHT:,}")
+    check(
+        good,
+        f"weights are numbers above 0, up to {LARGEST_WEIGHT:,} (to leave a member out, delete both)",
+    )
     check(isinstance(task, dict), "task is not the table that defines it")
     return Panel(from_table(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
 

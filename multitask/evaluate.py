@@ -16,7 +16,7 @@ from multitask.data import Examples, Table
 from multitask.distributed import collect, deal
 from multitask.losses import LOSSES
 from multitask.store import Tokens, length_sorted_batches
-from multitask.tasks import Task
+from multitask.tasks import OVERALL, Task
 
 if TYPE_CHECKING:
     from multitask.model import MultitaskBert
@@ -86,7 +86,6 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 METRICS = {"accuracy": accuracy, "pearson": pearson}
-OVERALL = ("score", "worst", "spread")  # beside the tasks in their scores
 
 
 def scores(
@@ -121,7 +120,11 @@ def all_logits(model: MultitaskBert, data: Mapping[str, Examples]) -> dict[str, 
 
 def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     """The scores in one line."""
-    values = [f"{name} {task.metric} {dev[name][task.metric]:.3f}" for name, task in tasks.items()]
+    values = []
+    for name, task in tasks.items():
+        value = dev[name][task.metric]
+        entering = f" ((1 + r) / 2 = {task.score(value):.3f})" if task.metric == "pearson" else ""
+        values.append(f"{name} {task.metric} {value:.3f}{entering}")
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minbert.errors import InputError
-from multitask.tasks import OVERALL
+from multitask.tasks import RESERVED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,16 +35,18 @@ STYLE: Any = {
 INK, PALE = "#222222", "#999999"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # of tasks (Okabe and Ito)
 ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # of ordered classes, for any eye
-PANELS = {
+PANELS = {  # a part of the records, or one of its terms
     "loss": ("Training loss", "mean over the epoch"),
     "dev": ("Dev scores", ""),
-    "smart": ("SMART", "R"),
-    "bregman": ("BPPO", "D"),
+    "distill": ("Distillation", "distance to the outputs learned from"),
+    "smart/r": ("SMART", "R"),
+    "smart/gradient_ratio": ("SMART's strength", "gradient / that of the task loss"),
+    "bregman/d": ("BPPO", "D"),
+    "bregman/gradient_ratio": ("BPPO's strength", "gradient / that of the task loss"),
     "lr": ("Learning rate", "of the epoch's last update"),
     "beta": ("Momentum of BPPO's teacher", "beta"),
 }
 SINGLE = ("lr", "beta")  # panels of one number an epoch
-DRAWN = {"smart": "r", "bregman": "d"}  # of a regulariser's terms; the others are diagnostics
 BESIDE = {
     "train": ("--", "training rows"),
     "teacher": (":", "averaged weights"),
@@ -80,7 +82,7 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
 
     panels = {part: lines for part in PANELS if (lines := _curves(records, part))}
     named = [name.partition("/")[0] for lines in reversed(panels.values()) for name in lines]
-    task_names = [name for name in dict.fromkeys(named) if name not in (*OVERALL, *SINGLE)]
+    task_names = [name for name in dict.fromkeys(named) if name not in (*RESERVED, *SINGLE)]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sorted(task_names))}
     epochs, best = [record["epoch"] for record in records], best_record(records, choose_by)["epoch"]
 
@@ -134,14 +136,15 @@ def _draw_beside(
     return ", ".join(legend)
 
 
-def _curves(records: Records, part: str) -> dict[str, np.ndarray]:
-    """The values to draw of one part of the records by name, NaN where an epoch has none."""
+def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
+    """The values to draw in one of the `PANELS` by name, NaN where an epoch has none."""
+    part, _, term = panel.partition("/")
     flat = [dict(_flatten({part: record[part]})) if part in record else {} for record in records]
     flat = [{name.removeprefix(f"{part}/"): value for name, value in values.items()} for values in flat]
     names = list(dict.fromkeys(name for values in flat for name in values))
     names = [name for name in names if name not in ("worst", "spread")]
-    if part in DRAWN:
-        names = [name for name in names if name.endswith(f"/{DRAWN[part]}")]
+    if term:
+        names = [name for name in names if name.endswith(f"/{term}")]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names}
     for whole in ("all", "score"):  # of one task alone they would be drawn over its own line
         others = [values for name, values in curves.items() if name != whole]
@@ -160,9 +163,9 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 def _label(name: str) -> str:
     """similarity/pearson is shown as similarity r; knn as kNN."""
-    words = {"pearson": "r", "all": "total", "knn": "kNN accuracy", "retrieval": "same class nearest"}
-    shown = name.removesuffix("/r").removesuffix("/d")
-    return " ".join(words.get(word, word) for word in shown.split("/"))
+    words = {"pearson": "r", "all": "objective", "knn": "kNN accuracy", "retrieval": "same class nearest"}
+    words |= dict.fromkeys(("r", "d", "gradient_ratio"), "")
+    return " ".join(words.get(word, word) for word in name.split("/")).strip()
 
 
 def _last(values: np.ndarray) -> float:

@@ -101,8 +101,8 @@ class Finetuning:
         return self.names[self.plan.task(step)], self.plan.batches(step)
 
     def diagnoses(self, step: int) -> bool:
-        """Whether the regularisers are measured in this update: each task's last one of an epoch, when BPPO's
-        teacher has had time to part from the model, and every hundredth before it."""
+        """Whether the regularisers are measured in this update: each task's last one of an epoch, when
+        the model has moved away from BPPO's teacher, and every hundredth before it."""
         return self.plan.later(step) % DIAGNOSE_EVERY == 0
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
@@ -142,12 +142,14 @@ class Finetuning:
         whole = loss
         for name, value in regularisers.items():
             whole = whole + value
-            terms |= {f"{name}/{task.name}/{term}": value for term, value in found[name].items()}
+            terms |= {f"{name}/{task.name}/{term}": known for term, known in found[name].items()}
         if diagnose and regularisers:
-            of_loss = self.gradient_norm(loss)
+            weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            of_loss = gradient_norm(loss, weights)
             for name, value in regularisers.items():
-                ratio = self.gradient_norm(value) / of_loss if of_loss else math.nan
-                terms |= {f"{name}/{task.name}/gradient_ratio": ratio} if math.isfinite(ratio) else {}
+                if value.requires_grad and of_loss > 0:  # an R that was skipped is a constant
+                    ratio = gradient_norm(value, weights) / of_loss
+                    terms |= {f"{name}/{task.name}/gradient_ratio": ratio} if math.isfinite(ratio) else {}
         return whole, terms | {f"objective/{task.name}": whole.item()}
 
     def forward(self, task: Task, inputs: Mapping[str, Tensor]) -> Pass:
@@ -180,8 +182,8 @@ class Finetuning:
                 r, found["smart"] = self.smoothness(smooth, divergence, smoothed, diagnose)
                 values["smart"] = config.smart_weight * r
             if self.teacher is not None:
-                taught = self.teacher(task.name, inputs) / task.unit
-                d = total(divergence(clean.outputs, taught) * share.weight)
+                averaged = self.teacher(task.name, inputs) / task.unit
+                d = total(divergence(clean.outputs, averaged) * share.weight)
                 values["bregman"], found["bregman"] = config.bregman_weight * d, {"d": d.item()}
         return values, found
 
@@ -219,18 +221,6 @@ class Finetuning:
             terms |= {"gain": gain} if math.isfinite(gain) else {}
         return r, terms
 
-    def gradient_norm(self, value: Tensor) -> float:
-        """The norm of a loss's gradient with respect to all weights, before clipping; 0 for a constant."""
-        if not value.requires_grad:
-            return 0.0
-        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-        return (
-            total(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]))
-            .norm()
-            .item()
-        )
-
     def after_update(self, step: int) -> None:
         if self.teacher is not None:
             self.teacher.beta = self.beta(step)
@@ -255,13 +245,24 @@ class Finetuning:
         return found
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        line = (
-            evaluate.summary(self.model.tasks, record["dev"])
-            + f"; training rows {record['train']['score']:.3f}"
-        )
+        line = evaluate.summary(self.model.tasks, record["dev"])
+        line += f"; score on training rows {record['train']['score']:.3f}"
         if "teacher" in record:
-            line += f"; averaged weights {record['teacher']['score']:.3f}"
-        return "; ".join([line, *idle_regularisers(record)])
+            line += f", of averaged weights on dev {record['teacher']['score']:.3f}"
+        return line
+
+    def warnings(self, record: Mapping[str, Any]) -> Iterator[str]:
+        for part, name in REGULARISERS.items():
+            found = record.get(part, {})
+            for task, terms in found.items():
+                if skipped := terms.get("skipped"):
+                    yield f"{name} was skipped in {skipped} updates of {task}: a gradient was not finite"
+            idle = [task for task, terms in found.items() if terms.get("gradient_ratio", 1.0) < IDLE]
+            if idle:
+                yield (
+                    f"{name} is idle for {', '.join(idle)}: its gradient is under {IDLE:.0%} of the task "
+                    "loss's; raise its weight, or leave it out"
+                )
 
     def rows(self, step: int) -> str:
         name, batches = self.planned(step)
@@ -301,15 +302,11 @@ def spread_rows(count: int, wanted: int | None) -> np.ndarray:
     return np.arange(wanted) * count // wanted
 
 
-def idle_regularisers(record: Mapping[str, Any]) -> Iterator[str]:
-    """A warning for each regulariser whose gradient was too short to matter, by the median of an epoch."""
-    for part, name in REGULARISERS.items():
-        tasks = [
-            task for task, terms in record.get(part, {}).items() if terms.get("gradient_ratio", 1.0) < IDLE
-        ]
-        if tasks:
-            under = f"its gradient is under {IDLE:.0%} of the task loss's"
-            yield f"{name} is idle for {', '.join(tasks)}: {under}"
+def gradient_norm(value: Tensor, weights: Sequence[Tensor]) -> float:
+    """The norm of a loss's gradient with respect to these weights, before clipping."""
+    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+    flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+    return total(flat).norm().item()
 
 
 def collate(model: MultitaskBert, examples: Examples, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:

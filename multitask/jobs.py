@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from multitask.ensemble_model import (
 )
 from multitask.figures import can_draw
 from multitask.finetune import Finetuning, plan_over
-from multitask.model import MultitaskBert, best_folder
+from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.ranking import Ranking
@@ -79,8 +80,7 @@ def run_distillation(config: Config) -> None:
     """distill: as `run_training`, with the outputs of a teacher beside the labels. They are kept in the run's
     folder, so that a run that goes on does not need the teacher."""
     device = machine.set_up(config)
-    kept = config.resume and (Path(config.out or "") / targets.FILE).is_file()
-    teacher = None if kept else load_run(Path(config.run[0]), config, device)
+    teacher = None if has_targets(config) else load_run(Path(config.run[0]), config, device)
     if teacher is not None:
         config = taught_by(teacher, config)
     name_the_sample(config)
@@ -89,7 +89,7 @@ def run_distillation(config: Config) -> None:
     learned = {split: rows[split] for split in SPLITS[:2]}
     run = claim_folder(config)
     if teacher is not None:
-        print(f"computing what {config.run[0]} says of the training and dev rows", flush=True)
+        print(f"computing {config.run[0]}'s outputs on the training and dev rows", flush=True)
         outputs = targets.compute_targets(teacher, learned)
         distributed.from_writer(lambda: targets.write_targets(run, outputs))
     outputs = targets.read_targets(run, selected, learned)
@@ -101,6 +101,20 @@ def run_distillation(config: Config) -> None:
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
 
+def has_targets(config: Config) -> bool:
+    """Whether a run goes on that has its teacher's outputs. InputError if they and the teacher are gone."""
+    run = Path(config.out or "")
+    if not config.resume or not (run / "config.toml").is_file():
+        return False
+    kept = (run / targets.FILE).is_file()
+    if not kept and not Path(config.run[0]).exists():
+        raise InputError(
+            f"{run / targets.FILE}: is gone, and so is the teacher {config.run[0]} that could compute it "
+            "again; bring back one of them"
+        )
+    return kept
+
+
 def taught_by(teacher: Predictor, config: Config) -> Config:
     """The settings with the teacher's data and tasks where they name none. InputError if it does not have a
     task as it is defined here."""
@@ -109,8 +123,8 @@ def taught_by(teacher: Predictor, config: Config) -> Config:
     for name in names or known:
         if teacher.tasks.get(name) != known[name]:
             raise InputError(
-                f"{run}: does not have the task {name} as it is defined here; it has "
-                f"{', '.join(teacher.tasks)}: choose with --tasks, or name their --task-file"
+                f"{run}: does not have the task {name} as it is defined here; its tasks are "
+                f"{', '.join(teacher.tasks)}: choose with --tasks, or name the --task-file of its training"
             )
     return replace(config, data=config.data or data_of(Path(run)), tasks=names)
 
@@ -265,9 +279,10 @@ def run_ensemble(config: Config) -> None:
     """Average the runs' predictions, for each task those of the runs that reach its threshold, and write the
     ensemble as a model that names its members or, with --copy, holds them."""
     config = replace(config, data=config.data or data_of(Path(config.run[0])))
+    defined = [read_definitions(best_folder(run) / "tasks.toml")[1] for run in distinct_runs(config.run)]
+    tasks.select(list(config.least_scores), dict(ChainMap(*defined)))  # a threshold of no task is a mistake
     device, out = machine.set_up(config), claim_folder(config)
     known, tables, logits = logits_of_runs(config, device)
-    tasks.select(list(config.least_scores), known)  # a threshold of an unknown task is a mistake
     chosen = {name: choose_members(task, logits["dev"][name], tables, config) for name, task in known.items()}
     averaged = {
         split: {
@@ -286,8 +301,9 @@ def run_ensemble(config: Config) -> None:
     for name, entry in chosen.items():
         inside, scores, threshold = entry["members"], entry["scores"], entry["threshold"]
         if max(scores.values()) < threshold:
-            print(f"warning: no run reaches {name}'s threshold {threshold:g}; its best run stands in")
-        print(f"{name}: {len(inside)} of {len(scores)} runs: {', '.join(inside)}")
+            print(f"warning: no run reaches {name}'s threshold {threshold:g}; using its best run instead")
+        members = ", ".join(f"{run} ({scores[run]:.3f})" for run in inside)
+        print(f"{name}: {len(inside)} of {len(scores)} runs: {members}")
     print(f"on the dev tables of {config.data or 'the shipped sample'}:\n{evaluate.table(known, result)}")
     print(f"ensemble {out}, predictions {out / 'predictions'}")
 
@@ -338,6 +354,10 @@ def run_report(config: Config) -> None:
     run = Path(config.run[0])
     device = machine.set_up(config)
     tsne = (config.perplexity, config.iterations)
+    if tsne != (Config.perplexity, Config.iterations) and (is_ensemble(run) or MultitaskBert.load(run).tasks):
+        raise InputError(
+            f"--perplexity and --iterations are t-SNE's, which only a run of mnrl has, not {run}"
+        )
     print(f"report {write_report(run, config.data or data_of(run), device, config.skip_bad_rows, *tsne)}")
 
 

@@ -166,6 +166,8 @@ def best_folder(run: str | Path) -> Path:
     """Return the folder of a run's model: its best/, or `run` itself if that holds a saved model. Raises
     InputError if there is none, or several as in an ensemble or a recipe's stages."""
     run = Path(run)
+    if not run.exists():
+        raise InputError(f"{run}: no such folder")
     best = run / "best"
     for candidate in (best, previous(best), run):
         if (candidate / "tasks.toml").is_file():

@@ -73,5 +73,8 @@ class Ranking:
         scores = record["dev"]
         return f"same class nearest {scores['retrieval']:.3f}, kNN probe {scores['knn']:.3f}"
 
+    def warnings(self, record: Mapping[str, Any]) -> Sequence[str]:
+        return ()
+
     def rows(self, step: int) -> str:
         return f"rows {', '.join(map(str, np.concatenate(list(self.drawn(step))) + 1))}"

@@ -18,7 +18,7 @@ from minbert.errors import InputError
 from minbert.files import write_text
 from minbert.hub import CHECKPOINTS
 from minbert.reading import read_text, reason
-from multitask import evaluate, tasks
+from multitask import evaluate, targets, tasks
 from multitask.build import build_model
 from multitask.config import TRAINING, Config, read_toml
 from multitask.data import SAMPLE, Row, Table, make_examples, read_split
@@ -101,6 +101,7 @@ def run_parts(
     """A training run: what it was, and what its best model does on the dev tables."""
     model = MultitaskBert.load(run, device)
     model.precision = config.precision
+    check_scores(run / "metrics.jsonl", records, model.tasks, config.choose_by)
     yield from overview(config, records, data)
     folder = SAMPLE if data is None else Path(data)
     if model.tasks:
@@ -125,9 +126,9 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     scores = evaluate.scores(ensemble.tasks, logits, tables)
 
     yield table([], [["data", "the shipped sample" if data is None else data]])
-    yield from notes(
-        data, "Members are chosen on the dev tables, so dev scores flatter an ensemble a little."
-    )
+    chosen = "Members are chosen on the dev tables, so dev scores flatter an ensemble a little."
+    firsts = dict.fromkeys(origin(str(place)) for place in ensemble.places.values())
+    yield from notes(data, chosen, *(text for first in firsts for text in pretraining(first)))
     yield dev_scores(ensemble.tasks, tables, scores)
     yield "<h2>Members</h2>"
     yield members_table(ensemble, of_members, tables)
@@ -154,6 +155,7 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
     first, best = origin(source), best_record(records, config.choose_by)
     facts = {
         "option": config.option,
+        **({"teacher": config.run[0]} if config.run else {}),
         "weights": source if first == source else f"{source}, which began as {first}",
         "data": "the shipped sample" if data is None else data,
         "seed": config.seed,
@@ -163,17 +165,22 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "training time": training_time(records),
     }
     chosen = "The best epoch was chosen on the dev tables, so dev scores flatter it a little."
-    known = CHECKPOINTS.get(Path(first).name)
-    seen = [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
-    return [table([], facts.items()), *notes(data, chosen, *seen)]
+    return [table([], facts.items()), *notes(data, chosen, *pretraining(first))]
+
+
+def pretraining(checkpoint: str) -> list[str]:
+    """What a checkpoint has seen, in a sentence, if it is one that we know."""
+    known = CHECKPOINTS.get(Path(checkpoint).name)
+    return [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
 
 
 def training_time(records: Records) -> str:
-    """Minutes of updates, without evaluations, and the rows that they took."""
+    """How long the updates took, without evaluations, and on how many rows."""
     seconds = [record.get("seconds", 0) for record in records]
     rates = [record.get("examples_per_second", 0) for record in records]
     rows = sum(rate * time for rate, time in zip(rates, seconds, strict=True))
-    return f"{sum(seconds) / 60:,.1f} minutes, some {rows:,.0f} rows"
+    time = f"{sum(seconds) / 60:,.1f} minutes" if sum(seconds) > 90 else f"{sum(seconds):.0f} seconds"
+    return f"{time}, {rows:,.0f} rows seen"
 
 
 def notes(data: str | None, *texts: str) -> list[str]:
@@ -206,6 +213,11 @@ def task_sections(
     scores = evaluate.scores(model.tasks, logits, examples)
     best = best_record(records, config.choose_by)
     yield dev_scores(model.tasks, tables, scores, best.get("train"))
+    if (figures.parent / targets.FILE).is_file():
+        taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
+        teacher = evaluate.scores(model.tasks, taught["dev"], tables)
+        yield "<h2>Student and teacher</h2>"
+        yield f"<pre>{escape(evaluate.table(model.tasks, scores, teacher))}</pre>"
     recorded = best["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
@@ -244,14 +256,16 @@ def dev_scores(
         value, correlation = scores[name][task.metric], task.metric == "pearson"
         entering = task.score(value)
         line = [title_of(task), f"{len(tables[name]):,}", "r" if correlation else task.metric, f"{value:.3f}"]
-        line.append(f"{entering:.3f}" + " = (1 + r) / 2" * correlation)
+        line.append(f"{entering:.3f} = (1 + r) / 2" if correlation else f"{entering:.3f}")
         lines.append(
             line + ([] if train is None else _beside(task.score(train[name][task.metric]), entering))
         )
     for name, meaning in (("worst", "worst task"), ("spread", "best less worst"), ("score", "mean")):
         line = [name, "", meaning, "", f"{scores[name]:.3f}"]
         lines.append(line + ([] if train is None else _beside(train[name], scores[name])))
-    head = ["task", "rows", "metric", "value", "in the score"] + ["training rows", "less dev"] * bool(train)
+    head = ["task", "rows", "metric", "value", "in the score"] + (
+        ["training rows", "train − dev"] if train else []
+    )
     return f'<h2>Dev scores</h2>\n<div class="scores">{table(head, lines)}</div>'
 
 
@@ -261,14 +275,18 @@ def _beside(train: float, dev: float) -> list[str]:
 
 def epochs_table(records: Records) -> str:
     """How even the tasks were, how far the model was ahead on rows that it had seen, and at what rate and
-    cost, epoch by epoch. Runs of before these were recorded have none."""
+    cost, epoch by epoch. Older runs lack some of these columns."""
     head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
             "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
             "teacher/score": "averaged weights", "lr": "rate", "beta": "beta"}  # fmt: skip
     lines = []
     for record in records:
-        parts = {f"{part}/{name}": value for part in ("dev", "train", "teacher")
-                 for name, value in record.get(part, {}).items() if name in OVERALL}  # fmt: skip
+        parts = {
+            f"{part}/{name}": record[part][name]
+            for part in ("dev", *BESIDE)
+            for name in OVERALL
+            if _is_number(record.get(part, {}).get(name))
+        }
         lines.append({**record, **parts, "minutes": record.get("seconds", 0) / 60})
     columns = [name for name in head if all(name in line for line in lines)]
     formats = {"epoch": "d", "step": ",d", "minutes": ".1f", "lr": ".2g", "beta": "g"}
@@ -376,12 +394,29 @@ def _is_record(record: Any) -> bool:
     """Whether this has what is drawn of an epoch, in numbers that can be drawn. KeyError or TypeError where
     it has nothing of the kind."""
     counts = record["epoch"], record["step"]
-    singles = [*counts, *(record.get(name, 0) for name in ("seconds", *SINGLE))]
+    singles = [*counts, *(record.get(name, 0) for name in ("seconds", "examples_per_second", *SINGLE))]
     singles += [record["loss"]["all"], record["dev"]["score"]]
+    parts = {panel.partition("/")[0] for panel in PANELS} | {*BESIDE}
     return (
         all(isinstance(count, int) and count > 0 for count in counts)
         and all(map(_is_number, singles))
-        and all(_holds_numbers(record.get(part, {}), 2) for part in {*PANELS, *BESIDE} - {*SINGLE})
+        and all(_holds_numbers(record.get(part, {}), 2) for part in parts - {*SINGLE})
+    )
+
+
+def check_scores(path: Path, records: Records, selected: Mapping[str, Task], choose_by: str) -> None:
+    """InputError where a record lacks a score of these tasks that the report shows."""
+    for number, record in enumerate(records, start=1):
+        beside = [record[part] for part in BESIDE if part in record]
+        if not _is_number(record["dev"].get(choose_by)) or not all(_scores(one, selected) for one in beside):
+            raise InputError(f"{path}:{number}: not the record of an epoch of this run; restore the file")
+
+
+def _scores(scores: Mapping[str, Any], selected: Mapping[str, Task]) -> bool:
+    """Whether each of these tasks has its metric here, and all have what stands beside them."""
+    metrics = [(scores.get(name), task.metric) for name, task in selected.items()]
+    return all(_is_number(scores.get(name)) for name in OVERALL) and all(
+        isinstance(found, dict) and _is_number(found.get(metric)) for found, metric in metrics
     )
 
 

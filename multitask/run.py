@@ -17,12 +17,9 @@ from multitask.stopping import Stopped, terminable
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a mistake in the input or an error of the disk, with one line that says which;
     130 after Ctrl-C, 143 after SIGTERM and 141 where nobody reads the output any more."""
-    go_on = ""
+    plan = None
     try:
         plan = settings(sys.argv[1:] if argv is None else argv)
-        if trains(plan):
-            folder = plan.out or "and the folder named above"
-            go_on = f"; go on from the last saved state with --resume --out {folder}"
         with terminable():
             # These bring torch, which help and usage errors do without.
             from multitask.distributed import processes
@@ -37,19 +34,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"stopped: nobody reads the output{go_on}", file=sys.stderr)
+        print(f"stopped: nobody reads the output{way_on(plan)}", file=sys.stderr)
         return 141
     except OSError as error:  # such as a full disk
-        print(f"error: {error}{go_on}", file=sys.stderr)
+        print(f"error: {error}{way_on(plan)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped{go_on}", file=sys.stderr)
+        print(f"\nstopped{way_on(plan)}", file=sys.stderr)
         return 130
     except Stopped as stopped:
         if stopped.run is not None:
-            go_on = f"; go on with --resume --out {resumable(stopped.run)}"
-        print(f"stopped{go_on}", file=sys.stderr)
+            print(f"stopped; go on with --resume --out {resumable(stopped.run)}", file=sys.stderr)
+        else:
+            print(f"stopped{way_on(plan)}", file=sys.stderr)
         return 128 + stopped.number
+
+
+def way_on(plan: Config | Pipeline | None) -> str:
+    """What to do after a stop at an unforeseen place, to put behind the word of it."""
+    if plan is None or not trains(plan):
+        return ""
+    if plan.out is None:
+        return "; go on from the last saved state with --resume --out and the folder named above"
+    if not any((Path(plan.out) / name).is_file() for name in ("config.toml", PIPELINE)):
+        return "; nothing was saved yet: start again with the same command"
+    return f"; go on from the last saved state with --resume --out {plan.out}"
 
 
 def resumable(run: Path) -> Path:

@@ -14,7 +14,8 @@ from minbert.reading import load_toml
 
 # kind -> the metric that is reported; losses.py and evaluate.py hold what each kind computes.
 METRICS = {"classification": "accuracy", "binary": "accuracy", "regression": "pearson"}
-OVERALL = ("all", "score", "worst", "spread")  # what stands beside the tasks' names in a run's records
+OVERALL = ("score", "worst", "spread")  # beside the tasks in their scores
+RESERVED = ("all", *OVERALL)  # what stands beside the tasks' names in a run's records
 MOST_CLASSES = 10_000
 LARGEST_INTEGER = 2**53  # that a float holds exactly
 LONGEST_NAME = 100  # of tasks and files, which a file system must be able to hold
@@ -53,7 +54,7 @@ class Task:
             check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes")
         for name in (self.files, self.output, self.header):
             check(name.isprintable(), "files, output and header hold no control characters")
-        check(self.name not in OVERALL, "this name stands for all tasks together; choose another")
+        check(self.name not in RESERVED, "this name stands for all tasks together; choose another")
         check(all(isinstance(column, str) for column in self.texts), "texts is a list of column names")
         check(
             Path(self.submission).name == self.submission,

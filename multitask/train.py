@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,7 +51,10 @@ class Method(Protocol):
         model is chosen, and whatever else is measured."""
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        """An epoch's dev scores in a line, and what should worry the reader."""
+        """An epoch's scores in a line."""
+
+    def warnings(self, record: Mapping[str, Any]) -> Iterable[str]:
+        """What in an epoch's record should worry the reader, a line each."""
 
     def rows(self, step: int) -> str:
         """Which rows of the training tables this update takes, in words; rows count from 1."""
@@ -154,8 +157,9 @@ def end_epoch(
     """Put the epoch's record together, and keep the model if it is the best."""
     assert config.steps_per_epoch is not None
     score = found["dev"][config.choose_by]
-    if not math.isfinite(score):
-        raise InputError(f"the dev score became {score}; lower --lr, or set --clip-norm")
+    for part in ("dev", "dev_loss", "train", "teacher"):
+        if not all(map(math.isfinite, numbers_in(found.get(part, {})))):
+            raise InputError(f"{part} is no longer finite; lower --lr, or set --clip-norm")
     record: dict[str, Any] = {
         "epoch": progress.step // config.steps_per_epoch,
         "step": progress.step,
@@ -170,7 +174,22 @@ def end_epoch(
         states.keep_best()
     progress.records.append(record)
     line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {method.describe(record)}"
-    Meter.say(line + ", best" * best + f"; {record.get('skipped')} updates skipped" * ("skipped" in record))
+    if best:
+        line += ", best so far"
+    if "skipped" in record:
+        line += f"; {record['skipped']} updates skipped"
+    Meter.say(line)
+    for warning in method.warnings(record):
+        Meter.say(f"warning: {warning}")
+
+
+def numbers_in(values: Mapping[str, Any]) -> Iterator[float]:
+    """The numbers of nested mappings."""
+    for value in values.values():
+        if isinstance(value, Mapping):
+            yield from numbers_in(value)
+        else:
+            yield value
 
 
 def is_over(progress: Progress, config: Config) -> bool:

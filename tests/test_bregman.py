@@ -16,6 +16,7 @@ from minbert import AdamW
 from multitask import train
 from multitask.bregman import MomentumTeacher, beta_at
 from multitask.config import Config
+from multitask.evaluate import all_logits, scores
 from multitask.finetune import Finetuning, collate
 from multitask.losses import DIVERGENCES
 from multitask.run import main
@@ -186,6 +187,19 @@ def test_the_teacher_follows_after_every_update_with_the_beta_of_its_step(tiny, 
         beta = 0.5 if step < 6 else 0.9
         wanted = (1 - beta) * flat(method.model) + beta * wanted
         np.testing.assert_allclose(flat(method.teacher.model), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_averaged_weights_are_scored_beside_the_models(tiny, tmp_path):
+    """Not the model's own scores under a second name."""
+    method = make_method(tiny, tmp_path, bregman_beta="0.5:0.9")
+    move(method.model)
+    found = method.evaluate(200)
+    logits = all_logits(method.teacher.model, method.dev)
+    assert found["teacher"] == scores(BUILT_IN, logits, method.dev) != found["dev"]
+    assert found["beta"] == 0.9
+    line = method.describe({**found, "loss": {}})
+    assert f"of averaged weights on dev {found['teacher']['score']:.3f}" in line
+    assert f"score on training rows {found['train']['score']:.3f}" in line
 
 
 def test_only_a_run_that_uses_a_teacher_has_one(tiny, tmp_path):

@@ -127,8 +127,8 @@ def test_an_ensemble_of_one_run_repeats_it(runs):
 
 def test_a_threshold_that_no_run_reaches(runs, capsys):
     words = ["--option", "ensemble", "--run", str(runs / "1"), "--out", str(runs / "none")]
-    assert main([*words, "--thresholds", "sentiment=1.1"]) == 2
-    assert "sentiment: no run reaches the threshold 1.1 (" in capsys.readouterr().err
+    assert main([*words, "--thresholds", "sentiment=1"]) == 2
+    assert "sentiment: no run reaches the threshold 1 (" in capsys.readouterr().err
 
 
 def test_a_threshold_of_an_unknown_task(runs, capsys):

@@ -162,7 +162,10 @@ def test_the_table_shows_r_and_its_share():
     ]
     both = table(tasks, dev, {**dev, "score": 0.6}).split("\n")
     assert both[0].split()[2:] == ["0.500", "0.500"] and both[3].split() == ["score", "0.700", "0.600"]
-    line = "sentiment accuracy 0.500, similarity pearson 0.800, score 0.700, worst 0.500, spread 0.400"
+    line = (
+        "sentiment accuracy 0.500, similarity pearson 0.800 ((1 + r) / 2 = 0.900), "
+        "score 0.700, worst 0.500, spread 0.400"
+    )
     assert summary(tasks, dev) == line
 
 

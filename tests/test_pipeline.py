@@ -149,7 +149,7 @@ def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tm
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert out.index("on this machine: first ") < out.index("stage first")
-    assert "warning: no run reaches sentiment's threshold 1; its best run stands in" in out
+    assert "warning: no run reaches sentiment's threshold 1; using its best run instead" in out
 
 
 @pytest.mark.parametrize(

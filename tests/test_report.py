@@ -68,9 +68,10 @@ def test_learning_curves_show_smart_and_bppo_where_the_run_had_them():
     bregman = {"sentiment": {"d": 0.1, "gradient_ratio": 0.5}}
     records = [record(1, 0.4, smart=smart, bregman=bregman), record(2, 0.5, smart={}, bregman={})]
     axes = figures.learning_curves(records).axes
-    assert [one.get_title("left") for one in axes] == ["Training loss", "Dev scores", "SMART", "BPPO"]
-    assert [one.get_ylabel() for one in axes[2:]] == ["R", "D"]
-    for one, value in zip(axes[2:], (0.2, 0.1), strict=True):
+    titles = ["Training loss", "Dev scores", "SMART", "BPPO", "BPPO's strength"]
+    assert [one.get_title("left") for one in axes] == titles
+    assert [one.get_ylabel() for one in axes[2:]] == ["R", "D", "gradient / that of the task loss"]
+    for one, value in zip(axes[2:], (0.2, 0.1, 0.5), strict=True):
         (curve,) = one.lines[1:]
         np.testing.assert_equal(curve.get_ydata(), [value, np.nan])
         assert texts(one)[1:] == ["sentiment"]
@@ -111,7 +112,7 @@ def test_a_line_that_is_another_under_a_second_name_is_drawn_once():
     records = [{"epoch": 1, "loss": {"all": 2.0}, "dev": {"retrieval": 0.3, "knn": 0.4, "score": 0.4}}]
     loss, dev = figures.learning_curves(records).axes
     assert sorted(texts(dev)[1:]) == ["kNN accuracy", "same class nearest"]
-    assert len(loss.lines[1:]) == 1 and texts(loss)[1:] == ["total"]
+    assert len(loss.lines[1:]) == 1 and texts(loss)[1:] == ["objective"]
 
 
 def test_names_at_the_ends_of_lines_keep_apart_and_in_order():
@@ -322,7 +323,7 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
     records = report.read_metrics(finished / "metrics.jsonl")
     best = figures.best_record(records)
     dev, train = best["dev"], best["train"]
-    head = ["task", "rows", "metric", "value", "in the score", "training rows", "less dev"]
+    head = ["task", "rows", "metric", "value", "in the score", "training rows", "train − dev"]
     start = page.cells.index(head)
     rows = page.cells[start + 1 : start + 7]
     assert [row[:3] for row in rows] == [
@@ -493,6 +494,44 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
     assert ["kNN accuracy", "", f"{best['knn']:.3f}"] in page.cells
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(train={"x": 1}),
+        lambda record: record["train"].pop("worst"),
+        lambda record: record["train"].pop("similarity"),
+        lambda record: record["train"].update(similarity=0.5),
+        lambda record: record["dev"].update(score={"a": 1}),
+    ],
+)
+def test_records_without_the_scores_of_the_runs_tasks_are_refused(finished, tmp_path, change):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    change(records[1])
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
+        report.write_report(run, None, CPU)
+
+
+def test_the_report_of_a_run_that_chose_by_its_worst_task(finished, tmp_path):
+    """The first epoch has the better worst task, the second the better score."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace('choose_by = "score"', 'choose_by = "worst"'))
+    first, second = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    first["dev"] |= {"score": 0.4, "worst": 0.3}
+    second["dev"] |= {"score": 0.5, "worst": 0.2}
+    (run / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    page = parse(report.write_report(run, None, CPU).read_text())
+    assert ["best epoch", "1"] in page.cells
+    del second["dev"]["worst"]
+    (run / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
+        report.write_report(run, None, CPU)
+
+
 def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_task(finished, data, tmp_path):
     """Two copies of one run average to that run's predictions; each has half the share. Every sentiment score
     reaches the threshold 0, and the figures are those of the run."""
@@ -502,7 +541,7 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
     run_quietly("--option", "report", "--run", out)
     page, single = (parse(report.write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
     head = ["task", "rows", "metric", "value", "in the score"]
-    starts = page.cells.index(head), single.cells.index([*head, "training rows", "less dev"])
+    starts = page.cells.index(head), single.cells.index([*head, "training rows", "train − dev"])
     own, theirs = (one.cells[start : start + 7] for one, start in zip((page, single), starts, strict=True))
     assert own == [row[:5] for row in theirs]
     start = page.cells.index(["task", "member", "share", "score", "threshold"])

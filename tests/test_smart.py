@@ -731,18 +731,27 @@ def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
     assert terms[f"bregman/{name}/gradient_ratio"] == pytest.approx(3 * norm(d) / of_loss, rel=1e-3)
 
 
-def test_an_idle_regulariser_is_named():
-    """Under a hundredth, by the median of the epoch; a task without a measurement is not judged."""
+def test_an_idle_or_a_skipped_regulariser_is_named(tiny, tmp_path):
+    """Idle: under a hundredth, by the median of the epoch; a task without a measurement is not judged."""
+    method = make_method(tiny, tmp_path)
     record = {
-        "smart": {"a": {"gradient_ratio": 0.009}, "b": {"gradient_ratio": 0.011}, "c": {"r": 0.0}},
+        "smart": {"a": {"gradient_ratio": 0.009}, "b": {"gradient_ratio": 0.011}, "c": {"skipped": 2}},
         "bregman": {"a": {"gradient_ratio": 0.5}},
     }
-    (warning,) = finetune.idle_regularisers(record)
-    assert warning.startswith("SMART is idle for a: its gradient is under 1%")
+    skipped, idle = method.warnings(record)
+    assert skipped == "SMART was skipped in 2 updates of c: a gradient was not finite"
+    assert idle.startswith("SMART is idle for a: its gradient is under 1% of the task loss's")
     record["bregman"]["b"] = {"gradient_ratio": 0.0}
-    assert [line.partition(":")[0] for line in finetune.idle_regularisers(record)] == [
-        "SMART is idle for a", "BPPO is idle for b"
-    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in method.warnings(record)][2:] == ["BPPO is idle for b"]
+
+
+def test_an_r_that_was_skipped_has_no_gradient_ratio(tiny, tmp_path, monkeypatch):
+    """It would count as 0, and make a healthy epoch look idle."""
+    method = make_method(tiny, tmp_path, steps_per_epoch=3)
+    nan = dict.fromkeys(DIVERGENCES, lambda p, q: (p - q).sum() * 0 + math.nan)
+    monkeypatch.setattr(finetune, "DIVERGENCES", nan)
+    _, terms = one_loss(method, 0)
+    assert terms["smart/sentiment/skipped"] == 1 and "smart/sentiment/gradient_ratio" not in terms
 
 
 def test_any_nonzero_value_of_the_mask_marks_a_real_token():

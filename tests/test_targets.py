@@ -18,6 +18,7 @@ from multitask.config import Config
 from multitask.data import make_examples, read_split
 from multitask.finetune import Finetuning
 from multitask.losses import LOSSES
+from multitask.report import write_report
 from multitask.run import main
 from multitask.targets import FILE
 from multitask.tasks import BUILT_IN
@@ -146,6 +147,37 @@ def test_outputs_that_are_not_the_teachers_are_refused(folder, tiny, tmp_path, c
     assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(said, error), error
+
+
+def test_a_run_that_was_killed_before_it_began_asks_the_teacher_that_is_named_now(folder, tiny, tmp_path):
+    """Its folder holds the outputs of another teacher, and no settings."""
+    assert distill(tiny, folder / "1", tmp_path / "first") == 0
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "first" / FILE, tmp_path / "run")
+    assert distill(tiny, folder / "2", tmp_path / "run", "--resume") == 0
+    found, of_second = (
+        json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", folder / "2")
+    )
+    r, wanted = found["teacher"]["similarity"]["pearson"], of_second["dev"]["similarity"]["pearson"]
+    assert r == pytest.approx(wanted, abs=1e-5)
+
+
+def test_outputs_that_are_gone_with_their_teacher(folder, tiny, tmp_path, capsys):
+    shutil.copytree(folder / "1", tmp_path / "teacher")
+    assert distill(tiny, tmp_path / "teacher", tmp_path / "run") == 0
+    (tmp_path / "run" / FILE).unlink()
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert f"{FILE}: is gone, and so is the teacher {tmp_path}/teacher" in capsys.readouterr().err
+
+
+def test_the_report_has_the_teachers_scores_beside_the_students(folder, tiny, tmp_path):
+    assert distill(tiny, folder / "both", tmp_path / "run") == 0
+    page = write_report(tmp_path / "run", None, torch.device("cpu")).read_text()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    student, of_teacher = (result[who]["score"] for who in ("dev", "teacher"))
+    assert f"score                     {student:.3f}  {of_teacher:.3f}" in page
+    assert str(folder / "both") in page
 
 
 def test_a_teacher_without_the_task_as_it_is_defined_is_refused(folder, tiny, tmp_path, capsys):

@@ -18,6 +18,7 @@ from multitask.config import Config
 from multitask.data import Examples, make_examples, read_split
 from multitask.finetune import Finetuning
 from multitask.losses import LOSSES
+from multitask.schedules import halve_on_rise
 from multitask.state import Progress, States
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
@@ -355,6 +356,39 @@ def test_metrics_of_a_run(tiny, rows, tmp_path):
             name: [task.metric] for name, task in BUILT_IN.items()
         }
         assert 0 <= dev["score"] <= 1
+
+
+def test_a_model_that_stands_still_keeps_its_rate(tiny, rows, tmp_path):
+    """Annealed sampling moves from one task of 480 rows, with the lowest loss, to two of 12. By the mean over
+    updates, which rises with that, the rate would halve."""
+    model = build(tiny)
+    data = examples(model, rows)
+    data["paraphrase"] = data["paraphrase"].take(np.tile(np.arange(12), 40))
+    config = replace(
+        FINETUNE, weights=str(tiny), epochs=12, steps_per_epoch=40, sampling="annealed", lr=1e-12
+    )
+    config = replace(config, schedule="halve-on-rise", warmup=0.0)
+    method, progress = Finetuning(model, data, examples(model, rows, "dev"), config), Progress()
+    optimizer = make_optimizer(model, config)
+    train.fit(method, optimizer, 4, config, States(tmp_path, method.parts, optimizer), progress)
+    assert [record["lr"] for record in progress.records] == [1e-12] * 12
+    by_mixture = [{"all": {"mean": r["loss"]["all"], "variance": 0, "updates": 9}} for r in progress.records]
+    assert halve_on_rise(by_mixture) < 1
+
+
+def test_the_warnings_of_an_epoch_are_printed(tiny, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Finetuning, "warnings", lambda *_: ["SMART is idle"])
+    fit(replace(FINETUNE, weights=str(tiny), epochs=1), rows, tmp_path)
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("epoch 1: loss ") and first.endswith(", best so far")
+    assert second == "warning: SMART is idle"
+
+
+def test_outputs_that_are_not_finite_end_the_run_in_a_line(tiny, rows, tmp_path, monkeypatch):
+    """Classes are accurate or not whatever their logits: the loss tells."""
+    monkeypatch.setattr(finetune.evaluate, "losses", lambda *_: {"sentiment": float("nan")})
+    with pytest.raises(InputError, match="dev_loss is no longer finite"):
+        fit(replace(FINETUNE, weights=str(tiny), epochs=1), rows, tmp_path)
 
 
 def test_a_run_that_diverges_says_so(tiny, rows, tmp_path):

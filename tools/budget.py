@@ -78,7 +78,7 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     needed = len(grid.seeds) * sum(cost.seconds() for cost in after) + averaging
     if needed > seconds:
         least = f"about {needed / 60:.1f} minutes, after {spent / 60:.1f} of measuring"
-        note += f" Even the least grid may take longer: {least}."
+        note += f" Even the smallest grid takes longer: {least}."
     sizes = {
         cell.name: {"epochs": cost.epochs, "steps_per_epoch": cost.steps_per_epoch}
         for cell, cost in zip(costs, after, strict=True)

@@ -31,7 +31,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import numpy as np
@@ -604,6 +604,8 @@ def read_archive(folder: Path) -> None:
 
 # A run's records
 
+SCORES: dict[str, Any] = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.5}}
+SCORES |= {"score": 0.6, "worst": 0.5, "spread": 0.25}
 RECORDS = [
     {
         "epoch": epoch,
@@ -611,8 +613,11 @@ RECORDS = [
         "seconds": 60.5,
         "loss": {"sentiment": 1.5, "all": 1.5},
         "smart": {"sentiment": {"r": 0.1, "cosine": 0.5, "skipped": 0}},
-        "bregman": {"sentiment": 0.1},
-        "dev": {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.5}, "score": 0.6},
+        "bregman": {"sentiment": {"d": 0.1, "gradient_ratio": 0.2}},
+        "examples_per_second": 80.5,
+        "lr": 1e-5,
+        "beta": 0.99,
+        **dict.fromkeys(("dev", "train", "teacher"), SCORES),
     }
     for epoch in (1, 2)
 ]
@@ -632,7 +637,15 @@ def metrics(draw: st.DrawFn) -> Files:
 def read_records(folder: Path) -> None:
     """What a report takes out of its records, short of the drawing itself."""
     records = report.read_metrics(folder / "metrics.jsonl")
-    report.overview(config.Config(option="finetune", weights="x"), records, None)
+    selected = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
+    tables = cast(Any, dict.fromkeys(selected, ""))  # of which only the length is asked
+    for choose_by in ("score", "worst"):
+        report.check_scores(folder / "metrics.jsonl", records, selected, choose_by)
+        chosen = config.Config(option="finetune", weights="x", choose_by=choose_by)
+        report.overview(chosen, records, None)
+        best = figures.best_record(records, choose_by)
+        report.dev_scores(selected, tables, SCORES, best.get("train"))
+    report.epochs_table(records)
     curves = [figures._curves(records, part) for part in figures.PANELS]
     assert all(len(values) == len(records) for lines in curves for values in lines.values())
 

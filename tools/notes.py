@@ -51,7 +51,7 @@ def notes_on_ensemble(ensemble: Cell, grid: Grid, pool: bool, unscored: bool) ->
         ]
     if unscored:
         files = grid.out / ensemble.name / "seed-N" / "predictions" / "*-test-output.csv"
-        notes.append(f"Not scored, for want of --test-labels; the predictions are {files}.")
+        notes.append(f"Not scored: --test-labels was not given; the predictions are {files}.")
     return notes
 
 

@@ -9,11 +9,13 @@ from typing import Any
 from cells import Cell, Figure, Table, as_text, cell
 from minbert.errors import InputError, shown
 from multitask.config import INSTEAD, SETTINGS, WEIGHTS, Config, check, check_all, default_of
+from multitask.sampling import FULL_PASS
 
 GROUPS = ("model", "training", "SMART", "BPPO", "MNRL")
 ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # what has a flag of its own
 GIVEN = {*ELSEWHERE, "init", "allow_pickle"}  # what a cell or the command line decides
-SETTABLE = {"max_length"} | {name for name in SETTINGS if SETTINGS[name]["group"] in GROUPS} - GIVEN
+COMPARED = {"sampling"}  # what the rows differ in
+SETTABLE = {"max_length"} | {n for n in SETTINGS if SETTINGS[n]["group"] in GROUPS} - GIVEN - COMPARED
 Changes = Mapping[str, Any]  # setting: value, or for lr a Ratio
 
 
@@ -41,6 +43,8 @@ def read_changes(items: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set: {shown(item)}: {'set twice' if equals else 'not NAME=VALUE'}")
         if name == "option" or (name in SETTINGS and name not in SETTABLE):
             remedy = f"; use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+            if name in COMPARED:
+                raise InputError(f"--set: {name} is what the rows of the tables differ in")
             raise InputError(f"--set: {name} is not a training setting{remedy}")
         found[name] = _value(name, text.strip())
     _ = Config("finetune", bregman_beta=found.get("bregman_beta", "0")).betas  # a text with a form of its own
@@ -90,8 +94,10 @@ def changed(one: Cell, changes: Changes) -> Cell:
 
 def takes(one: Cell, name: str, value: Any) -> bool:
     """Whether a cell uses a setting and its table does not state it; a ratio may change what is stated. A
-    setting of SMART or BPPO goes to the cells that have it on."""
+    setting of SMART or BPPO goes to the cells that have it on. The epochs of full passes stay as they are."""
     meta, said = SETTINGS[name], one.said
+    if name == "steps_per_epoch" and said.get("sampling") == FULL_PASS:
+        return False
     displaced = (INSTEAD | {idle: other for other, idle in INSTEAD.items()}).get(name)
     weights = [weight for weight, group in WEIGHTS.items() if group == meta["group"]]
     return (

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minbert.errors import InputError
+from minbert.errors import InputError, shown
 from minbert.packing import Packing
 from multitask.config import Config, check
 from multitask.data import SAMPLE, Examples, make_examples, read_split
-from multitask.finetune import collate
+from multitask.finetune import collate, gradient_norm
 from multitask.jobs import data_of, load_single
 from multitask.losses import DIVERGENCES, LOSSES
 from multitask.model import MultitaskBert
@@ -49,10 +49,10 @@ def main() -> int:
         parser.error("--batches: at least 1")
     try:
         model = load_single(args.run, Config("predict"), torch.device("cpu"))
-        radii = [check("smart_epsilon", float(text), "--epsilons") for text in args.epsilons.split(",")]
+        radii = [check("smart_epsilon", radius, "--epsilons") for radius in numbers(args.epsilons)]
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
-    except (InputError, ValueError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     model.eval()
@@ -76,6 +76,13 @@ def main() -> int:
             cells += [f"{gain:,.2f}"]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        return [float(item) for item in text.split(",")]
+    except ValueError:
+        raise InputError(f"--epsilons: {shown(text)} is not X,X,... with numbers") from None
 
 
 def searches(
@@ -103,11 +110,6 @@ def searches(
         loss = LOSSES[task.kind](clean, labels / task.unit)
         norms = [gradient_norm(value, weights) for value in (r, loss)]
         yield r.item(), *norms, found.cosine, gain
-
-
-def gradient_norm(value: Tensor, weights: list[nn.Parameter]) -> float:
-    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-    return torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
 
 
 if __name__ == "__main__":
