@@ -51,7 +51,7 @@ def annealed_alpha(epoch: int, epochs: int) -> float:
 
 def task_probabilities(sizes: Sequence[int], alpha: float) -> np.ndarray:
     """p_i proportional to N_i ** alpha; `sizes` are the tasks' numbers of rows."""
-    weights = np.asarray(sizes, dtype=np.float64) ** alpha
+    weights = np.asarray(sizes) ** alpha
     return weights / weights.sum()
 
 

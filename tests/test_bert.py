@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from minbert import BertConfig, BertModel, BertTokenizer, InputError, attention, hub
 from minbert.checkpoint import to_hugging_face
@@ -305,8 +306,10 @@ def test_padding_is_zero_and_changes_nothing(name: str, model: BertModel) -> Non
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_pooled(mask: list[list[int]], model: BertModel) -> None:
-    inputs = random_inputs(model.config, mask)
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_pooled(config: BertConfig, mask: list[list[int]]) -> None:
+    model = random_model(config)
+    inputs = random_inputs(config, mask)
     output = model(**inputs)
     assert_same({"cls": model.pooled(**inputs)}, {"cls": output.pooler_output})
     means = [
@@ -325,6 +328,18 @@ def test_first_token_path_has_the_same_gradients(mask: list[list[int]], model: B
     model.zero_grad()
     model(**inputs).pooler_output.sin().sum().backward()
     assert_same_gradients(short, gradients(model))
+
+
+def test_first_token_path_spares_the_other_rows(model: BertModel) -> None:
+    """Of 7 tokens, with H = 32 and an inner width of 64: 6 rows less of query and output (32 x 32 each), of
+    the inner and the outer product (32 x 64 each), and of scores and context (7 x 32 each). A multiplication
+    counts twice, with its addition."""
+    counts = []
+    for work in (model, model.pooled):
+        with FlopCounterMode(display=False) as counter:
+            work(torch.ones(1, 7, dtype=torch.int64))
+        counts.append(counter.get_total_flops())
+    assert counts[0] - counts[1] == 2 * 6 * 2 * (32 * 32 + 32 * 64 + 7 * 32)
 
 
 def test_output_by_name(model: BertModel) -> None:

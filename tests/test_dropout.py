@@ -18,6 +18,13 @@ def test_share_and_mean(probability: float) -> None:
     assert kept[0].item() == pytest.approx(1 / (1 - probability), rel=1e-5 / (1 - probability))
 
 
+def test_shares_are_multiples_of_a_sixteen_bit_number() -> None:
+    """At .1, 58,982 of 65,536 are kept, for .9 x 65,536 = 58,982.4; torch's dropout would grow the rest by
+    1 / .9. Where memory is not the processor's, it is torch's that is taken."""
+    assert dropout(torch.ones(1000), 0.1).max().item() == pytest.approx(65_536 / 58_982, rel=1e-7)
+    assert dropout(torch.ones(1000, device="meta"), 0.1).is_meta
+
+
 def test_elements_are_independent() -> None:
     """Four neighbours come from one draw: at 1/2 all 16 patterns of them are equally frequent, each 5,000 of
     80,000 with a standard deviation of 68; and so are those of four draws' same quarters."""

@@ -52,6 +52,9 @@ def test_a_binary_task_averages_its_probabilities():
 
 def test_a_regression_averages_its_outputs():
     assert average("regression", [torch.tensor([[1.0]]), torch.tensor([[4.0]])]).item() == 2.5
+    values = [torch.tensor([[1.0]]), torch.tensor([[4.0]])]  # (1 + 2 * 4) / 3, in double precision
+    assert average("regression", values, [1.0, 2.0]).item() == pytest.approx(3, rel=1e-12)
+    assert average("regression", [*values, torch.tensor([[4.0]])]).item() == pytest.approx(3, rel=1e-12)
 
 
 def test_weights_are_shares_up_to_a_factor():

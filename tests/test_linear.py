@@ -80,6 +80,31 @@ def test_what_is_not_a_list_of_rows_goes_to_torch(onednn):
 
 
 @needs_onednn
+@pytest.mark.parametrize("count, padded", [(ROWS, ROWS), (ROWS + 1, 2 * ROWS), (3 * ROWS - 1, 3 * ROWS)])
+def test_rows_come_in_multiples(onednn, monkeypatch, count, padded):
+    taken, product = [], torch._C._nn.mkldnn_linear
+
+    def watched(x, weight, bias):
+        taken.append(tuple(x.shape))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(torch._C._nn, "mkldnn_linear", watched)
+    with fast_products():
+        assert Linear(12, 7)(torch.randn(count, 12)).shape == (count, 7)
+    assert taken == [(padded, 12)]
+
+
+def test_nothing_is_taken_while_torch_compile_looks_on(onednn, monkeypatch):
+    layer, rows = Linear(12, 7), torch.randn(ROWS, 12)
+    with fast_products():  # entered before
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert "aten::mkldnn_linear" not in operators(lambda: layer(rows))
+    with fast_products():
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
+        assert "aten::mkldnn_linear" not in operators(lambda: layer(rows))
+
+
+@needs_onednn
 @pytest.mark.filterwarnings("ignore:TF32")
 def test_torchs_own_switch_turns_it_off(monkeypatch):
     monkeypatch.setattr(linear, "_has_amds_avx512", lambda: True)

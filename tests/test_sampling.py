@@ -350,6 +350,12 @@ def test_a_full_pass_by_tokens_and_with_accumulation():
     assert plan.rows == [4, 4] and plan.updates.tolist() == [4, 2]
 
 
+def test_rows_of_an_update_on_average():
+    """Batches of 2 and 1 rows for the first task, of one for the others: (1.5 + 1 + 1) / 3."""
+    walks = [TokenBatches(0, 0, np.full(3, 4), 8), RowBatches(0, 1, 5, 1), RowBatches(0, 2, 5, 1)]
+    assert Plan("round-robin", [3, 5, 5], walks, 1, 3, 1, 0).rows_per_step == 1.166667
+
+
 def test_each_epoch_draws_its_tasks_anew():
     plan = plan_by_rows("uniform", REAL, 16, 100, 2)
     first, second = (plan.tasks_of(epoch).tolist() for epoch in (1, 2))

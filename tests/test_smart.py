@@ -401,6 +401,14 @@ def test_in_ball_mode_the_ascent_raises_l_above_random_noise_of_the_same_norm(ti
     assert np.median(said) > 5
 
 
+def test_the_cosine_of_a_gradient_however_small():
+    """From no noise, a step in the 2-norm goes along the gradient."""
+    x, target = torch.randn(2, 3, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    settings = ascent(norm="2", noise_std=0.0, num_steps=1)
+    _, found = adversarial_noise(lambda x: 1e-8 * x.sum(dim=1), x, target, squared_difference, **settings)
+    assert found.cosine == pytest.approx(1)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_gain_by_hand(norm):
     """f(x) = 3 - x_1 - x_2 and l its square. Random numbers (3, 4) brought to the norm of the noise (.3, .4)
