@@ -434,6 +434,7 @@ def test_unknown_pooling(model: BertModel) -> None:
     [
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size 30 is not a multiple of num_att.* 4"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, not 0"),
+        ({"num_hidden_layers": 257}, "num_hidden_layers must be at most 256, not 257"),
         ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a finite int, not 2.0"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a finite int, not True"),
         ({"intermediate_size": "64"}, "intermediate_size must be a finite int, not '64'"),
@@ -446,6 +447,10 @@ def test_unknown_pooling(model: BertModel) -> None:
 def test_bad_config(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BertConfig(**values)
+
+
+def test_the_largest_config_is_not_too_large() -> None:
+    assert BertConfig(num_hidden_layers=256).num_hidden_layers == 256
 
 
 def test_a_new_model_starts_as_bert_did() -> None:

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minbert import BertConfig, BertModel, InputError, checkpoint
+from minbert import BertConfig, BertModel, InputError, checkpoint, hub
 
 Tensors = dict[str, Tensor]
 IDS = torch.tensor([[2, 70, 80, 90, 3]])
@@ -299,6 +299,25 @@ def test_failed_save_keeps_the_old_file(tiny: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
 
 
+def test_weights_are_read_into_memory_whatever_the_default_device(tiny: Path) -> None:
+    with torch.device("meta"):
+        model = BertModel.from_pretrained(tiny)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_pickle_is_fetched_only_where_it_may_be_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+
+    def resolve(name: str, allow_pickle: bool) -> Path:
+        allowed.append(allow_pickle)
+        return tiny
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    BertModel.from_pretrained("someone/bert")
+    BertModel.from_pretrained("someone/bert", allow_pickle=True)
+    assert allowed == [False, True]
+
+
 # config.json
 
 
@@ -319,6 +338,12 @@ def test_config_defaults_are_theirs(tmp_path: Path) -> None:
     assert vars(config).items() <= transformers.BertConfig().to_dict().items()
 
 
+def test_a_config_may_say_what_goes_without_saying(tmp_path: Path) -> None:
+    said = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert BertConfig.from_pretrained(tmp_path) == BertConfig()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -329,7 +354,10 @@ def test_config_defaults_are_theirs(tmp_path: Path) -> None:
         ("[1, 2]", "holds no JSON object"),
         ('{"model_type": "roberta"}', "model_type is 'roberta'; only 'bert' is supported"),
         ('{"hidden_act": "relu"}', "hidden_act is 'relu'; only 'gelu' is supported"),
-        ('{"position_embedding_type": "relative_key"}', "position_embedding_type is 'relative_key'; only"),
+        (
+            '{"position_embedding_type": "relative_key"}',
+            "position_embedding_type is 'relative_key'; only 'absolute'",
+        ),
         ('{"hidden_size": "768"}', "hidden_size must be a finite int, not '768'"),
         ('{"hidden_size": 768.5}', "hidden_size must be a finite int, not 768.5"),
         ('{"num_hidden_layers": null}', "num_hidden_layers must be a finite int, not None"),

@@ -25,6 +25,18 @@ def test_shares_are_multiples_of_a_sixteen_bit_number() -> None:
     assert dropout(torch.ones(1000, device="meta"), 0.1).is_meta
 
 
+def test_just_the_lowest_numbers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of elements that draw each of the 65,536 numbers once, the 58,982 of the lowest."""
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16)
+
+    def drawn(self: torch.Tensor, *_: object) -> torch.Tensor:
+        self.view(torch.int16)[: 2**16] = numbers
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "random_", drawn)
+    assert (dropout(torch.ones(2**16), 0.1) > 0).tolist() == [True] * 58_982 + [False] * 6_554
+
+
 def test_elements_are_independent() -> None:
     """Four neighbours come from one draw: at 1/2 all 16 patterns of them are equally frequent, each 5,000 of
     80,000 with a standard deviation of 68; and so are those of four draws' same quarters."""

@@ -429,7 +429,7 @@ def test_random_seed_depends_on_every_argument():
     seeds = [random_seed(*args) for args in arguments]
     assert len(set(seeds)) == len(arguments)
     assert seeds == [random_seed(*args) for args in arguments]
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds) and max(seeds) > 2**60
 
 
 def test_random_generator_repeats_itself():
