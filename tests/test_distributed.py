@@ -23,7 +23,8 @@ from multitask.run import main, settings
 STEPS = 20
 PLAIN = ["--epochs", "2", "--steps-per-epoch", str(STEPS // 2), "--encoder-dropout", "0", "--lr", "1e-4"]
 METHODS = ["--smart-weight", "5", "--smart-steps", "2", "--bregman-weight", "1", "--accumulate", "2"]
-DIAGNOSTICS = ("r", "gain", "cosine")  # differences of nearly equal numbers, and directions: less exact
+# Differences of nearly equal numbers, directions, and ratios of such: less exact.
+DIAGNOSTICS = ("r", "gain", "cosine", "gradient_ratio", "variance")
 
 FATAL = """
 import os, signal, sys
