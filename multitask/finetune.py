@@ -144,13 +144,18 @@ class Finetuning:
             whole = whole + value
             terms |= {f"{name}/{task.name}/{term}": known for term, known in found[name].items()}
         if diagnose and regularisers:
-            weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            of_loss = gradient_norm(loss, weights)
-            for name, value in regularisers.items():
-                if value.requires_grad and of_loss > 0:  # an R that was skipped is a constant
-                    ratio = gradient_norm(value, weights) / of_loss
-                    terms |= {f"{name}/{task.name}/gradient_ratio": ratio} if math.isfinite(ratio) else {}
+            for name, ratio in self.strengths(loss, regularisers).items():
+                terms[f"{name}/{task.name}/gradient_ratio"] = ratio
         return whole, terms | {f"objective/{task.name}": whole.item()}
+
+    def strengths(self, loss: Tensor, regularisers: Mapping[str, Tensor]) -> dict[str, float]:
+        """The norm of each regulariser's gradient over that of the loss; none for an R that was skipped,
+        which is a constant."""
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        of_loss = gradient_norm(loss, weights)
+        moving = {name: value for name, value in regularisers.items() if value.requires_grad and of_loss > 0}
+        ratios = {name: gradient_norm(value, weights) / of_loss for name, value in moving.items()}
+        return {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
 
     def forward(self, task: Task, inputs: Mapping[str, Tensor]) -> Pass:
         embeddings, packing = self.model.encoder.embed(**inputs)
