@@ -439,7 +439,7 @@ def test_unknown_pooling(model: BertModel) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers must be a finite int, not True"),
         ({"intermediate_size": "64"}, "intermediate_size must be a finite int, not '64'"),
         ({"layer_norm_eps": math.nan}, "layer_norm_eps must be a finite float, not nan"),
-        ({"hidden_dropout_prob": 1.0}, "dropout probabilities must be below 1"),
+        ({"hidden_dropout_prob": 1.0}, "^dropout probabilities must be below 1$"),
         ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be at least 0"),
         ({"pad_token_id": -1}, "pad_token_id must be at least 0"),
     ],

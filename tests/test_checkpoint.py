@@ -347,7 +347,7 @@ def test_a_config_may_say_what_goes_without_saying(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot be read as JSON .*; is this a checkpoint folder"),
+        (None, r"cannot be read as JSON \(.*\); is this a checkpoint folder\?$"),
         ("", "cannot be read as JSON"),
         ("{'single': 'quotes'}", "cannot be read as JSON"),
         (b"\xff\xfe", "cannot be read as JSON"),
