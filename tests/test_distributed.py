@@ -24,7 +24,7 @@ STEPS = 20
 PLAIN = ["--epochs", "2", "--steps-per-epoch", str(STEPS // 2), "--encoder-dropout", "0", "--lr", "1e-4"]
 METHODS = ["--smart-weight", "5", "--smart-steps", "2", "--bregman-weight", "1", "--accumulate", "2"]
 # Differences of nearly equal numbers, directions, and ratios of such: less exact.
-DIAGNOSTICS = ("r", "gain", "cosine", "gradient_ratio", "variance")
+DIAGNOSTICS = ("/r", "/d", "/gain", "/cosine", "/gradient_ratio", "/variance")
 
 FATAL = """
 import os, signal, sys
