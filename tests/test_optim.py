@@ -264,13 +264,15 @@ def test_a_copy_and_a_state_of_before_it_could_be_compiled(compiled: bool) -> No
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_it_compiles_once_for_all_rates() -> None:
+def test_compiled_it_compiles_once_for_all_rates_and_sizes() -> None:
+    """Of matrices; torch compiles the same anew for vectors."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        parameter = nn.Parameter(torch.randn(50, 3))
-        optimizer = AdamW([parameter], compiled=True)
+        parameters = [nn.Parameter(torch.randn(shape)) for shape in ((50, 3), (7, 5), (2, 9))]
+        optimizer = AdamW(parameters, compiled=True)
         for step in range(5):
-            parameter.grad = torch.randn(50, 3)
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
             optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
             optimizer.step(scale=0.5 + 0.1 * step)
 
