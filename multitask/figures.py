@@ -132,7 +132,8 @@ def _draw_beside(
             axes.plot(
                 epochs, curves[name], style, color=colour, marker=".", linewidth=1, label=f"{part} {name}"
             )
-        legend += [f"{'dashed' if style == '--' else 'dotted'}: {meaning}"] * bool(names)
+        if names:
+            legend.append(f"{'dashed' if style == '--' else 'dotted'}: {meaning}")
     return ", ".join(legend)
 
 

@@ -354,7 +354,8 @@ def run_report(config: Config) -> None:
     run = Path(config.run[0])
     device = machine.set_up(config)
     tsne = (config.perplexity, config.iterations)
-    if tsne != (Config.perplexity, Config.iterations) and (is_ensemble(run) or MultitaskBert.load(run).tasks):
+    named = tsne != (Config.perplexity, Config.iterations)
+    if named and (is_ensemble(run) or read_definitions(best_folder(run) / "tasks.toml")[1]):
         raise InputError(
             f"--perplexity and --iterations are t-SNE's, which only a run of mnrl has, not {run}"
         )

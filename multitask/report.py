@@ -99,8 +99,7 @@ def run_parts(
     iterations: int,
 ) -> Iterator[str]:
     """A training run: what it was, and what its best model does on the dev tables."""
-    model = MultitaskBert.load(run, device)
-    model.precision = config.precision
+    model = load_model(run, config, device)
     check_scores(run / "metrics.jsonl", records, model.tasks, config.choose_by)
     yield from overview(config, records, data)
     folder = SAMPLE if data is None else Path(data)
@@ -113,13 +112,7 @@ def run_parts(
 
 def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
     """An ensemble: its scores, who is averaged for each task, and each task's figure and worst mistakes."""
-
-    def load_model(folder: Path) -> MultitaskBert:
-        model = MultitaskBert.load(folder, device)
-        model.precision = config.precision
-        return model
-
-    ensemble = Ensemble(run, load_model)
+    ensemble = Ensemble(run, lambda folder: load_model(folder, config, device))
     tables = read_dev(SAMPLE if data is None else Path(data), ensemble.tasks, config)
     of_members = {name: ensemble.logits_of_members(name, tables[name]) for name in tables}
     logits = {name: ensemble.mean(name, of_members[name]) for name in tables}
@@ -134,6 +127,12 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     yield members_table(ensemble, of_members, tables)
     for name, task in ensemble.tasks.items():
         yield from task_section(task, tables[name], logits[name], scores[name][task.metric], run / "figures")
+
+
+def load_model(folder: Path, config: Config, device: torch.device) -> MultitaskBert:
+    model = MultitaskBert.load(folder, device)
+    model.precision = config.precision
+    return model
 
 
 def members_table(
@@ -213,7 +212,8 @@ def task_sections(
     scores = evaluate.scores(model.tasks, logits, examples)
     best = best_record(records, config.choose_by)
     yield dev_scores(model.tasks, tables, scores, best.get("train"))
-    if (figures.parent / targets.FILE).is_file():
+    own_tables = folder == (SAMPLE if config.data is None else Path(config.data))
+    if own_tables and (figures.parent / targets.FILE).is_file():  # the teacher saw no other rows
         taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
         teacher = evaluate.scores(model.tasks, taught["dev"], tables)
         yield "<h2>Student and teacher</h2>"

@@ -178,6 +178,9 @@ def test_the_report_has_the_teachers_scores_beside_the_students(folder, tiny, tm
     student, of_teacher = (result[who]["score"] for who in ("dev", "teacher"))
     assert f"score                     {student:.3f}  {of_teacher:.3f}" in page
     assert str(folder / "both") in page
+    other = write_tables(tmp_path / "other", sizes={"train": 12, "dev": 9})
+    page = write_report(tmp_path / "run", str(other), torch.device("cpu")).read_text()
+    assert "Student and teacher" not in page  # whose outputs on these rows nobody has computed
 
 
 def test_a_teacher_without_the_task_as_it_is_defined_is_refused(folder, tiny, tmp_path, capsys):
