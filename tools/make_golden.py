@@ -9,10 +9,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-
 from minbert import linear
 from multitask.run import main
+from record import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (
@@ -28,7 +27,7 @@ if __name__ == "__main__":
         assert main([*words, "--out", f"{folder}/run"]) == 0
         lines = Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()
     golden = {
-        "made_with": f"torch {torch.__version__}",
+        "machine": machine(),
         "command": COMMAND.split(),
         "metrics": [json.loads(line) for line in lines],
     }

@@ -57,6 +57,11 @@ def head() -> str:
     return done.stdout.strip()
 
 
+def machine() -> dict[str, str]:
+    """What the rounding of a run's numbers depends on."""
+    return {"processor": processor(), "torch": torch.__version__}
+
+
 def processor() -> str:
     """The processor's name with its family and model, which tell one generation from the next."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -80,7 +85,7 @@ def record(cell: str, run: Path, commit: str) -> Path:
         "cell": cell,
         "seed": settings.get("seed"),
         "commit": commit,
-        "machine": {"processor": processor(), "torch": torch.__version__},
+        "machine": machine(),
         "settings": settings,
         "best_epoch": found.get("best_epoch"),
         "dev": found["dev"],
