@@ -41,7 +41,7 @@ COMPONENTS = {
 
 
 class BertTokenizer:
-    """Text to token ids; `tokenizer(...)` gives padded tensors, `encode` plain lists."""
+    """Text to token ids; `tokenizer(...)` gives padded tensors, `token_ids` plain lists."""
 
     def __init__(self, backend: Tokenizer, lowercase: bool):
         self.backend = backend
@@ -72,7 +72,7 @@ class BertTokenizer:
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
 
-    def encode(
+    def token_ids(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[tuple[list[int], list[int]]]:
         """(input_ids, token_type_ids) of each text, or of each text and its partner in `pairs`, unpadded.
@@ -90,10 +90,10 @@ class BertTokenizer:
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> dict[str, Tensor]:
         """input_ids, attention_mask and token_type_ids, each (B, L) int64, padded to the longest example."""
-        return self.pad(self.encode(texts, pairs, max_length))
+        return self.pad(self.token_ids(texts, pairs, max_length))
 
     def pad(self, encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-        """What `encode` gave, as tensors of one length."""
+        """What `token_ids` gave, as tensors of one length."""
         length = max((len(ids) for ids, _ in encoded), default=0)
         batch = {
             "input_ids": torch.full((len(encoded), length), self.pad_token_id),
@@ -108,7 +108,7 @@ class BertTokenizer:
 
     def fingerprint(self) -> str:
         """A SHA-256 over all that decides which ids a text gets: vocabulary, normalisation, templates."""
-        self.backend.no_truncation()  # set anew by each `encode`
+        self.backend.no_truncation()  # set anew by each `token_ids`
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def decode(self, input_ids: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ import tokenizers
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import open_regular
 from minbert.tokenizer import BertTokenizer
-from multitask.store import Encoded, Strings, Tokens, cached, key_of
+from multitask.store import Strings, TokenIds, Tokens, cached, key_of
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -283,10 +283,10 @@ def check(source: Source) -> dict[str, np.ndarray]:
     }
 
 
-def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[Encoded]:
+def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[TokenIds]:
     """(input_ids, token_type_ids) of every row: one sentence, or two together."""
     columns = list(zip(*(row.texts for row in rows), strict=True))
-    return tokenizer.encode(columns[0], columns[1] if len(columns) == 2 else None, max_length)
+    return tokenizer.token_ids(columns[0], columns[1] if len(columns) == 2 else None, max_length)
 
 
 def read_split(
@@ -307,7 +307,7 @@ def read_split(
 def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Examples:
     """A table's rows, tokenised now or taken from the cache."""
 
-    def chunks() -> Iterator[list[Encoded]]:
+    def chunks() -> Iterator[list[TokenIds]]:
         rows = table.rows()
         while chunk := list(islice(rows, CHUNK)):
             yield tokenize(chunk, tokenizer, max_length)

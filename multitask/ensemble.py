@@ -44,10 +44,10 @@ def average(kind: str, logits: Sequence[Tensor], weights: Sequence[float] | None
     their outputs for a regression, in float64. `logits` holds each member's (N, C)."""
     stacked = torch.stack(list(logits)).double()
     given = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64)
-    shares = (given / given.sum())[:, None, None]
+    fractions = (given / given.sum())[:, None, None]
     if kind == "classification":
-        return (stacked.log_softmax(dim=2) + shares.log()).logsumexp(dim=0)
+        return (stacked.log_softmax(dim=2) + fractions.log()).logsumexp(dim=0)
     if kind == "binary":
-        log_p1, log_p0 = ((F.logsigmoid(z) + shares.log()).logsumexp(dim=0) for z in (stacked, -stacked))
+        log_p1, log_p0 = ((F.logsigmoid(z) + fractions.log()).logsumexp(dim=0) for z in (stacked, -stacked))
         return log_p1 - log_p0
-    return (stacked * shares).sum(dim=0)
+    return (stacked * fractions).sum(dim=0)

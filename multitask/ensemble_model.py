@@ -34,7 +34,7 @@ from multitask.data import Table
 from multitask.ensemble import average
 from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitions
 from multitask.predictor import Predictor, Texts
-from multitask.tasks import Task, check_outputs, from_table, to_table
+from multitask.tasks import Task, check_outputs, task_from_toml, task_to_toml
 
 MOST_MEMBERS = 1000  # of one task
 LONGEST_PATH = 1000  # characters of a member's
@@ -146,7 +146,7 @@ def write_ensemble(folder: Path, panels: Mapping[str, Panel]) -> None:
             "threshold": panel.threshold,
             "members": list(panel.members),
             "weights": list(panel.weights),
-            "task": to_table(panel.task),
+            "task": task_to_toml(panel.task),
         }
         for name, panel in panels.items()
     }
@@ -210,7 +210,7 @@ def _panel(name: str, table: Any, path: Path) -> Panel:
         f"weights are numbers above 0, up to {LARGEST_WEIGHT:,} (to leave a member out, delete both)",
     )
     check(isinstance(task, dict), "task is not the table that defines it")
-    return Panel(from_table(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
+    return Panel(task_from_toml(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
 
 
 def _is_number(value: Any) -> bool:

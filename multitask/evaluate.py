@@ -128,7 +128,7 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
-def table(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
+def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
     """The scores of one model or several side by side, a line each; a correlation r also as (1 + r) / 2, as
     it enters the score."""
     lines = []

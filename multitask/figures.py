@@ -54,7 +54,7 @@ BESIDE = {
 MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
 
 
-def can_draw() -> bool:
+def can_plot() -> bool:
     """Whether the extra is installed."""
     return all(importlib.util.find_spec(name) for name in ("matplotlib", "sklearn"))
 

@@ -35,7 +35,7 @@ from multitask.ensemble_model import (
     relative_members,
     write_ensemble,
 )
-from multitask.figures import can_draw
+from multitask.figures import can_plot
 from multitask.finetune import Finetuning, plan_over
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
@@ -146,7 +146,7 @@ def predict_with_best(
     compared = {} if teacher is None else {"teacher": teacher}
     columns = ", student and teacher" if compared else ""
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
-    print(evaluate.table(selected, scores, *compared.values()))
+    print(evaluate.format_scores(selected, scores, *compared.values()))
     for name, task in selected.items():
         value, epoch = max(
             (record["dev"][name][task.metric], -record["epoch"]) for record in progress.records
@@ -174,7 +174,7 @@ def prepare_finetuning(
     config = replace(config, steps_per_epoch=plan.steps_per_epoch)
     method = Finetuning(model, train_data, dev_data, config, taught)
     data = fingerprint([rows["train"], rows["dev"]])
-    return Training(config, model, method, plan.rows_per_step, plan.table(list(selected)), data)
+    return Training(config, model, method, plan.rows_per_step, plan.describe(list(selected)), data)
 
 
 def run_ranking(config: Config) -> None:
@@ -238,7 +238,7 @@ def train(training: Training) -> Progress:
 def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, Any]) -> None:
     """The run's report, where the libraries that draw are installed; then write what the run `found`, which
     says that it is done."""
-    if config.report and not can_draw():
+    if config.report and not can_plot():
         print(f'no report: pip install "minbert[plots]", then --option report --run {run} draws it')
     elif config.report:
         try:
@@ -271,7 +271,8 @@ def run_evaluation(config: Config) -> None:
     selected = tasks.select(config.tasks, model.tasks)
     rows = read_splits(data, SPLITS[1:], selected, config.skip_bad_rows)
     scores = predict_all(run / "predictions", model, selected, rows)
-    print(f"{run} on the dev tables of {data or 'the shipped sample'}:\n{evaluate.table(selected, scores)}")
+    print(f"{run} on the dev tables of {data or 'the shipped sample'}:")
+    print(evaluate.format_scores(selected, scores))
     print(f"predictions {run / 'predictions'}")
 
 
@@ -304,7 +305,8 @@ def run_ensemble(config: Config) -> None:
             print(f"warning: no run reaches {name}'s threshold {threshold:g}; using its best run instead")
         members = ", ".join(f"{run} ({scores[run]:.3f})" for run in inside)
         print(f"{name}: {len(inside)} of {len(scores)} runs: {members}")
-    print(f"on the dev tables of {config.data or 'the shipped sample'}:\n{evaluate.table(known, result)}")
+    print(f"on the dev tables of {config.data or 'the shipped sample'}:")
+    print(evaluate.format_scores(known, result))
     print(f"ensemble {out}, predictions {out / 'predictions'}")
 
 

@@ -50,8 +50,8 @@ def draw_groups(labels: np.ndarray, groups: int, generator: np.random.Generator)
 
 def retrieval_accuracy(vectors: Tensor, labels: np.ndarray) -> float:
     """The share of sentences whose nearest other sentence, by cosine, has the same class; vectors (N, H)."""
-    unit = F.normalize(vectors, dim=1)
-    nearest = (unit @ unit.T).fill_diagonal_(-2.0).argmax(dim=1).cpu().numpy()
+    directions = F.normalize(vectors, dim=1)
+    nearest = (directions @ directions.T).fill_diagonal_(-2.0).argmax(dim=1).cpu().numpy()
     return float(np.mean(labels[nearest] == labels))
 
 

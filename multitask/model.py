@@ -27,7 +27,7 @@ from multitask import evaluate
 from multitask.data import Examples, Table, make_examples
 from multitask.predictor import Predictor, Texts
 from multitask.store import Tokens
-from multitask.tasks import Task, from_table, to_table
+from multitask.tasks import Task, task_from_toml, task_to_toml
 
 ENSEMBLE = "ensemble.toml"  # in the folder of an ensemble; ensemble_model.py reads it
 
@@ -100,7 +100,7 @@ class MultitaskBert(nn.Module, Predictor):
         return pooled.to(embeddings.dtype)
 
     def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
-        tokens = Tokens.join([self.encode(task, texts)], self.tokenizer.vocab_size)
+        tokens = Tokens.join([self.token_ids(task, texts)], self.tokenizer.vocab_size)
         return evaluate.predict_logits(self, task, tokens, batch_size)
 
     def logits_of_table(self, task: str, table: Table) -> Tensor:
@@ -116,7 +116,7 @@ class MultitaskBert(nn.Module, Predictor):
             print(f"{name}: {full} rows fill all {self.max_length} tokens; what is longer is cut")
         return examples
 
-    def encode(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:
+    def token_ids(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:
         """Return (input_ids, token_type_ids) for each text or pair. Raises InputError if they do not fit the
         task."""
         wanted = len(self.task_of(task).texts)
@@ -131,7 +131,7 @@ class MultitaskBert(nn.Module, Predictor):
                 )
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
-        return self.tokenizer.encode(columns[0], columns[1] if wanted == 2 else None, self.max_length)
+        return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, self.max_length)
 
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'
@@ -141,7 +141,7 @@ class MultitaskBert(nn.Module, Predictor):
         self.tokenizer.save_pretrained(directory)
         write_tensors(directory / "heads.safetensors", self.heads.state_dict())
         settings = {"pooling": self.pooling, "head_dropout": self.dropout.p, "max_length": self.max_length}
-        tables = {name: to_table(task) for name, task in self.tasks.items()}
+        tables = {name: task_to_toml(task) for name, task in self.tasks.items()}
         write_text(directory / "tasks.toml", tomli_w.dumps(settings | {"tasks": tables}))
 
     @classmethod
@@ -198,7 +198,7 @@ def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
         raise InputError(f"{path}: not a saved model's (head_dropout is at least 0 and below 1)")
     if not 3 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
         raise InputError(f"{path}: not a saved model's (max_length is {shown(settings['max_length'])})")
-    return settings, {name: from_table(name, table, path) for name, table in tables.items()}
+    return settings, {name: task_from_toml(name, table, path) for name, table in tables.items()}
 
 
 def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:

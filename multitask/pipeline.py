@@ -68,7 +68,7 @@ def placed(config: Config, out: Path, name: str) -> Config:
     )
 
 
-def origin(stages: Mapping[str, Config], name: str) -> Config:
+def standalone(stages: Mapping[str, Config], name: str) -> Config:
     """The stage as it would start without the stages before it: from the encoder that the first of them
     takes."""
     config = first = stages[name]
@@ -84,7 +84,7 @@ def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> 
         if stages[name].option in TRAINING:
             metrics = out / name / "metrics.jsonl"
             done = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
-            seconds[name] = measure(origin(stages, name)).seconds(done)
+            seconds[name] = measure(standalone(stages, name)).seconds(done)
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     if parts:
         print(f"about {duration(sum(seconds.values()))} on this machine: {parts}", flush=True)

@@ -34,7 +34,7 @@ class Ranking:
     def evaluated(self) -> Sequence[Examples]:
         return self.train, self.dev
 
-    def drawn(self, step: int) -> Iterator[np.ndarray]:
+    def planned(self, step: int) -> Iterator[np.ndarray]:
         """The rows of each batch of an update."""
         generator = random_generator(self.config.seed, "groups", step)
         for _ in range(self.config.accumulate):
@@ -42,7 +42,7 @@ class Ranking:
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
         self.model.train()
-        for rows in self.drawn(step):
+        for rows in self.planned(step):
             part, weight = part_of(self.config.groups)
             mine = rows.reshape(self.config.groups, -1)[part]
             inputs = self.train.tokens.batch(mine.ravel(), self.model.tokenizer.pad_token_id)
@@ -77,4 +77,4 @@ class Ranking:
         return ()
 
     def rows(self, step: int) -> str:
-        return f"rows {', '.join(map(str, np.concatenate(list(self.drawn(step))) + 1))}"
+        return f"rows {', '.join(map(str, np.concatenate(list(self.planned(step))) + 1))}"

@@ -72,7 +72,7 @@ def write_report(
         embedding = (perplexity, iterations)
         title, parts = "Run", run_parts(run, config, records, data or config.data, device, *embedding)
     name = escape(run.resolve().name)
-    settings = ["<h2>Settings</h2>", table(["setting", "value"], config.settings.items())]
+    settings = ["<h2>Settings</h2>", html_table(["setting", "value"], config.settings.items())]
     body = "\n".join([f"<h1>{title} {name}</h1>", *parts, *settings])
     write_text(run / "report.html", PAGE.format(policy=POLICY, title=name, body=body))
     return run / "report.html"
@@ -118,9 +118,9 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     logits = {name: ensemble.mean(name, of_members[name]) for name in tables}
     scores = evaluate.scores(ensemble.tasks, logits, tables)
 
-    yield table([], [["data", "the shipped sample" if data is None else data]])
+    yield html_table([], [["data", "the shipped sample" if data is None else data]])
     chosen = "Members are chosen on the dev tables, so dev scores flatter an ensemble a little."
-    firsts = dict.fromkeys(origin(str(place)) for place in ensemble.places.values())
+    firsts = dict.fromkeys(first_checkpoint(str(place)) for place in ensemble.places.values())
     yield from notes(data, chosen, *(text for first in firsts for text in pretraining(first)))
     yield dev_scores(ensemble.tasks, tables, scores)
     yield "<h2>Members</h2>"
@@ -145,13 +145,13 @@ def members_table(
             score = evaluate.scores(ensemble.tasks, {name: one}, tables)["score"]
             share = f"{weight / sum(panel.weights):.3f}"
             lines.append([title_of(panel.task), member, share, f"{score:.3f}", f"{panel.threshold:g}"])
-    return table(["task", "member", "share", "score", "threshold"], lines)
+    return html_table(["task", "member", "share", "score", "threshold"], lines)
 
 
 def overview(config: Config, records: Records, data: str | None) -> list[str]:
     """What the run was, and what a reader of its scores must know."""
     source = config.weights if config.init is None else config.init
-    first, best = origin(source), best_record(records, config.choose_by)
+    first, best = first_checkpoint(source), best_record(records, config.choose_by)
     facts = {
         "option": config.option,
         **({"teacher": config.run[0]} if config.run else {}),
@@ -164,7 +164,7 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "training time": training_time(records),
     }
     chosen = "The best epoch was chosen on the dev tables, so dev scores flatter it a little."
-    return [table([], facts.items()), *notes(data, chosen, *pretraining(first))]
+    return [html_table([], facts.items()), *notes(data, chosen, *pretraining(first))]
 
 
 def pretraining(checkpoint: str) -> list[str]:
@@ -190,7 +190,7 @@ def notes(data: str | None, *texts: str) -> list[str]:
     return [f'<p class="note">{escape(text)}</p>' for text in (*sample, *texts)]
 
 
-def origin(source: str) -> str:
+def first_checkpoint(source: str) -> str:
     """The checkpoint at the start of a chain of runs, each the --init or --weights of the next."""
     for _ in range(20):
         saved = [folder / "config.toml" for folder in (Path(source), Path(source).parent)]
@@ -217,7 +217,7 @@ def task_sections(
         taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
         teacher = evaluate.scores(model.tasks, taught["dev"], tables)
         yield "<h2>Student and teacher</h2>"
-        yield f"<pre>{escape(evaluate.table(model.tasks, scores, teacher))}</pre>"
+        yield f"<pre>{escape(evaluate.format_scores(model.tasks, scores, teacher))}</pre>"
     recorded = best["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
@@ -229,7 +229,7 @@ def task_sections(
     if train.keys() == model.tasks.keys():
         data = {name: make_examples(train[name], model.tokenizer, model.max_length) for name in model.tasks}
         plan, names = plan_over(data, replace(config, steps_per_epoch=records[0]["step"])), list(model.tasks)
-        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.table(names))}</pre>"
+        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.describe(names))}</pre>"
         shares = np.array([plan.shares(epoch) for epoch in range(1, config.epochs + 1)])
         drawing = sampling_shares(config.sampling, names, shares)
         yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
@@ -266,7 +266,7 @@ def dev_scores(
     head = ["task", "rows", "metric", "value", "in the score"] + (
         ["training rows", "train − dev"] if train else []
     )
-    return f'<h2>Dev scores</h2>\n<div class="scores">{table(head, lines)}</div>'
+    return f'<h2>Dev scores</h2>\n<div class="scores">{html_table(head, lines)}</div>'
 
 
 def _beside(train: float, dev: float) -> list[str]:
@@ -291,7 +291,7 @@ def epochs_table(records: Records) -> str:
     columns = [name for name in head if all(name in line for line in lines)]
     formats = {"epoch": "d", "step": ",d", "minutes": ".1f", "lr": ".2g", "beta": "g"}
     rows = [[format(line[name], formats.get(name, ".3f")) for name in columns] for line in lines]
-    return "<h2>Epochs</h2>\n" + table([head[name] for name in columns], rows)
+    return "<h2>Epochs</h2>\n" + html_table([head[name] for name in columns], rows)
 
 
 def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures: Path) -> Iterator[str]:
@@ -326,7 +326,7 @@ def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: 
         for i in worst
     ]
     head = ["line", "true", "predicted", measure, *task.texts]
-    return "<h3>Worst mistakes</h3>\n" + table(head, lines)
+    return "<h3>Worst mistakes</h3>\n" + html_table(head, lines)
 
 
 def embedding_section(
@@ -349,7 +349,7 @@ def embedding_section(
     dev, epochs = best_record(records)["dev"], ("before", "best epoch")
     nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
     yield f"<h2>{escape(title_of(task))} on dev, {len(examples):,} rows</h2>"
-    yield table(
+    yield html_table(
         ["", *epochs],
         [["nearest sentence has the same class", *nearest], ["kNN accuracy", "", f"{dev['knn']:.3f}"]],
     )
@@ -437,7 +437,7 @@ def embed(figure: Figure, folder: Path, name: str, alternative: str) -> str:
     return f'<figure><img alt="{escape(alternative)}" src="data:image/svg+xml;base64,{code}"></figure>'
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def html_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """An HTML table; every cell is text, whatever it holds."""
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"] if head else []
     lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]

@@ -236,7 +236,7 @@ class Plan:
         first = (int(self.before[epochs_before][task]) + self.earlier(step)) * self.accumulate
         return [self.walks[task](number) for number in range(first, first + self.accumulate)]
 
-    def table(self, names: Sequence[str]) -> str:
+    def describe(self, names: Sequence[str]) -> str:
         """What will be sampled, as lines of text: each task's part of the first and the last epoch, the mean
         number of rows in its updates, and how often the run passes over its rows."""
         passes = self.updates * self.rows / np.asarray(self.sizes)

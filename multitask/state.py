@@ -262,7 +262,7 @@ class States:
             for problem in problems:
                 warn(f"{problem}; going on from the state before it")
             self._kept = [folder]
-            self._draw(progress)
+            self._restore_files(progress)
             return progress
         if problems:
             raise InputError(
@@ -300,7 +300,7 @@ class States:
             self.best.load_state_dict(load_file(folder / "best.safetensors"))  # type: ignore[union-attr]
         return progress
 
-    def _draw(self, progress: Progress) -> None:
+    def _restore_files(self, progress: Progress) -> None:
         """best/ and metrics.jsonl, as this state has them."""
         if not is_writer():
             return

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from minbert.files import write_tensors
 
-Encoded = tuple[list[int], list[int]]  # (input_ids, token_type_ids) of one example, unpadded
+TokenIds = tuple[list[int], list[int]]  # (input_ids, token_type_ids) of one example, unpadded
 Arrays = Mapping[str, np.ndarray]
 
 CHECKSUM = "sha256"  # the array beside the others that holds their hash
@@ -52,8 +52,8 @@ class Tokens:
     firsts: np.ndarray  # (N,) int32: how many of its tokens have type 0; all that follow have type 1
 
     @classmethod
-    def join(cls, chunks: Iterable[Sequence[Encoded]], vocab_size: int) -> Tokens:
-        """What `BertTokenizer.encode` gives, in one piece or several."""
+    def join(cls, chunks: Iterable[Sequence[TokenIds]], vocab_size: int) -> Tokens:
+        """What `BertTokenizer.token_ids` gives, in one piece or several."""
         dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
         ids, lengths, firsts = [np.empty(0, dtype)], array("q", [0]), array("i")
         for chunk in chunks:

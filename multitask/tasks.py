@@ -156,7 +156,7 @@ def read_task_file(path: Path) -> dict[str, Task]:
     tables = load_toml(path)
     if not tables or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: holds no tables [NAME] that define tasks")
-    tasks = {name: from_table(name, table, path) for name, table in tables.items()}
+    tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}
     check_outputs(tasks.values(), str(path))
     return tasks
 
@@ -167,7 +167,7 @@ def check_outputs(tasks: Collection[Task], source: str) -> None:
         raise InputError(f"{source}: two tasks share an output; their predictions would overwrite each other")
 
 
-def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
+def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """A `Task` from a TOML table; InputError names the file and the field."""
     if not name.isidentifier():
         raise InputError(f"{path}: {shown(name)}: a task's name is letters, digits and underscores")
@@ -197,7 +197,7 @@ def from_table(name: str, table: Mapping[str, Any], path: Path) -> Task:
         raise InputError(f"{path}: {error}") from None
 
 
-def to_table(task: Task) -> dict[str, Any]:
-    """The inverse of `from_table`: the fields that are not at their defaults."""
+def task_to_toml(task: Task) -> dict[str, Any]:
+    """The inverse of `task_from_toml`: the fields that are not at their defaults."""
     defaults = {field.name: field.default for field in fields(Task)}
     return {key: value for key, value in asdict(task).items() if key != "name" and value != defaults[key]}

@@ -36,8 +36,8 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _undrawn() -> Iterator[None]:
+def _without_reports() -> Iterator[None]:
     """Runs end without their report, which takes longer than a tiny run; test_report.py has it drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "can_draw", lambda: False)
+        patch.setattr(jobs, "can_plot", lambda: False)
         yield

@@ -92,7 +92,7 @@ def test_the_teacher_is_in_evaluation_mode_and_the_student_as_it_was():
 
 def test_the_teacher_is_called_as_the_model(tiny):
     model = make_model(tiny)
-    inputs = model.tokenizer.pad(model.encode("sentiment", [sentence(number) for number in range(3)]))
+    inputs = model.tokenizer.pad(model.token_ids("sentiment", [sentence(number) for number in range(3)]))
     teacher, wanted = MomentumTeacher(model, 0.9), model.eval()("sentiment", inputs)
     assert torch.equal(teacher("sentiment", inputs), wanted)
     assert torch.equal(teacher(task="sentiment", batch=inputs), wanted)

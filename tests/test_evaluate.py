@@ -20,13 +20,13 @@ from multitask.evaluate import (
     accuracy,
     all_logits,
     decode,
+    format_scores,
     losses,
     pearson,
     predict_logits,
     probabilities,
     scores,
     summary,
-    table,
     write_predictions,
 )
 from multitask.store import Tokens
@@ -151,7 +151,7 @@ def test_the_table_shows_r_and_its_share():
     dev = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.8}}
     dev |= {"score": 0.7, "worst": 0.5, "spread": 0.4}
     tasks = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
-    lines = [line.split() for line in table(tasks, dev).split("\n")]
+    lines = [line.split() for line in format_scores(tasks, dev).split("\n")]
     assert lines == [
         ["sentiment", "accuracy", "0.500"],
         ["similarity", "pearson", "0.800"],
@@ -160,7 +160,7 @@ def test_the_table_shows_r_and_its_share():
         ["worst", "0.500"],
         ["spread", "0.400"],
     ]
-    both = table(tasks, dev, {**dev, "score": 0.6}).split("\n")
+    both = format_scores(tasks, dev, {**dev, "score": 0.6}).split("\n")
     assert both[0].split()[2:] == ["0.500", "0.500"] and both[3].split() == ["score", "0.700", "0.600"]
     line = (
         "sentiment accuracy 0.500, similarity pearson 0.800 ((1 + r) / 2 = 0.900), "

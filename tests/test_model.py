@@ -35,7 +35,7 @@ def saved(model, tmp_path):
 
 def logits(model, task, texts):
     with torch.no_grad():
-        return model(task, model.tokenizer.pad(model.encode(task, texts)))
+        return model(task, model.tokenizer.pad(model.token_ids(task, texts)))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -59,7 +59,7 @@ def test_a_head_is_linear_on_the_pooled_vector(tiny, pooling):
 
 
 def test_a_pair_is_read_together_with_token_types(model):
-    [(ids, types)] = model.encode("similarity", [("a film", "the movie")])
+    [(ids, types)] = model.token_ids("similarity", [("a film", "the movie")])
     assert ids.count(ids[-1]) == 2  # [CLS] a [SEP] b [SEP]
     second = ids.index(ids[-1]) + 1
     assert types == [0] * second + [1] * (len(ids) - second)
@@ -75,7 +75,7 @@ def test_a_pair_is_read_together_with_token_types(model):
 
 
 def test_logits_from_embeddings_are_forwards(model):
-    batch = model.tokenizer.pad(model.encode("paraphrase", PAIRS))
+    batch = model.tokenizer.pad(model.token_ids("paraphrase", PAIRS))
     with torch.no_grad():
         embeddings, packing = model.encoder.embed(**batch)
         assert torch.equal(
@@ -151,7 +151,7 @@ def test_a_regression_has_no_probabilities(model):
 
 def test_long_texts_are_cut_at_max_length(tiny):
     model = make_model(tiny, max_length=16)
-    [(ids, _)] = model.encode("sentiment", ["very good " * 300])
+    [(ids, _)] = model.token_ids("sentiment", ["very good " * 300])
     assert len(ids) == 16
     assert make_model(tiny, max_length=4096).max_length == 512  # what the encoder has positions for
 

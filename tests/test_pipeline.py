@@ -88,7 +88,7 @@ def test_a_flag_goes_to_every_stage_that_uses_it():
 
 def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
     stages = stages_of("--recipe", "paper", "--weights", "minilm-l6")
-    alone = pipeline.origin(stages, "bregman")
+    alone = pipeline.standalone(stages, "bregman")
     assert (alone.init, alone.weights, alone.bregman_weight) == (None, "minilm-l6", 1)
 
 

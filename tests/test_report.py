@@ -294,7 +294,7 @@ def finished(tmp_path_factory, data, tiny) -> Path:
 
 
 def test_a_run_ends_with_its_report(data, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "can_draw", lambda: True)
+    monkeypatch.setattr(jobs, "can_plot", lambda: True)
     words = ["--option", "finetune", "--weights", tiny, "--data", data, "--epochs", 1, "--steps-per-epoch", 2]
     run_quietly(*words, "--out", tmp_path / "drawn")
     assert "<h1>Run drawn</h1>" in (tmp_path / "drawn" / "report.html").read_text(encoding="utf-8")
@@ -409,7 +409,7 @@ def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_netw
     hostile = f'{HOSTILE}<img src="http://127.0.0.1:{server.server_port}/beacon">'
     titles = {}
     for name, policy, text in (
-        ("escaped", report.POLICY, report.table([], [[hostile]])),
+        ("escaped", report.POLICY, report.html_table([], [[hostile]])),
         ("forgotten", report.POLICY, hostile),
         ("open", "", hostile),
     ):
@@ -453,9 +453,9 @@ def test_a_run_from_a_run_names_the_checkpoint_it_began_with(tmp_path):
     for name, line in (("first", 'weights = "minilm-l6"'), ("second", f'init = "{tmp_path}/first"')):
         (tmp_path / name / "best").mkdir(parents=True)
         (tmp_path / name / "config.toml").write_text(f'option = "finetune"\n{line}\n')
-    assert report.origin(str(tmp_path / "second")) == "minilm-l6"
-    assert report.origin(str(tmp_path / "first" / "best")) == "minilm-l6"
-    assert report.origin("minilm-l6") == "minilm-l6"
+    assert report.first_checkpoint(str(tmp_path / "second")) == "minilm-l6"
+    assert report.first_checkpoint(str(tmp_path / "first" / "best")) == "minilm-l6"
+    assert report.first_checkpoint("minilm-l6") == "minilm-l6"
 
 
 def test_without_training_tables_there_is_no_sampling_plan(finished, data, tmp_path):

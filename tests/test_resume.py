@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-import record
 from helpers import ROOT, contents, metrics_without_clock, write_tables
 
+import record
 from minbert import linear
 from multitask import train
 from multitask.run import main

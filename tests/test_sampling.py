@@ -194,7 +194,7 @@ def test_a_plan_of_endless_epochs_draws_only_those_it_is_asked_for():
     tasks = [plan.task(step) for step in range(2000, 3000)]
     for place in (0, 500, *range(980, 1000)):
         assert plan.later(2000 + place) == tasks[place + 1 :].count(tasks[place])
-    assert len(plan.table(["a", "b"]).splitlines()) == 3
+    assert len(plan.describe(["a", "b"]).splitlines()) == 3
 
 
 def test_expected_rows():
@@ -315,7 +315,7 @@ def test_the_papers_full_pass():
     assert pass_updates([141498, 8544, 6040], [64, 64, 64]) == [2211, 134, 95]
     plan = plan_by_rows("full-pass", [141498, 8544, 6040], 16, 9756, 10)
     assert plan.updates.tolist() == [88440, 5340, 3780] and plan.rows_per_step == 16
-    assert plan.table(["qqp", "sst", "sts"]).splitlines() == [
+    assert plan.describe(["qqp", "sst", "sts"]).splitlines() == [
         "sampling full-pass:",
         "  qqp            141,498 rows, 8,844 updates in the first epoch, 8,844 in the last, 16 rows each, "
         "10.00 passes",
@@ -334,7 +334,7 @@ def test_the_plan_of_a_full_pass_in_shorter_epochs():
     assert [plan.shares(epoch).tolist() for epoch in (1, 2, 3)] == [
         pytest.approx(counts) for counts in ([1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0], [1 / 3, 2 / 3, 0])
     ]
-    a, b, c = plan.table(["a", "b", "c"]).splitlines()[1:]
+    a, b, c = plan.describe(["a", "b", "c"]).splitlines()[1:]
     assert a.endswith("1 updates in the first epoch, 1 in the last, 2 rows each, 1.60 passes")
     assert b.endswith("1 updates in the first epoch, 2 in the last, 2 rows each, 1.00 passes")
     assert c.endswith("1 updates in the first epoch, 0 in the last, 2 rows each, 1.00 passes")
@@ -405,7 +405,7 @@ def test_plan_table():
     """Sizes 100, 400 and 1600, 10 epochs of 210 updates of 4 rows. Proportional: 1/21 = 4.8% of 2100 updates
     are 100 updates, 400 rows, 4 passes over 100; 4/21 and 16/21 pass as often."""
     plan = plan_by_rows("proportional", [100, 400, 1600], 4, 210, 10)
-    lines = plan.table(["a", "b", "c"]).splitlines()
+    lines = plan.describe(["a", "b", "c"]).splitlines()
     assert lines[0] == "sampling proportional:"
     assert [line.split()[:2] for line in lines[1:]] == [["a", "100"], ["b", "400"], ["c", "1,600"]]
     for line, share in zip(lines[1:], ("4.8%", "19.0%", "76.2%"), strict=True):
@@ -415,7 +415,7 @@ def test_plan_table():
 def test_plan_table_of_annealed_sampling():
     """Two epochs of 100 updates of 10 rows, sizes 100 and 3200, as 1 to 32. alpha 1: 1/33 = 3.0%; alpha 0.2:
     32 ** 0.2 = 2, so 1/3 and 2/3. Passes over a: (1/33 + 1/3) 1000 / 100 = 3.64."""
-    lines = plan_by_rows("annealed", [100, 3200], 10, 100, 2).table(["a", "b"]).splitlines()
+    lines = plan_by_rows("annealed", [100, 3200], 10, 100, 2).describe(["a", "b"]).splitlines()
     assert (
         "3.0% of updates at first" in lines[1] and "33.3% at last" in lines[1] and "3.64 passes" in lines[1]
     )

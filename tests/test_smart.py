@@ -49,7 +49,7 @@ def on_tiny(tiny, name="sentiment", rows=3):
     model = make_model(tiny).eval().double()
     columns = len(BUILT_IN[name].texts)
     texts = [tuple(sentence(row + 40 * place) for place in range(columns)) for row in range(rows)]
-    inputs = model.tokenizer.pad(model.encode(name, texts))
+    inputs = model.tokenizer.pad(model.token_ids(name, texts))
 
     def start():
         embeddings, packing = model.encoder.embed(**inputs)

@@ -253,7 +253,7 @@ def test_a_table_from_the_cache_is_the_table_to_the_byte(cache, tmp_path, tokeni
 def test_tokens_are_those_of_the_tokenizer(cache, tmp_path, tokenizer):
     table = read_table(write_pairs(tmp_path / "t.csv"), PARAPHRASE, labelled=True)
     rows = list(table.rows())
-    wanted = tokenizer.encode(*zip(*(row.texts for row in rows), strict=True), max_length=12)
+    wanted = tokenizer.token_ids(*zip(*(row.texts for row in rows), strict=True), max_length=12)
     for examples in (make_examples(table, tokenizer, 12), make_examples(table, tokenizer, 12)):
         batch = examples.tokens.batch(range(len(rows)), tokenizer.pad_token_id)
         assert all(torch.equal(batch[name], value) for name, value in tokenizer.pad(wanted).items())

@@ -15,10 +15,10 @@ from multitask.tasks import (
     SENTIMENT,
     SIMILARITY,
     Task,
-    from_table,
     read_task_file,
     select,
-    to_table,
+    task_from_toml,
+    task_to_toml,
 )
 
 TOPIC = '[topic]\nkind = "binary"\ntexts = ["text"]\nlabel = "topic"\nfiles = "topic-{split}.csv"\n'
@@ -144,12 +144,12 @@ def test_select_keeps_the_order_asked_for():
     ids=lambda task: task.name,
 )
 def test_a_task_survives_toml(task):
-    table = tomllib.loads(tomli_w.dumps(to_table(task)))
-    assert from_table(task.name, table, Path("tasks.toml")) == task
+    table = tomllib.loads(tomli_w.dumps(task_to_toml(task)))
+    assert task_from_toml(task.name, table, Path("tasks.toml")) == task
 
 
 def test_a_table_holds_no_defaults():
-    assert to_table(Task("plain", "binary", ("a",), "y", "{split}.tsv")).keys() == {
+    assert task_to_toml(Task("plain", "binary", ("a",), "y", "{split}.tsv")).keys() == {
         "kind", "texts", "label", "files"
     }  # fmt: skip
 

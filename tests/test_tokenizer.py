@@ -101,7 +101,7 @@ def test_every_token_stands_in_the_text_and_none_of_the_text_is_lost(text: str, 
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
     covered = {place for start, end in spans for place in range(start, end)}
     assert all(place in covered for place, letter in enumerate(text) if letter.isalnum() and letter.isascii())
-    ((ids, _),) = tokenizer.encode(["the"], [text]) if pair else tokenizer.encode([text])
+    ((ids, _),) = tokenizer.token_ids(["the"], [text]) if pair else tokenizer.token_ids([text])
     assert ids == encoding.ids
 
 
@@ -132,7 +132,7 @@ def test_case_matters_where_it_should(folders: dict[str, Path]) -> None:
         ("cased by config", False),
     ):
         tokenizer = BertTokenizer.from_pretrained(folders[name])
-        first, second = tokenizer.encode(texts)
+        first, second = tokenizer.token_ids(texts)
         assert tokenizer.lowercase == (first == second) == lowercase
 
 
@@ -203,7 +203,7 @@ def small(tmp_path: Path) -> BertTokenizer:
 
 def test_batch_by_hand(small: BertTokenizer) -> None:
     """[CLS] is 2, [SEP] 3, [PAD] 0, [UNK] 1; type 1 starts at b's first token; padding is 0 in all three."""
-    assert small.encode(["Playing b", ""]) == [([2, 8, 9, 6, 3], [0] * 5), ([2, 3], [0, 0])]
+    assert small.token_ids(["Playing b", ""]) == [([2, 8, 9, 6, 3], [0] * 5), ([2, 3], [0, 0])]
     batch = small(["a playing", "zebra"], ["b", "c c c"])
     assert batch["input_ids"].tolist() == [[2, 5, 8, 9, 3, 6, 3], [2, 1, 3, 7, 7, 7, 3]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
@@ -240,23 +240,23 @@ def test_truncation_by_hand(
     """Two special tokens, or three with a pair, leave max_length - 2 or - 3 places; one token after the other
     goes from the end of the sentence that is longer at that moment."""
     texts = ["a " * count for count in (first, second) if count is not None]
-    ((ids, types),) = small.encode(*([text] for text in texts), max_length=max_length)
+    ((ids, types),) = small.token_ids(*([text] for text in texts), max_length=max_length)
     rows = [[5] * count for count in kept]
     assert ids == [2, *rows[0], 3, *(rows[1] + [3] if len(rows) > 1 else [])]
     assert types == [0] * (kept[0] + 2) + [1] * (kept[1] + 1 if len(kept) > 1 else 0)
 
 
 def test_cuts_at_the_end(small: BertTokenizer) -> None:
-    assert small.encode(["a b c"], max_length=4) == [([2, 5, 6, 3], [0] * 4)]
-    assert small.encode(["a b c"], ["c b a"], max_length=7)[0][0] == [2, 5, 6, 3, 7, 6, 3]
+    assert small.token_ids(["a b c"], max_length=4) == [([2, 5, 6, 3], [0] * 4)]
+    assert small.token_ids(["a b c"], ["c b a"], max_length=7)[0][0] == [2, 5, 6, 3, 7, 6, 3]
 
 
 def test_lengths_do_not_linger(small: BertTokenizer) -> None:
     """A call's max_length is its own."""
-    small.encode(["a " * 20], max_length=5)
-    assert len(small.encode(["a " * 20])[0][0]) == 22
-    assert len(small.encode(["a " * 600])[0][0]) == 512
-    assert len(small.encode(["a " * 600], max_length=1000)[0][0]) == 602
+    small.token_ids(["a " * 20], max_length=5)
+    assert len(small.token_ids(["a " * 20])[0][0]) == 22
+    assert len(small.token_ids(["a " * 600])[0][0]) == 512
+    assert len(small.token_ids(["a " * 600], max_length=1000)[0][0]) == 602
 
 
 # Files
@@ -270,7 +270,7 @@ def test_baked_in_truncation_and_padding_are_cleared(tiny: Path, tmp_path: Path)
     backend.save(str(tmp_path / "tokenizer.json"))
     baked = BertTokenizer.from_pretrained(tmp_path)
     for texts in (TEXTS[:1], TEXTS[1:2], TEXTS):
-        assert baked.encode(texts) == BertTokenizer.from_pretrained(tiny).encode(texts)
+        assert baked.token_ids(texts) == BertTokenizer.from_pretrained(tiny).token_ids(texts)
 
 
 def test_tokenizer_json_comes_first(tiny: Path, tmp_path: Path) -> None:
@@ -280,24 +280,24 @@ def test_tokenizer_json_comes_first(tiny: Path, tmp_path: Path) -> None:
 
 def test_windows_line_ends(words: list[str], tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes("\r\n".join(words).encode())
-    assert BertTokenizer.from_pretrained(tmp_path).encode(TEXTS) == BertTokenizer.from_pretrained(
+    assert BertTokenizer.from_pretrained(tmp_path).token_ids(TEXTS) == BertTokenizer.from_pretrained(
         tiny
-    ).encode(TEXTS)
+    ).token_ids(TEXTS)
 
 
 @pytest.mark.parametrize("name", ["tiny", "cased"])
 def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """By us and by transformers, from all the files and from vocab.txt alone; no truncation stays in them."""
     tokenizer = BertTokenizer.from_pretrained(folders[name])
-    expected = tokenizer.encode(TEXTS, PARTNERS)
-    tokenizer.encode(TEXTS, max_length=5)
+    expected = tokenizer.token_ids(TEXTS, PARTNERS)
+    tokenizer.token_ids(TEXTS, max_length=5)
     whole = tmp_path / "new" / "folder"
     tokenizer.save_pretrained(whole)
     assert {path.name for path in whole.iterdir()} == {"tokenizer.json", "vocab.txt", "tokenizer_config.json"}
     saved = json.loads((whole / "tokenizer.json").read_text(encoding="utf-8"))
     assert saved["truncation"] is saved["padding"] is None
     again = BertTokenizer.from_pretrained(whole)
-    assert again.encode(TEXTS, PARTNERS) == expected
+    assert again.token_ids(TEXTS, PARTNERS) == expected
     assert again.lowercase == tokenizer.lowercase
     for other in (
         transformers.AutoTokenizer.from_pretrained(whole),
@@ -306,7 +306,7 @@ def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> N
         assert other.model_max_length == 512
         assert_same(again, other, TEXTS, PARTNERS)
     (whole / "tokenizer.json").unlink()
-    assert BertTokenizer.from_pretrained(whole).encode(TEXTS, PARTNERS) == expected
+    assert BertTokenizer.from_pretrained(whole).token_ids(TEXTS, PARTNERS) == expected
 
 
 # Mistakes
@@ -327,7 +327,7 @@ def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> N
     ],
 )
 def test_bad_text(arguments: tuple, message: str, small: BertTokenizer) -> None:
-    for call in (small, small.encode):
+    for call in (small, small.token_ids):
         with pytest.raises(InputError, match=message):
             call(*arguments)
 
@@ -335,7 +335,7 @@ def test_bad_text(arguments: tuple, message: str, small: BertTokenizer) -> None:
 def test_lone_surrogate(small: BertTokenizer) -> None:
     """No text at all, but what Python makes of a command line or a file name that is not UTF-8."""
     with pytest.raises(InputError, match=r"texts\[1\]"):
-        small.encode(["a", "a \udcff b"])
+        small.token_ids(["a", "a \udcff b"])
 
 
 def vocabulary(*tokens: str) -> Callable[[Path], Any]:

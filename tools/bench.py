@@ -352,7 +352,7 @@ def predict(bench: Bench) -> Iterator[Result]:
             "minbert": ("minbert", lambda: lambda _: model.predict_proba("paraphrase", pairs)),
         }
     )
-    encoded = model.encode("paraphrase", pairs)
+    encoded = model.token_ids("paraphrase", pairs)
     lengths = {"attention_mask": model.tokenizer.pad(encoded)["attention_mask"]}
     flops = product_flops(bench.config, lengths)
     yield from race(bench, f"predict {len(pairs)}", turns, missing, flops, repeats=3, warm_up=0)

@@ -30,22 +30,22 @@ def within(minutes: float, name: str, targets: Mapping[str, Table | Figure], gri
     first = next(other for other, target in targets.items() if set(target.cells) == set(cells))
     seeds = f"-seeds-{len(grid.seeds)}" if len(grid.seeds) > 1 else ""
     folder = grid.out / f"{first}-budget-{minutes:g}{seeds}"
-    origin = {"data": grid.data, "weights": grid.weights}
+    source = {"data": grid.data, "weights": grid.weights}
     path = folder / "plan.json"
     if not path.is_file():
-        found = origin | plan(minutes, grid, cells)
+        found = source | plan(minutes, grid, cells)
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        sizes, note, before = found["sizes"], found["note"], {key: found[key] for key in origin}
+        sizes, note, before = found["sizes"], found["note"], {key: found[key] for key in source}
         if sizes and not {cell.name for cell in cells if cell.trains} <= sizes.keys():
             raise KeyError
     except (ValueError, KeyError):
         raise InputError(
             f"{path}: not a plan of these cells; delete it and the runs beside it to plan anew"
         ) from None
-    if before != origin:
+    if before != source:
         raise InputError(f"{path}: was made for other --data or --weights; name another --out")
     return replace(grid, out=folder if sizes else grid.out, sizes=sizes), note
 

@@ -370,7 +370,7 @@ def read_recipe(folder: Path) -> None:
 def read_config(folder: Path) -> None:
     """A run folder's own settings, as --resume and report take them."""
     settings = config.read_toml(folder / "config.toml")
-    report.origin(str(folder))
+    report.first_checkpoint(str(folder))
     command_line.resolve(["--resume", "--out", str(folder)])
     assert settings["option"] in config.OPTIONS
 
