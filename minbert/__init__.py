@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minbert.bert import BertConfig, BertModel, BertOutput, attention
+    from minbert.bert import BertModel, BertOutput, attention
+    from minbert.config import BertConfig
     from minbert.errors import InputError
     from minbert.optim import AdamW
     from minbert.tokenizer import BertTokenizer
 
 _HOME = {
-    "BertConfig": "bert",
+    "BertConfig": "config",
     "BertModel": "bert",
     "BertOutput": "bert",
     "attention": "bert",

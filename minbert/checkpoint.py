@@ -19,23 +19,20 @@ from minbert.errors import InputError, short_line, shown
 from minbert.files import write_tensors
 
 # Our module -> Hugging Face's; {} is the layer's number. Each has a weight, and all but the tables a bias.
-# Where there are several of theirs, ours holds their rows one below the other: one product for all.
 MODULES = {
-    "embeddings.word": ["embeddings.word_embeddings"],
-    "embeddings.position": ["embeddings.position_embeddings"],
-    "embeddings.token_type": ["embeddings.token_type_embeddings"],
-    "embeddings.norm": ["embeddings.LayerNorm"],
-    "layers.{}.attention.query": ["encoder.layer.{}.attention.self.query"],
-    "layers.{}.attention.key_value": [
-        "encoder.layer.{}.attention.self.key",
-        "encoder.layer.{}.attention.self.value",
-    ],
-    "layers.{}.attention_output": ["encoder.layer.{}.attention.output.dense"],
-    "layers.{}.attention_norm": ["encoder.layer.{}.attention.output.LayerNorm"],
-    "layers.{}.intermediate": ["encoder.layer.{}.intermediate.dense"],
-    "layers.{}.output": ["encoder.layer.{}.output.dense"],
-    "layers.{}.output_norm": ["encoder.layer.{}.output.LayerNorm"],
-    "pooler": ["pooler.dense"],
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
+    "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
+    "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
+    "layers.{}.attention_output": "encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.intermediate": "encoder.layer.{}.intermediate.dense",
+    "layers.{}.output": "encoder.layer.{}.output.dense",
+    "layers.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
+    "pooler": "pooler.dense",
 }
 
 REPORTED = 20  # problems spelled out in one report
@@ -54,22 +51,17 @@ class Stored:
     read: Callable[[], Tensor]
 
 
-def hugging_face_names(name: str) -> list[str]:
+def hugging_face_name(name: str) -> str:
     """layers.3.output.bias -> encoder.layer.3.output.dense.bias"""
     module, _, parameter = name.rpartition(".")
     number = "".join(re.findall(r"\d+", module))
     template = module.replace(f".{number}.", ".{}.") if number else module
-    return [f"{theirs.format(number)}.{parameter}" for theirs in MODULES[template]]
+    return f"{MODULES[template].format(number)}.{parameter}"
 
 
 def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict, or the gradients by the same names, under Hugging Face's names; views, not copies."""
-    return {
-        theirs: rows
-        for name, tensor in state.items()
-        for names in [hugging_face_names(name)]
-        for theirs, rows in zip(names, tensor.chunk(len(names)), strict=True)
-    }
+    """Return a state dict, or gradients by the same names, under Hugging Face's names."""
+    return {hugging_face_name(name): tensor for name, tensor in state.items()}
 
 
 def canonical_name(name: str) -> str:

@@ -27,12 +27,13 @@ class Packing:
 
     mask: Tensor  # (B, L) bool, True at real tokens
     tokens: Tensor  # (T,) int64, their places in the flattened batch, row after row
+    positions: Tensor  # (T,) int64, their positions in their own rows
     first: Tensor  # (B,) int64, each example's first token, as a place in the packed list
-    bias: Tensor  # (B, 1, 1, L) float32, for attention's scores: 0 at real tokens and -inf at padding
+    attention_mask: Tensor  # (B, 1, 1, L) float32, as `attention` takes it: every query sees the real tokens
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> Packing:
-        """attention_mask (B, L), nonzero at real tokens. InputError where an example has none."""
+        """attention_mask (B, L), nonzero at real tokens. Raises InputError if an example has none."""
         mask = attention_mask.bool()
         lengths = mask.sum(dim=1)
         if not lengths.all():
@@ -41,13 +42,8 @@ class Packing:
                 f"row {row} of attention_mask is all zeros: every example needs at least one token"
             )
         tokens = mask.flatten().nonzero().squeeze(1)
-        return cls(mask, tokens, lengths.cumsum(dim=0) - lengths, visible_bias(mask[:, None, None, :]))
-
-    def first_tokens(self) -> Packing:
-        """The layout of a batch that holds only each example's first token: B examples, one position."""
-        batch = torch.arange(len(self.first), device=self.first.device)
-        mask = torch.ones_like(batch, dtype=torch.bool)[:, None]
-        return Packing(mask, batch, batch, visible_bias(mask[:, None, None, :]))
+        first = lengths.cumsum(dim=0) - lengths
+        return cls(mask, tokens, tokens % mask.shape[1], first, minus_infinity_at(~mask[:, None, None, :]))
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (T, ...)"""
@@ -59,6 +55,16 @@ class Packing:
         return padded.index_copy_(0, self.tokens, packed).unflatten(0, self.mask.shape)
 
 
-def visible_bias(mask: Tensor) -> Tensor:
-    """0 where the mask is True or 1, and -inf elsewhere; float32."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask.bool(), -math.inf)
+def added_to_scores(mask: Tensor) -> Tensor:
+    """Return an attention mask as what is added to the scores. A float mask is that already; of a boolean (or
+    0/1) one, True says that a key may be seen. Raises InputError if a query may see no key."""
+    if mask.is_floating_point():
+        return mask
+    if not mask.bool().any(dim=-1).all():
+        raise InputError("a query may see no key: every row of the mask needs at least one True")
+    return minus_infinity_at(~mask.bool())
+
+
+def minus_infinity_at(hidden: Tensor) -> Tensor:
+    """Return -inf where `hidden` is True and 0 elsewhere, float32."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -math.inf)

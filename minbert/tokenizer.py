@@ -23,7 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from minbert import hub
-from minbert.bert import BertConfig
+from minbert.config import BertConfig
 from minbert.errors import InputError, short_line, shown
 from minbert.files import write_text
 from minbert.reading import load_json, read_text, reason
@@ -110,6 +110,17 @@ class BertTokenizer:
         """A SHA-256 over all that decides which ids a text gets: vocabulary, normalisation, templates."""
         self.backend.no_truncation()  # set anew by each `token_ids`
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def tokens(self, input_ids: Sequence[int] | Tensor) -> list[str]:
+        """Return the tokens of one row of ids as they stand in the vocabulary, such as `play`, `##ing` and
+        `[SEP]`. Raises InputError for an id that the vocabulary does not have."""
+        tokens = []
+        for number in map(int, input_ids):
+            token = self.backend.id_to_token(number) if number >= 0 else None
+            if token is None:
+                raise InputError(f"id {number} is not one of this tokenizer's {self.vocab_size} tokens")
+            tokens.append(token)
+        return tokens
 
     def decode(self, input_ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens."""

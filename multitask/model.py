@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from minbert.bert import LARGEST, POOLINGS, BertModel
+from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
+from minbert.config import LARGEST
 from minbert.errors import InputError, short_line, shown
 from minbert.files import previous, write_tensors, write_text
 from minbert.packing import Packing

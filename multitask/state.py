@@ -39,6 +39,7 @@ from multitask.distributed import is_writer
 from multitask.model import MultitaskBert
 
 KEPT = 2  # states on disk
+FORMAT = 2  # of a state, in its manifest: to be raised when the names or the meaning of what it holds change
 SECONDS = 45  # between saved states where --save-every does not say; writing one may take as long as it likes
 
 Tensors = dict[str, dict[str, Tensor]]  # by file and name
@@ -225,7 +226,7 @@ class States:
             for name, found in tensors.items():
                 write_tensors(partial / f"{name}.safetensors", found)
             write_text(partial / "progress.json", progress)
-            write_text(partial / "manifest.json", json.dumps(digests(partial)))
+            write_text(partial / "manifest.json", json.dumps({"format": FORMAT, "files": digests(partial)}))
 
         write_folder(folder, write)
         write_text(folder.parent / "latest", folder.name)
@@ -277,8 +278,10 @@ class States:
         return None
 
     def _read(self, folder: Path, fresh: Progress) -> Progress:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        found = digests(folder)
+        written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(written, dict) or written.get("format") != FORMAT:
+            raise ValueError("was saved by another version of minbert, whose states this one cannot resume")
+        manifest, found = written["files"], digests(folder)
         del found["manifest.json"]
         if found != manifest:
             changed = sorted(

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from minbert import BertConfig, BertModel, BertTokenizer, InputError, attention, hub
+from minbert import BertConfig, BertModel, BertTokenizer, InputError, attention, bert, hub
 from minbert.checkpoint import to_hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> 
     return torch.from_numpy(np.einsum("bhij,bhjd->bhid", weights, v)), torch.from_numpy(weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (5, 6), (2, 1, 1, 6), (2, 1, 5, 6), (2, 3, 5, 6)])
 def test_attention_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
@@ -79,13 +80,66 @@ def test_attention_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> Non
 
 def test_attention_without_mask_sees_all() -> None:
     query, key, value = torch.randn(3, 2, 1, 4, 8).unbind()
-    for given, wanted in zip(
-        attention(query, key, value), attention(query, key, value, torch.ones(4)), strict=True
-    ):
+    every = torch.ones(4, dtype=torch.bool)
+    for given, wanted in zip(attention(query, key, value), attention(query, key, value, every), strict=True):
         assert torch.equal(given, wanted)
 
 
-@pytest.mark.parametrize("mask", [torch.zeros(4), torch.eye(5, 4), torch.zeros(2, 1, 1, 4, dtype=torch.bool)])
+@pytest.mark.parametrize("mask", [torch.rand(2, 1, 5, 6) < 0.8, torch.randn(5, 6), None])
+def test_attention_takes_the_masks_of_torch(mask: Tensor | None) -> None:
+    """Boolean: True where a key may be seen; float: added to the scores."""
+    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
+    if mask is not None and mask.dtype == torch.bool:
+        mask[..., 0] = True
+    expected = F.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(attention(query, key, value, mask)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_the_layers_call_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a student can put their own in its place: one that looks at the first token alone makes every
+    token's context that token's value."""
+
+    def first_token_only(query, key, value, mask=None, dropout=0.0):
+        weights = torch.zeros(*query.shape[:3], key.shape[2])
+        weights[..., 0] = 1
+        return weights @ value, weights
+
+    model = BertModel(SHAPES["small"]).eval()
+    input_ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids, output_attentions=True)
+    monkeypatch.setattr(bert, "attention", first_token_only)
+    after = model(input_ids, output_attentions=True)
+    assert not torch.equal(after.last_hidden_state, before.last_hidden_state)
+    assert all(torch.equal(weights[..., 0], torch.ones(1, 4, 3)) for weights in after.attentions)
+    assert not torch.equal(model.pooled(input_ids), before.pooler_output)
+
+
+def test_outputs_by_number_and_name() -> None:
+    model = BertModel(SHAPES["small"]).eval()
+    out = model(torch.tensor([[5, 6]]), output_attentions=True)
+    assert out[0] is out.last_hidden_state is out["last_hidden_state"]
+    assert out[1] is out.pooler_output and out[2] is out[-1] is out.attentions
+    last, pooled = out[:2]
+    assert last is out[0] and pooled is out[1]
+    with pytest.raises(IndexError):
+        out[3]
+
+
+def test_a_whole_batch_as_input_ids_says_what_to_write() -> None:
+    batch = {"input_ids": torch.tensor([[5, 6]])}
+    for call in (BertModel(SHAPES["small"]), BertModel(SHAPES["small"]).pooled):
+        with pytest.raises(InputError, match=r"write model\(\*\*batch\)"):
+            call(batch)
+
+
+NO_KEY = [
+    torch.zeros(4, dtype=torch.int64),
+    torch.eye(5, 4).bool(),
+    torch.zeros(2, 1, 1, 4, dtype=torch.bool),
+]
+
+
+@pytest.mark.parametrize("mask", NO_KEY)
 def test_attention_needs_a_key(mask: Tensor) -> None:
     query, key = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 4, 8)
     with pytest.raises(
@@ -373,8 +427,8 @@ def test_dropout_falls_where_transformers_drops(
     """Without padding, and with torch's dropout in the place of ours, both draw the same numbers in the same
     order, so that in training, from one seed, every output is the same: dropout is at the same places, at the
     same rates."""
-    for module in ("minbert.bert", "minbert.dropout"):
-        monkeypatch.setattr(f"{module}.dropout", torch.nn.functional.dropout)
+    for function in ("minbert.bert.drop", "minbert.dropout.dropout"):
+        monkeypatch.setattr(function, torch.nn.functional.dropout)
     config = replace(SHAPES["small"], hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)
     ours, theirs = twins(config, tmp_path)
     inputs = random_inputs(config, MASKS["full"])

@@ -173,7 +173,7 @@ def test_parameter_groups() -> None:
     trained = {name for name in names.values() if not name.startswith("embeddings.")}
     assert found[1] == {name for name in trained if name.endswith("bias") or "norm" in name}
     assert found[0] == trained - found[1]
-    assert {"pooler.weight", "layers.1.attention.key_value.weight"} <= found[0]
+    assert {"pooler.weight", "layers.1.attention.key.weight"} <= found[0]
 
 
 @pytest.mark.parametrize(

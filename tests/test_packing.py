@@ -1,14 +1,12 @@
 """packing.py: what goes in comes out again, zeros where nothing was, and gradients find their way back."""
 
-from dataclasses import astuple, replace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minbert.errors import InputError
-from minbert.packing import Packing, visible_bias
+from minbert.packing import Packing, minus_infinity_at
 
 # right padding, a hole, left padding, no padding
 MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
@@ -20,6 +18,7 @@ def test_places_by_hand() -> None:
     packing = Packing.from_mask(MASK)
     assert packing.tokens.tolist() == [0, 1, 4, 6, 10, 11, 12, 13, 14, 15]
     assert packing.first.tolist() == [0, 2, 4, 6]
+    assert packing.positions.tolist() == [0, 1, 0, 2, 2, 3, 0, 1, 2, 3]
     assert packing.mask.dtype == torch.bool
 
 
@@ -60,25 +59,19 @@ def test_first_tokens() -> None:
     """Row r's first token of the list [10 r + place] is that of its first True: 0, 10, 22 and 30."""
     packing = Packing.from_mask(MASK)
     values = torch.arange(4)[:, None] * 10 + torch.arange(4)
-    first = packing.pack(values)[packing.first]
-    assert first.tolist() == [0, 10, 22, 30]
-    layout = packing.first_tokens()
-    assert layout.unpack(first).tolist() == [[0], [10], [22], [30]]
-    assert layout.pack(layout.unpack(first)).tolist() == first.tolist()
+    assert packing.pack(values)[packing.first].tolist() == [0, 10, 22, 30]
 
 
-def test_first_tokens_are_laid_out_as_a_batch_of_one_position() -> None:
-    given = astuple(Packing.from_mask(MASK).first_tokens())
-    for found, expected in zip(given, astuple(Packing.from_mask(torch.ones(4, 1))), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+def test_attention_mask_hides_padding_from_every_query() -> None:
+    hidden = Packing.from_mask(MASK).attention_mask
+    assert hidden.shape == (4, 1, 1, 4) and hidden.dtype == torch.float32
+    assert torch.equal(hidden[:, 0, 0] == 0, MASK.bool())
+    assert torch.equal(hidden[:, 0, 0] == -torch.inf, ~MASK.bool())
 
 
 def test_what_is_made_stays_on_the_device_it_is_made_from() -> None:
     """On torch's device without memory, which every machine has."""
-    packing = Packing.from_mask(MASK)
-    assert visible_bias(MASK.to("meta")).is_meta
-    layout = replace(packing, first=packing.first.to("meta")).first_tokens()
-    assert all(tensor.is_meta for tensor in astuple(layout))
+    assert minus_infinity_at(MASK.to("meta").bool()).is_meta
 
 
 def test_gradients_pass_through() -> None:

@@ -1,6 +1,7 @@
 """state.py: what is saved comes back to the bit, and what was cut off half-way does no harm."""
 
 import errno
+import json
 import math
 import shutil
 import tempfile
@@ -310,6 +311,15 @@ def test_where_no_state_is_whole_nothing_starts_again(tmp_path):
     shutil.rmtree(tmp_path / "state")
     with pytest.raises(InputError, match="its folder state/ is gone"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", [{"model.safetensors": "0" * 64}, {"format": 1, "files": {}}, []])
+def test_states_of_another_version_are_refused_in_one_line(tmp_path, manifest):
+    save(tmp_path, 1)
+    (tmp_path / "state" / "step-00000001" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"saved by another version of minbert, .* another --out") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"step-00000009", b"\xff\xfe", None])

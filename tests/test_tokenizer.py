@@ -285,6 +285,15 @@ def test_windows_line_ends(words: list[str], tiny: Path, tmp_path: Path) -> None
     ).token_ids(TEXTS)
 
 
+def test_tokens_are_readable(small: BertTokenizer) -> None:
+    batch = small(["Playing b"], ["a"])
+    assert small.tokens(batch["input_ids"][0]) == ["[CLS]", "play", "##ing", "b", "[SEP]", "a", "[SEP]"]
+    assert small.tokens([2, 3]) == ["[CLS]", "[SEP]"]
+    for number in (-1, small.vocab_size):
+        with pytest.raises(InputError, match=f"id {number} is not one of this tokenizer's"):
+            small.tokens([number])
+
+
 @pytest.mark.parametrize("name", ["tiny", "cased"])
 def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """By us and by transformers, from all the files and from vocab.txt alone; no truncation stays in them."""
