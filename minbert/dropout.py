@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html) with few random numbers.
 
-On a CPU, drawing those takes most of dropout's time: torch draws one for each element, one after another,
-which takes a tenth of a training step. Here one 64-bit draw serves four elements.
+On a CPU, most of dropout's time goes into drawing random numbers: torch draws one per element, one after
+another, which takes a tenth of a training step. Here one 64-bit draw serves four elements.
 """
 
 from __future__ import annotations
