@@ -1,6 +1,6 @@
-"""A minimal BERT, written to be read and exact: `bert.py` is the place to start.
+"""A minimal BERT, written to be readable and exact. Start with `bert.py`.
 
-Names are imported on first use (PEP 562), so that a command's help never waits for torch.
+Names are imported on first use (PEP 562), so that a command can print its help without loading torch.
 """
 
 from importlib import import_module

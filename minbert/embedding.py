@@ -1,8 +1,8 @@
-"""An embedding whose gradient stays in one place.
+"""An embedding that reuses the memory of its gradient.
 
-A batch names a few hundred of the 30,000 rows of a word table; the gradient of all others is zero. torch
-writes those zeros into fresh memory at every step, 47 MB in a small BERT, which the system hands out page by
-page: up to a tenth of a training step. Here the next gradient takes the memory of the last.
+A batch uses a few hundred of the 30,000 rows of a word embedding; the gradient of all other rows is zero.
+torch writes those zeros into fresh memory at every step, 47 MB in a small BERT, which the system maps page by
+page: up to a tenth of a training step. Here each gradient takes the memory of the previous one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding`, with the same numbers forward and backward."""
+    """`nn.Embedding` with the same values and gradients; on the CPU, float32 gradients reuse memory."""
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # torch imports 800 modules, for a second, to draw nothing
+        if not self.weight.is_meta:  # on meta, torch imports 800 modules (one second) to do nothing
             super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Embedding(nn.Embedding):
 
 
 class _Lookup(torch.autograd.Function):
-    """table[ids]; the row of padding gets no gradient."""
+    """The rows table[ids]; the padding row gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
@@ -53,11 +53,13 @@ _last: dict[torch.Size, tuple[np.ndarray, weakref.ref[np.ndarray]]] = {}
 
 
 def zeros(shape: torch.Size) -> Tensor:
-    """float32 zeros, in the memory of the last ones of this shape once no tensor is left in it. One array of
-    each shape is kept as long as the program runs."""
+    """Return float32 zeros, in the memory of the previous ones of this shape if no tensor still uses it.
+
+    One array of each shape is kept as long as the program runs.
+    """
     memory, lent = _last.pop(shape, (None, lambda: None))
     if memory is None or lent() is not None:
         memory = np.empty(shape, np.float32)
-    view = memory[:]  # lives as long as the tensors that are made of it
+    view = memory[:]  # lives as long as any tensor made from it
     _last[shape] = memory, weakref.ref(view)
     return torch.from_numpy(view).zero_()

@@ -1,10 +1,13 @@
-"""The one exception that is the user's to mend, and how a message shows what stood in a file."""
+"""The exception for mistakes that the user can fix, and how a message quotes what a file contains."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave. The message is one line (or a short list) that names the file, the
-    line where there is one, and the remedy; command lines print it and exit with status 2. It may quote what
-    others wrote: control characters, which a terminal would obey, stand in it as Python writes them."""
+    """A mistake in what the user provided.
+
+    The message is one line (or a short list) that names the file, the line if there is one, and the remedy;
+    command lines print it and exit with status 2. It may quote untrusted files: control characters, which a
+    terminal would obey, are replaced by Python's escapes.
+    """
 
     def __init__(self, message: str):
         super().__init__("".join(_visible(character) for character in message))
@@ -15,8 +18,10 @@ def _visible(character: str) -> str:
 
 
 def shown(value: object, width: int = 100) -> str:
-    """A value as a message may hold it: as Python writes it, so on one line and without control characters,
-    and cut where it is long."""
+    """Return a value as a message may quote it: its repr, cut after `width` characters.
+
+    A repr is on one line and has no control characters.
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a structure of many levels
@@ -25,6 +30,9 @@ def shown(value: object, width: int = 100) -> str:
 
 
 def short_line(reason: object, width: int = 300) -> str:
-    """Another library's message on one line, cut where it is long; an error's name where it says nothing."""
+    """Return another library's message on one line, cut after `width` characters.
+
+    If the message is empty, return the name of the error's type.
+    """
     text = " ".join(str(reason).split()) or type(reason).__name__
     return text if len(text) <= width else f"{text[:width]}..."

@@ -1,7 +1,7 @@
-"""Files and folders that are written whole, or not at all: under another name first, then renamed.
+"""Files and folders that are written whole or not at all: under another name first, then renamed.
 
-Whatever changes the disk goes through the few functions at the end, so that the tests can make any of them
-fail at any call.
+Everything that changes the disk goes through the few functions at the end, so that the tests can make any of
+them fail at any call.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from minbert.errors import InputError
 
-_locks: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> its descriptor, open till the end
+_locks: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> its open descriptor
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by this text, UTF-8."""
+    """Replace a file with this text, in UTF-8."""
     content, partial = text.encode(), _partial(path)
     write_bytes(partial, content)
     flush(partial)
@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Replace a safetensors file by these tensors; OSError where the disk refuses, as for any other file."""
+    """Replace a safetensors file with these tensors. Raises OSError if it cannot be written."""
     partial = _partial(path)
     write_safetensors(partial, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     flush(partial)
@@ -39,8 +39,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder by what `write` puts into an empty one. Should the machine stop between the two
-    renames, `path` is missing and the old one stands beside it: `recover_folder` puts it back."""
+    """Replace a folder with what `write` puts into an empty one.
+
+    If the machine stops between the two renames, `path` is missing and the old folder is still beside it:
+    `recover_folder` puts it back.
+    """
     partial, old = _partial(path), previous(path)
     recover_folder(path)
     for leftover in (partial, old):
@@ -54,7 +57,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
             rename(path, old)
         rename(partial, path)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs its space
+        shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
         recover_folder(path)
         raise
     flush(path.parent)
@@ -62,18 +65,21 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def previous(path: Path) -> Path:
-    """Where `write_folder` keeps the old folder while it renames the new one."""
+    """Return where `write_folder` keeps the old folder while it renames the new one."""
     return path.with_name(path.name + ".old")
 
 
 def recover_folder(path: Path) -> None:
-    """Undo a replacement that was cut off half-way; only for the one who writes the folder."""
+    """Undo a replacement that was interrupted halfway.
+
+    Only the process that writes the folder may call this.
+    """
     if previous(path).exists() and not path.exists():
         os.rename(previous(path), path)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file in a folder, by name; none where there is no such folder."""
+    """Return the SHA-256 of every file in a folder, by name; empty if there is no such folder."""
     found = {}
     for path in sorted(folder.glob("*")):
         if not path.is_file():
@@ -84,12 +90,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def lock(folder: Path) -> None:
-    """Keep every other process out of this folder until this one ends, however it ends; InputError where
-    another one is in it. Over a network file system, as far as that knows locks."""
+    """Keep every other process out of this folder until this one ends, however it ends.
+
+    Raises InputError if another process holds the lock or the folder cannot be written. A file system without
+    locks is left unlocked.
+    """
     try:
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); name another --out") from None
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     status = os.fstat(descriptor)
     if (status.st_dev, status.st_ino) in _locks:
         os.close(descriptor)
@@ -98,7 +107,7 @@ def lock(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise InputError(f"{folder}: another process is at work in it; wait, or name another --out") from None
+        raise InputError(f"{folder}: in use by another process; wait, or choose another folder") from None
     except OSError:  # a file system without locks
         os.close(descriptor)
         return
@@ -118,14 +127,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-        path.chmod(mode)  # of any new file of this user's; the library's are private
+        path.chmod(mode)  # that of the user's other new files; safetensors makes its files private
     except SafetensorError as error:
         path.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def flush(path: Path) -> None:
-    """Have the disk really hold a file or a folder's entries."""
+    """Force a file, or a folder's entries, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,6 +151,6 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder and all in it; none need be there."""
+    """Remove a folder and everything in it, if it exists."""
     if path.exists():
         shutil.rmtree(path)

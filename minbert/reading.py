@@ -1,5 +1,8 @@
-"""Files that others wrote, read without trust: only regular ones, so that a pipe or a device cannot hold us
-up; whole texts only up to a size; and whatever is wrong with them ends in an InputError of one line."""
+"""Read untrusted files safely.
+
+Only regular files are opened, so that a pipe or a device cannot block the program; texts are read only up to
+a size limit; and whatever is wrong with a JSON or TOML file is reported as an InputError of one line.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from typing import Any
 from minbert.errors import InputError, short_line
 
 MEGABYTE = 1 << 20
-LARGEST_TEXT = 64 * MEGABYTE  # of vocabularies; the largest BERT's takes a few
-LARGEST_SETTINGS = MEGABYTE  # of TOML, whose reader is slow
+LARGEST_TEXT = 64 * MEGABYTE  # for vocabularies; the largest BERT's takes a few megabytes
+LARGEST_SETTINGS = MEGABYTE  # for TOML, whose parser is slow
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, to read its bytes; OSError for everything else that may stand under a name."""
+    """Open a regular file for reading bytes. Raises OSError for anything else, such as a pipe or a folder."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not block either
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait on a pipe
     except ValueError:
-        raise OSError(errno.EINVAL, "the name holds a NUL") from None
+        raise OSError(errno.EINVAL, "the name contains a NUL byte") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return open(descriptor, "rb")
@@ -35,8 +38,10 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
-    """A whole text file, UTF-8. OSError where it cannot be read or is larger than that many bytes,
-    ValueError where it is something else than UTF-8."""
+    """Return the text of a UTF-8 file.
+
+    Raises OSError if it cannot be read or has more than `largest` bytes, ValueError if it is not UTF-8.
+    """
     with open_regular(path) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
@@ -45,7 +50,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def load_json(path: Path, hint: str = "") -> Any:
-    """What a JSON file holds; InputError, with the hint in it, where it is none."""
+    """Return the value in a JSON file. Raises InputError, ending in `hint`, if it cannot be read as JSON."""
     try:
         return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -53,7 +58,7 @@ def load_json(path: Path, hint: str = "") -> Any:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds; InputError where it is none."""
+    """Return the settings in a TOML file. Raises InputError if it cannot be read as TOML."""
     try:
         return tomllib.loads(read_text(path, LARGEST_SETTINGS))
     except (OSError, ValueError, RecursionError) as error:
@@ -61,7 +66,7 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, in a few words: the message around it names the file."""
+    """Return why a file could not be read, in a few words; the message around it names the file."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return short_line(getattr(error, "strerror", None) or error)

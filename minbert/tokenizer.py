@@ -1,8 +1,8 @@
-"""WordPiece tokenisation for BERT, on the `tokenizers` library.
+"""WordPiece tokenisation for BERT, built on the `tokenizers` library.
 
-One sentence becomes `[CLS] a [SEP]`, token types all 0; a pair becomes `[CLS] a [SEP] b [SEP]`, with type 1
-from b on. What is too long is cut at its end; of a pair, the longer sentence first. Special tokens always
-stay.
+A single sentence becomes `[CLS] a [SEP]`, with token type 0 throughout; a pair becomes `[CLS] a [SEP] b
+[SEP]`, with type 1 from b on. Text that is too long is cut at its end; in a pair, the longer sentence is cut
+first. Special tokens are always kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from minbert.reading import load_json, read_text, reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LONGEST_WORD = 1000  # characters; WordPiece takes time that grows with their square
-# What a tokenizer.json may be made of. Anything else reads text otherwise than BERT, or can take for ever.
+LONGEST_WORD = 1000  # characters; WordPiece's time grows with their square
+# The only components a tokenizer.json may have. Others read text differently from BERT, or can run forever.
 COMPONENTS = {
     "normalizer": {"BertNormalizer"},
     "pre_tokenizer": {"BertPreTokenizer"},
@@ -41,7 +41,7 @@ COMPONENTS = {
 
 
 class BertTokenizer:
-    """Text to token ids; `tokenizer(...)` gives padded tensors, `token_ids` plain lists."""
+    """Turns text into token ids: `tokenizer(...)` returns padded tensors, `token_ids` plain lists."""
 
     def __init__(self, backend: Tokenizer, lowercase: bool):
         self.backend = backend
@@ -50,11 +50,12 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_directory: str | Path, allow_pickle: bool = False) -> BertTokenizer:
-        """A name from `hub.py`, or a directory with `tokenizer.json` (taken first) or `vocab.txt`.
+        """Load a name from `hub.py`, or a directory with `tokenizer.json` (preferred) or `vocab.txt`.
 
-        Whether a bare `vocab.txt` is lowercased is what `tokenizer_config.json` says, else what the
-        vocabulary shows: an uncased one holds no capital letter outside the special tokens. `allow_pickle`
-        matters only to the weights of a checkpoint that is not here yet (see `hub.fetch`).
+        For a bare `vocab.txt`, `tokenizer_config.json` says whether text is lowercased; failing that, the
+        vocabulary does: an uncased one has no capital letters outside the special tokens. `allow_pickle`
+        matters only for the weights of a checkpoint that is yet to be downloaded (see `hub.fetch`). Raises
+        InputError if there is no such checkpoint, or its tokenizer is not BERT's.
         """
         directory = hub.resolve(name_or_directory, allow_pickle)
         path = directory / "tokenizer.json"
@@ -75,9 +76,10 @@ class BertTokenizer:
     def token_ids(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[tuple[list[int], list[int]]]:
-        """(input_ids, token_type_ids) of each text, or of each text and its partner in `pairs`, unpadded.
+        """Return (input_ids, token_type_ids) of each text, or text and partner in `pairs`, unpadded.
 
-        No example is longer than `max_length`, special tokens included.
+        No example is longer than `max_length` tokens, special tokens included. Raises InputError if an item
+        is not a string, if `pairs` has another length, or if `max_length` leaves no room for text.
         """
         inputs = _checked(texts, pairs)
         needed = 2 if pairs is None else 3
@@ -89,11 +91,11 @@ class BertTokenizer:
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> dict[str, Tensor]:
-        """input_ids, attention_mask and token_type_ids, each (B, L) int64, padded to the longest example."""
+        """Return input_ids, attention_mask and token_type_ids, each (B, L) int64, padded to the longest."""
         return self.pad(self.token_ids(texts, pairs, max_length))
 
     def pad(self, encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-        """What `token_ids` gave, as tensors of one length."""
+        """Return the lists from `token_ids` as padded tensors, the same as a call of the tokenizer."""
         length = max((len(ids) for ids, _ in encoded), default=0)
         batch = {
             "input_ids": torch.full((len(encoded), length), self.pad_token_id),
@@ -107,8 +109,8 @@ class BertTokenizer:
         return batch
 
     def fingerprint(self) -> str:
-        """A SHA-256 over all that decides which ids a text gets: vocabulary, normalisation, templates."""
-        self.backend.no_truncation()  # set anew by each `token_ids`
+        """Return a SHA-256 of all that decides a text's ids: vocabulary, normalisation and templates."""
+        self.backend.no_truncation()  # each `token_ids` sets its own
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def tokens(self, input_ids: Sequence[int] | Tensor) -> list[str]:
@@ -123,11 +125,11 @@ class BertTokenizer:
         return tokens
 
     def decode(self, input_ids: Sequence[int]) -> str:
-        """The text of the ids, without special tokens."""
+        """Return the text of the ids, without special tokens."""
         return self.backend.decode(list(input_ids))
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, which `transformers` reads."""
+        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.backend.no_truncation()
@@ -146,25 +148,27 @@ class BertTokenizer:
 def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
     for name, column in (("texts", texts), ("pairs", pairs)):
         if isinstance(column, str):
-            raise InputError(f"{name} is one string; pass a list of them")
+            raise InputError(f"{name} is one string; pass a list of strings")
         for position, text in enumerate(column or ()):
             if not isinstance(text, str):
                 raise InputError(f"{name}[{position}] is {type(text).__name__}, not a string")
             if LONE_SURROGATE.search(text):
                 raise InputError(
-                    f"{name}[{position}] holds half a character (a surrogate); mend its encoding"
+                    f"{name}[{position}] has half a character (a lone surrogate); fix its encoding"
                 )
     if pairs is None:
         return list(texts)
     if len(texts) != len(pairs):
-        raise InputError(f"{len(texts)} texts cannot pair with {len(pairs)}")
+        raise InputError(f"texts has {len(texts)} items, but pairs has {len(pairs)}")
     return list(zip(texts, pairs, strict=True))
 
 
 def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
-    """A tokenizer.json's tokenizer, and whether it lowercases. Its parts are known before the library
-    builds any of them."""
-    content = load_json(path, hint="; not a BERT tokenizer that can be read")
+    """Return the tokenizer in a tokenizer.json, and whether it lowercases.
+
+    Its components are checked before the library builds any of them.
+    """
+    content = load_json(path, hint="; not a valid BERT tokenizer")
     try:
         for part, known in COMPONENTS.items():
             found = (content[part] or {}).get("type")
@@ -174,37 +178,40 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
         if (model["unk_token"], model["continuing_subword_prefix"]) != ("[UNK]", "##"):
             raise ValueError("its unk_token and continuing_subword_prefix are not [UNK] and ##")
         if not 0 < model["max_input_chars_per_word"] <= LONGEST_WORD:
-            raise ValueError(f"max_input_chars_per_word is not from 1 to {LONGEST_WORD}")
+            raise ValueError(f"max_input_chars_per_word is not between 1 and {LONGEST_WORD}")
         template = content["post_processor"]
         pieces = [*template.get("single", ()), *template.get("pair", ())]
         named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
         if not named <= template.get("special_tokens", {}).keys():  # the library would panic
-            raise ValueError("its post_processor names special tokens that it does not have")
-        plain = content | {"truncation": None, "padding": None}  # it may carry both, and some do
+            raise ValueError("its post_processor uses special tokens that it does not define")
+        plain = content | {"truncation": None, "padding": None}  # some files set both
         backend = Tokenizer.from_str(json.dumps(plain))
         lowercase = content["normalizer"]["lowercase"]
     except Exception as error:  # the library raises bare Exception
         problem = f"lacks {error}" if isinstance(error, KeyError) else short_line(error)
-        raise InputError(f"{path}: not a BERT tokenizer that can be read ({problem})") from None
+        raise InputError(f"{path}: not a valid BERT tokenizer ({problem})") from None
     return backend, lowercase
 
 
 def _check(backend: Tokenizer, path: Path) -> None:
-    """InputError unless it has BERT's special tokens, numbers its tokens without gaps within what the model
-    beside it has, and reads sentences and pairs as BERT does."""
+    """Raise InputError unless the tokenizer fits BERT and the model beside it.
+
+    It must have BERT's special tokens, number its tokens without gaps, have no more of them than the model,
+    and read sentences and pairs as BERT does.
+    """
     vocabulary = backend.get_vocab()
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
         raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise InputError(
-            f"{path}: the {len(vocabulary)} tokens are not numbered from 0 without gap or repeat"
+            f"{path}: the {len(vocabulary)} tokens are not numbered from 0 without gaps or repeats"
         )
     if (path.parent / "config.json").is_file():
         known = BertConfig.from_pretrained(path.parent).vocab_size
         if len(vocabulary) > known:
             raise InputError(
-                f"{path}: has {len(vocabulary)} tokens, more than the {known} of its config.json"
+                f"{path}: has {len(vocabulary)} tokens, more than the {known} in its config.json"
             )
     single, pair = backend.encode("a"), backend.encode("a", "b")
     first, second = single.tokens[1:-1], pair.tokens[len(single.tokens) : -1]
@@ -219,11 +226,11 @@ def _check(backend: Tokenizer, path: Path) -> None:
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
-    """One token a line; its id is its line's number, from 0."""
+    """Read one token per line; its id is its line number, from 0."""
     try:
         tokens = read_text(path).removesuffix("\n").split("\n")
     except FileNotFoundError:
-        raise InputError(f"{path.parent}: holds neither tokenizer.json nor vocab.txt") from None
+        raise InputError(f"{path.parent}: contains neither tokenizer.json nor vocab.txt") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error})") from None
     except OSError as error:
@@ -231,9 +238,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
     for number, token in enumerate(token.rstrip("\r") for token in tokens):
         if token in vocabulary:
-            raise InputError(
-                f"{path}:{number + 1}: {shown(token)} stands already on line {vocabulary[token] + 1}"
-            )
+            raise InputError(f"{path}:{number + 1}: {shown(token)} duplicates line {vocabulary[token] + 1}")
         vocabulary[token] = number
     return vocabulary
 

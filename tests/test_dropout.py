@@ -1,4 +1,4 @@
-"""dropout.py: the right share is dropped, the mean stays, and no element's fate tells another's."""
+"""dropout.py: the right fraction is dropped, the mean stays, and elements are dropped independently."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from minbert.dropout import Dropout, dropout
 
 @pytest.mark.parametrize("probability", [0.1, 1 / 3, 0.5, 0.99])
 def test_share_and_mean(probability: float) -> None:
-    """Of n = 400,000 ones a share p is dropped, give or take sqrt(p (1 - p) / n), and the rest is
-    1 / (1 - p); rounding p to a multiple of 2^-16 moves it by 8e-6 at most."""
+    """Of n = 400,000 ones a fraction p is dropped, with a standard deviation of sqrt(p (1 - p) / n), and the
+    rest become 1 / (1 - p); rounding p to a multiple of 2^-16 moves it by 8e-6 at most."""
     dropped = dropout(torch.ones(1000, 400), probability)
     share = (dropped == 0).float().mean().item()
     assert share == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 400_000) ** 0.5)
@@ -19,14 +19,14 @@ def test_share_and_mean(probability: float) -> None:
 
 
 def test_shares_are_multiples_of_a_sixteen_bit_number() -> None:
-    """At .1, 58,982 of 65,536 are kept, for .9 x 65,536 = 58,982.4; torch's dropout would grow the rest by
-    1 / .9. Where memory is not the processor's, it is torch's that is taken."""
+    """At .1, 58,982 of 65,536 are kept, for .9 x 65,536 = 58,982.4; torch's dropout would multiply the rest
+    by 1 / .9. On other devices than the CPU, torch's dropout is used."""
     assert dropout(torch.ones(1000), 0.1).max().item() == pytest.approx(65_536 / 58_982, rel=1e-7)
     assert dropout(torch.ones(1000, device="meta"), 0.1).is_meta
 
 
 def test_just_the_lowest_numbers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of elements that draw each of the 65,536 numbers once, the 58,982 of the lowest."""
+    """If each of the 65,536 numbers is drawn once, the elements with the 58,982 lowest are kept."""
     numbers = torch.arange(-(2**15), 2**15).to(torch.int16)
 
     def drawn(self: torch.Tensor, *_: object) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_just_the_lowest_numbers_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_elements_are_independent() -> None:
     """Four neighbours come from one draw: at 1/2 all 16 patterns of them are equally frequent, each 5,000 of
-    80,000 with a standard deviation of 68; and so are those of four draws' same quarters."""
+    80,000 with a standard deviation of 68; and so are the patterns of the same quarter of four draws."""
     kept = (dropout(torch.ones(80_000, 4), 0.5) > 0).long()
     for patterns in (kept, kept.view(20_000, 4, 4).transpose(1, 2).reshape(80_000, 4)):
         counts = (patterns * torch.tensor([1, 2, 4, 8])).sum(dim=1).bincount(minlength=16)

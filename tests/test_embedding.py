@@ -6,7 +6,7 @@ from torch import nn
 
 from minbert.embedding import Embedding
 
-IDS = torch.tensor([[5, 0, 7, 5], [5, 2, 0, 99]])  # a row named thrice, and padding's
+IDS = torch.tensor([[5, 0, 7, 5], [5, 2, 0, 99]])  # one row three times, and the padding row
 
 
 @pytest.mark.parametrize("padding_idx", [None, 0, 2])
@@ -15,7 +15,7 @@ def test_equals_torch(padding_idx: int | None, ids: torch.Tensor) -> None:
     ours, theirs = Embedding(100, 8, padding_idx), nn.Embedding(100, 8, padding_idx)
     theirs.load_state_dict(ours.state_dict())
     weight = torch.randn(*ids.shape, 8)
-    for _ in range(2):  # the second adds to the first
+    for _ in range(2):  # the second gradient is added to the first
         for table in (ours, theirs):
             (table(ids).sin() * weight).sum().backward()
     assert torch.equal(ours(ids), theirs(ids))
@@ -24,7 +24,7 @@ def test_equals_torch(padding_idx: int | None, ids: torch.Tensor) -> None:
 
 
 def test_frozen_table_and_moved_embeddings() -> None:
-    """No gradient for a frozen table; and one with respect to what is added to its rows."""
+    """A frozen embedding gets no gradient, but what is added to its rows does."""
     table = Embedding(10, 4).requires_grad_(False)
     noise = torch.zeros(3, 4, requires_grad=True)
     (table(torch.tensor([1, 2, 3])) + noise).sum().backward()
@@ -40,7 +40,7 @@ def test_double_precision() -> None:
 
 
 def test_memory_is_taken_again_once_it_is_free() -> None:
-    """Not while a gradient, or a view of it, is in use; and nothing of the last one is left in it."""
+    """Not while a gradient, or a view of it, is in use; and no values of the previous gradient remain."""
     table = Embedding(10, 4)
 
     def gradient(row: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""A disk that refuses: every call that writes something in a run fails once, or for good, and the run or its
-resumption ends with the right weights all the same."""
+"""A failing disk: each call of a run that writes something fails, once or for good, and the run or its
+resumption still ends with the right weights."""
 
 import errno
 import re
@@ -18,9 +18,11 @@ KINDS = ("no space", "I/O error", "short write", "no space from then on")
 
 
 class Faults:
-    """Stands before the functions of files.py that change the disk. From 1 on, the n-th call that concerns a
-    folder fails: before it does anything; or half-way, when half of a file is written and anything else has
-    happened although it is reported as failed; or this and every later one."""
+    """Wraps the functions of files.py that change the disk and makes the n-th call on a folder fail, from 1.
+
+    The call fails before it does anything; or halfway, when half of a file is written and anything else is
+    done although it is reported as failed; or it fails and so does every later call.
+    """
 
     def __init__(self, monkeypatch, folder: Path, kind: str = "", number: int = 0):
         self.folder, self.kind, self.number, self.calls = folder, kind, number, 0
@@ -52,13 +54,13 @@ def words(tmp_path_factory, tiny):
     return [
         *("--option", "finetune", "--weights", str(tiny), "--data", str(data), "--tasks", "similarity"),
         *("--threads", "1", "--batch-size", "4", "--epochs", "2", "--steps-per-epoch", "2"),
-        *("--save-every", "1", "--lr", "3e-3", "--seed", "3"),  # of which the second is better
+        *("--save-every", "1", "--lr", "3e-3", "--seed", "3"),  # the second epoch is the better one
     ]
 
 
 @pytest.fixture(scope="module")
 def whole(words, tmp_path_factory):
-    """The uninterrupted run, and how many calls it took."""
+    """The uninterrupted run, and the number of its calls."""
     run = tmp_path_factory.mktemp("faults") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         faults = Faults(patch, run)
@@ -67,7 +69,7 @@ def whole(words, tmp_path_factory):
 
 
 def survives(words, whole, folder: Path, kind: str, number: int, capsys) -> None:
-    """Let one call fail, go on where that has ended the run, and compare."""
+    """Let one call fail, resume the run if that ended it, and compare."""
     run = folder / f"run-{number}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))

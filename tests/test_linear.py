@@ -22,7 +22,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(layer: nn.Linear, rows: Tensor) -> list[Tensor]:
-    """The product, and the gradients of input, weight and bias."""
+    """Return the product, and the gradients of input, weight and bias."""
     x = rows.clone().requires_grad_()
     y = layer(x)
     (y.sin() * torch.arange(y.numel()).view_as(y)).sum().backward()
@@ -52,7 +52,7 @@ def test_equals_torch_in_value_and_gradients(onednn, count):
 
 @needs_onednn
 def test_computes_no_gradient_that_nobody_wants(onednn):
-    """The ascent of SMART asks for that of the input alone, a frozen layer for none of its weights."""
+    """SMART's ascent needs only the gradient of the input; a frozen layer needs none of its weights."""
     layer, rows = Linear(12, 7), torch.randn(ROWS, 12, requires_grad=True)
     with fast_products():
         assert BACKWARD_WEIGHTS in operators(layer(rows).sum().backward)
@@ -114,7 +114,7 @@ def test_torchs_own_switch_turns_it_off(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
+@pytest.mark.filterwarnings("ignore")  # torch's own warnings, from inside the compiler
 def test_the_fast_path_compiles_into_one_graph(tiny, onednn):
     model = make_model(tiny).eval()
     with torch.no_grad():

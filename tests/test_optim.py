@@ -1,4 +1,4 @@
-"""optim.py: AdamW beside torch.optim.AdamW, and beside numbers worked out by hand; the schedules."""
+"""optim.py: AdamW against torch.optim.AdamW and numbers worked out by hand; the schedules."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def run(
     scale: float | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    """The parameters, three for each of `groups`, after these steps on fixed random gradients."""
+    """Return the parameters, three for each of `groups`, after these steps on fixed random gradients."""
     generator = torch.Generator().manual_seed(1)
     parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for _ in groups for shape in SHAPES]
     each = len(SHAPES)
@@ -57,7 +57,7 @@ def run(
     ],
 )
 def test_equals_torch(steps: int, groups: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    options = {"eps": 1e-6, "weight_decay": 0.0} | options  # torch's own defaults are others
+    options = {"eps": 1e-6, "weight_decay": 0.0} | options  # torch's defaults differ
     for ours, theirs in zip(
         run(AdamW, steps, groups, **options), run(torch.optim.AdamW, steps, groups, **options), strict=True
     ):
@@ -69,7 +69,7 @@ def test_equals_torch(steps: int, groups: list[dict[str, Any]], options: dict[st
 def test_in_pieces_and_out_of_order_it_computes_the_same(
     compiled: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12 elements in pieces of 5, or transposed in memory, where they cannot be cut; beside all in one."""
+    """12 elements in pieces of 5, or transposed in memory and so not cut, equal 12 in one piece."""
     monkeypatch.setattr(optim, "_compiled", lambda: optim._in_one_pass)
     values, gradient = torch.randn(2, 4, 3)
     one = nn.Parameter(values.clone())
@@ -86,7 +86,7 @@ def test_in_pieces_and_out_of_order_it_computes_the_same(
 
 
 def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10 elements by 4: 4, 4 and 2. What is not in the processor's memory, or not in order there, stays
+    """10 elements in pieces of 4: 4, 4 and 2. Tensors that are not on the CPU, or not contiguous, stay
     whole."""
     monkeypatch.setattr(optim, "CHUNK", 4)
     whole = torch.arange(10.0).view(5, 2)
@@ -125,7 +125,7 @@ def test_first_step_by_hand(correct_bias: bool, weight_decay: float, expected: f
 
 @pytest.mark.parametrize("correct_bias", [True, False])
 def test_equals_the_equations(correct_bias: bool) -> None:
-    """The docstring's equations, in float64, over 10 steps."""
+    """AdamW follows the equations of its docstring, in float64, over 10 steps."""
     lr, beta1, beta2, eps, decay = 0.05, 0.8, 0.95, 1e-3, 0.1
     random = np.random.default_rng(0)
     theta = random.normal(size=6)
@@ -143,7 +143,7 @@ def test_equals_the_equations(correct_bias: bool) -> None:
 
 
 def test_parameter_without_gradient_is_left_alone() -> None:
-    """The idle one neither decays nor collects state; when its turn comes, that is its own first step: with
+    """The idle parameter neither decays nor gets a state; its first gradient is its own first step: with
     eps 0, of size lr whatever the gradient (see above), so 3 - .1 x .5 x 3 - .1 = 2.75."""
     busy, idle = (nn.Parameter(torch.tensor([3.0])) for _ in range(2))
     optimizer = AdamW([busy, idle], lr=0.1, eps=0.0, weight_decay=0.5)
@@ -196,7 +196,7 @@ def test_bad_arguments(options: dict[str, Any]) -> None:
 def test_sparse_gradient_is_refused() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match=r"^AdamW takes no sparse gradients$"):
+    with pytest.raises(ValueError, match=r"^AdamW does not support sparse gradients$"):
         AdamW(table.parameters()).step()
 
 
@@ -221,7 +221,7 @@ compiler = pytest.param(True, marks=[pytest.mark.slow, pytest.mark.filterwarning
 
 @pytest.fixture(params=[False, compiler], ids=str)
 def _compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program for torch.compile, compiled (slow; the warnings are torch's own) or run as it stands."""
+    """The function for torch.compile, compiled (slow; the warnings are torch's own) or run eagerly."""
     if not request.param:
         monkeypatch.setattr(optim, "_compiled", lambda: optim._in_one_pass)
 
@@ -265,7 +265,7 @@ def test_a_copy_and_a_state_of_before_it_could_be_compiled(compiled: bool) -> No
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_it_compiles_once_for_all_rates_and_sizes() -> None:
-    """Of matrices; torch compiles the same anew for vectors."""
+    """For matrices; torch compiles once more for vectors."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         parameters = [nn.Parameter(torch.randn(shape)) for shape in ((50, 3), (7, 5), (2, 9))]
@@ -285,7 +285,7 @@ def test_clipping_in_the_step_equals_torchs_before_it(max_norm: float) -> None:
         parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
         optimizer = AdamW([*parameters, nn.Parameter(torch.ones(2))], lr=0.1, weight_decay=0.1)
         for _ in range(3):
-            for parameter in parameters:  # and one without a gradient
+            for parameter in parameters:  # and one parameter without a gradient
                 parameter.grad = torch.randn(parameter.shape, generator=generator) * 5
             if ours:
                 before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
@@ -312,8 +312,8 @@ def test_no_scale_above_0_where_the_norm_is_not_finite(bad: float, max_norm: flo
     [((3.0, 4.0), 2.5, 0.5), ((3.0, 4.0), 5.1, 1.0), ((1e-6,), 1e-6, 0.5), ((0.0,), 1.0, 1.0)],
 )
 def test_clip_scale_by_hand(lengths: tuple[float, ...], max_norm: float, scale: float) -> None:
-    """Gradients of norm 3 and 4 have norm 5 together: half of it is 2.5, and 5.1 need no scale. The divisor
-    is the norm + 1e-6, as torch's: 1e-6 / 2e-6 = .5."""
+    """Gradients of norm 3 and 4 have norm 5 together: half of it is 2.5, and a limit of 5.1 needs no scaling.
+    The divisor is the norm + 1e-6, as in torch: 1e-6 / 2e-6 = .5."""
     parameters = [nn.Parameter(torch.zeros(1)) for _ in lengths]
     for parameter, length in zip(parameters, lengths, strict=True):
         parameter.grad = torch.tensor([-length])
@@ -325,7 +325,7 @@ def test_nothing_to_clip() -> None:
 
 
 def test_state_dict_goes_on_exactly() -> None:
-    """Four steps in one go, or two, a reload into new objects, and two more."""
+    """Four steps in a row equal two, a reload into new objects, and two more."""
 
     def advance(parameter: nn.Parameter, optimizer: AdamW, steps: range) -> None:
         for step in steps:
@@ -338,7 +338,7 @@ def test_state_dict_goes_on_exactly() -> None:
     first = AdamW([half], **options, correct_bias=True)
     advance(half, first, range(2))
     rest = nn.Parameter(half.detach().clone())
-    second = AdamW([rest], lr=9.0, correct_bias=False)  # what was saved wins
+    second = AdamW([rest], lr=9.0, correct_bias=False)  # the saved settings win
     second.load_state_dict(first.state_dict())
     advance(rest, second, range(2, 4))
     assert torch.equal(rest, whole)
@@ -352,10 +352,10 @@ def test_constant_schedule_by_hand() -> None:
 
 
 def test_linear_schedule_by_hand() -> None:
-    """10 steps, 4 of them warm-up: fifths up, then 6 steps left, so sixths down; 0 from step 10 on."""
+    """10 steps, 4 of them warm-up: up in fifths, then 6 steps, down in sixths; 0 from step 10 on."""
     factors = [linear_schedule(step, 10, 4) for step in range(12)]
     up, down = [1 / 5, 2 / 5, 3 / 5, 4 / 5], [6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert factors == pytest.approx([*up, *down, 0, 0])
     assert [linear_schedule(step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert linear_schedule(4, 4, 4) == 0.0  # nothing but warm-up
-    assert [linear_schedule(step, 5, 4) for step in (4, 5)] == [1.0, 0.0]  # one step after it
+    assert linear_schedule(4, 4, 4) == 0.0  # only warm-up
+    assert [linear_schedule(step, 5, 4) for step in (4, 5)] == [1.0, 0.0]  # one step after the warm-up

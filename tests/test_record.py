@@ -1,4 +1,4 @@
-"""tools/record.py: what is kept of a run is what the run wrote, without a path of the machine."""
+"""tools/record.py: a record holds what the run wrote, without any path of the machine."""
 
 import json
 

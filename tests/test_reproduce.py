@@ -1,4 +1,4 @@
-"""tools/reproduce.py: the grid's commands, the tables made of run folders, the budget, and mistakes."""
+"""tools/reproduce.py: the grid's commands, the tables made from run folders, the budget, and mistakes."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ SCORES = {"paraphrase": "accuracy", "sentiment": "accuracy", "similarity": "pear
 
 
 def finish(folder: Path, qqp: float, sst: float, r: float, **more) -> None:
-    """A run folder as a finished run leaves it."""
+    """Write a run folder as a finished run leaves it."""
     dev = {name: {SCORES[name]: value} for name, value in zip(SCORES, (qqp, sst, r), strict=True)}
     dev["score"] = (qqp + sst + (1 + r) / 2) / 3
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def grid(tmp_path) -> Grid:
 
 @pytest.fixture
 def started(monkeypatch) -> list[Path]:
-    """The folders of the jobs that are started; each is finished at once."""
+    """The folders of the jobs that were started; each finishes at once."""
     folders = []
 
     def execute(job: Job) -> str:
@@ -85,8 +85,8 @@ def test_every_listed_command_is_one_and_comes_after_those_it_needs(target, tmp_
 
 
 def test_cells_have_the_settings_that_the_paper_states(grid):
-    """Section 4.3: 1e-5 constant, decay 1e-4, 10 epochs of 2,000 steps, 16 rows, unless a table varies it. At
-    the end of Table 6 come our rows: beta .99:.999, and the controls with mu = 0."""
+    """Section 4.3: 1e-5 constant, decay 1e-4, 10 epochs of 2,000 steps, 16 rows, unless a table varies it.
+    Table 6 ends with our rows: beta .99:.999, and the controls with mu = 0."""
     one = configs("table1", grid)
     assert [(c.batch_size, c.steps_per_epoch) for c in one] == [
         (rows, steps) for steps in (1000, 2000, 3000, 4000) for rows in (8, 16)
@@ -124,7 +124,7 @@ def test_cells_have_the_settings_that_the_paper_states(grid):
 
 
 def test_rows_state_the_mode_of_smart_and_ours_have_no_figures(grid):
-    """In Tables 2 to 6 it is normalize, as in the paper; in Table 7 the row says which, or none."""
+    """In Tables 2 to 6 the mode is normalize, as in the paper; in Table 7 each row states it, or none."""
     for name in ("table2", "table3", "table4", "table5", "table6"):
         assert {c.smart_mode for c in configs(name, grid)} == {"normalize"}
     ours = ["round-robin", "round-robin-smart", "mnrl-control"]
@@ -157,8 +157,8 @@ def test_a_run_that_tables_share_is_one_cell():
 
 
 def test_the_papers_figures_are_copied_right():
-    """A row's last figure is the mean of the others, as far as it is in the paper: it drifts by up to .003,
-    and Table 7's MNRL row has the mean of Table 4's, where QQP is .010 higher."""
+    """A row's last score is the mean of the others, within the paper's own errors: up to .003, and Table 7's
+    MNRL row has the mean of Table 4's, where QQP is .010 higher."""
     for name, table in TABLES.items():
         for row in table.rows:
             if row.paper is None:
@@ -171,8 +171,8 @@ def test_the_papers_figures_are_copied_right():
 
 
 def test_a_setting_goes_to_every_cell_that_uses_it_but_those_whose_table_states_it(grid):
-    """Table 1 varies the rows of a batch, also where that is the recipe's 16, and keeps them; Table 7 states
-    the mode of SMART. What belongs to mnrl goes there alone, what belongs to SMART to cells with SMART."""
+    """Table 1 varies the rows per batch, so it keeps them, even where they are the recipe's 16; Table 7
+    states the mode of SMART. Settings of mnrl apply only to mnrl, and those of SMART to cells with SMART."""
     changes = read_changes(["batch_size=4", "epochs=2", "groups=5", "pooling=mean", "smart_weight=7"])
 
     def found(name: str) -> dict[str, Config]:
@@ -193,8 +193,8 @@ def test_a_setting_goes_to_every_cell_that_uses_it_but_those_whose_table_states_
 
 
 def test_a_rate_as_a_ratio_multiplies_what_row_or_recipe_states(grid):
-    """Five times 1e-5, of the recipe, and 1e-6; Table 6 varies the rate, 1e-5 and 1e-6, and Table 5 states
-    1e-4. An absolute rate leaves what a table states alone."""
+    """Five times the recipes' 1e-5 and 1e-6; Table 6 varies the rate, 1e-5 and 1e-6, and Table 5 states 1e-4.
+    An absolute rate does not replace what a table states."""
 
     def rates(name: str, change: str) -> set[float]:
         table = changed_table(TABLES[name], read_changes([change]))
@@ -214,7 +214,7 @@ def test_max_tokens_displaces_the_rows_of_a_batch_but_not_where_a_table_varies_t
 
 
 def test_runs_of_other_settings_share_no_folder(tmp_path, tiny, capsys):
-    """Also where only the run that a cell starts from is another: --set groups goes to mnrl alone."""
+    """Even if only the run that a cell starts from differs: --set groups applies only to mnrl."""
     folders = []
     for change in ([], ["--set", "groups=2"], ["--set", "groups=3"], ["--set", "lr=5x", "--set", "groups=3"]):
         words = ["table6", "--list", "--weights", str(tiny), "--out", str(tmp_path)]
@@ -226,7 +226,7 @@ def test_runs_of_other_settings_share_no_folder(tmp_path, tiny, capsys):
     assert len(set.union(*folders)) == sum(map(len, folders)) == 4 * 9
     assert all("set-groups=3,lr=5x" in folder for folder in folders[-1])
     assert main(["table1", "--list", "--set", "groups=2,batch_size=4", "--out", str(tmp_path)]) == 0
-    assert "No cell here takes batch_size, groups from --set." in capsys.readouterr().out
+    assert "No cell here uses batch_size, groups from --set." in capsys.readouterr().out
 
 
 # Running
@@ -254,7 +254,7 @@ def test_a_failure_stops_only_what_needs_it(grid, monkeypatch, capsys):
     plain = ["baseline", "round-robin", "baseline-smart", "round-robin-smart", "annealed", "annealed-smart"]
     assert started == [*plain, "mnrl"]
     said = capsys.readouterr().out.splitlines()
-    assert "mnrl-annealed-smart/seed-0 ... not run, for lack of" in said[7] and "mnrl/seed-0" in said[7]
+    assert "mnrl-annealed-smart/seed-0 ... not run, missing" in said[7] and "mnrl/seed-0" in said[7]
 
 
 def test_a_command_that_fails_is_one_line_with_its_log(grid):
@@ -265,7 +265,7 @@ def test_a_command_that_fails_is_one_line_with_its_log(grid):
 
 
 def test_a_small_grid_for_real(tmp_path, tiny, monkeypatch, capsys):
-    """An encoder of mnrl and a model from it, stopped once and gone on with; then all is found done."""
+    """An encoder of mnrl and a model from it, stopped once and resumed; the third time all is finished."""
     data = write_tables(tmp_path / "data", sizes=SIZES | {"train": 20})
     first = cell("mnrl", epochs=1, steps_per_epoch=2)
     second = cell("mnrl-annealed-smart", first, epochs=2, steps_per_epoch=3)
@@ -283,7 +283,7 @@ def test_a_small_grid_for_real(tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.setattr(pages, "save_figure", lambda *_: None)
     words = ["table1", "--data", str(data), "--weights", str(tiny), "--out", str(tmp_path / "out")]
     assert main(words) == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; run the same command to resume" in capsys.readouterr().err
     assert main(words) == 0
     assert begun == [first.name, second.name, second.name]
     assert main(words) == 0 and len(begun) == 3
@@ -335,8 +335,8 @@ def epoch(number: int, step: int, seconds: float, **parts) -> dict:
 def test_a_page_shows_how_even_and_how_overfitted_a_model_is_and_what_training_took(grid):
     """Dev .9, .5 and (1 + .2) / 2 = .6: worst .5, spread .4; the paper's .877, .536 and .94: .536 and .404.
     In the best epoch, 1, training rows gave .95, .8 and r = .6, that is .8: .05, .3 and .2 more. 20 updates
-    of 2 x 16 rows, and 90 + 30 s. The second row's records know no training rows, and its batches are cut by
-    tokens: 100 examples a second for 30 s. The third has no record at all."""
+    of 2 x 16 rows, and 90 + 30 s. The second row's records have no scores on training rows, and its batches
+    are by tokens: 100 examples a second for 30 s. The third row has no records."""
     table = TABLES["table4"]
     for row in table.rows:
         finish(grid.run(row.cell, 0), 0.9, 0.5, 0.2)
@@ -375,7 +375,7 @@ def test_the_papers_times_stand_beside_ours_with_all_the_runs_that_a_model_start
 
 
 def test_every_page_names_the_paper_and_the_tables_it_was_made_of(tmp_path, tiny, started, capsys):
-    """12 rows of each task are one batch of 16 each. Table 7's page also says where the paper disagrees with
+    """12 rows of each task are one batch of 16 each. Table 7's page also says where the paper contradicts
     itself, and what was assumed."""
     data = write_tables(tmp_path / "data")
     words = ["--data", str(data), "--weights", str(tiny), "--out", str(tmp_path / "out")]
@@ -395,9 +395,9 @@ def test_every_page_names_the_paper_and_the_tables_it_was_made_of(tmp_path, tiny
 
 
 def test_a_pooled_ensemble_draws_on_the_finished_cells_of_all_tables(grid):
-    """Beside Table 7's own nine models, the cells that are done with every seed, but not mnrl's, which has no
-    heads, and not a cell with one of two seeds. Another member makes another folder. Table 8, which has six
-    models of its own, draws on the same once these are done."""
+    """Besides Table 7's own nine models, these are the cells finished with every seed, but not mnrl, which
+    has no heads, nor a cell with one of two seeds. Another member means another folder. Table 8, with six
+    models of its own, chooses from the same ones once these are finished."""
     two = Grid(grid.out, seeds=(0, 1))
     done, half = TABLES["table2"].rows[0].cell, TABLES["table2"].rows[1].cell
     for one, seeds in ((done, (0, 1)), (half, (0,)), (paper.MNRL, (0, 1)), (paper.ANNEALED, (0, 1))):
@@ -425,7 +425,7 @@ def test_the_thresholds_of_the_ensemble_are_given(tmp_path, tiny, capsys):
     said = capsys.readouterr().out
     config = resolve(shlex.split(said.splitlines()[-1], comments=True)[3:])
     assert isinstance(config, Config) and config.least_scores == {"sentiment": 0.4, "similarity": 0.9}
-    assert "ensemble-thresholds-" in config.out and "draws on 6 models, all finished cells of all" in said
+    assert "ensemble-thresholds-" in config.out and "chooses from 6 models, all finished cells of all" in said
 
 
 def test_the_members_of_an_ensemble_are_named(grid):
@@ -436,8 +436,8 @@ def test_the_members_of_an_ensemble_are_named(grid):
 
 
 def test_table_8_scores_the_test_predictions(tmp_path, started, capsys):
-    """Of three rows a task: classes 0, 1, 2 against 0, 1, 1, two right; 0, 1, 0 against 0, 1, 0, all right;
-    values 0, 1, 2 against 5, 3, 1, r = -1, which counts 0. Their mean is (2/3 + 1 + 0) / 3 = .556."""
+    """Three rows per task: classes 0, 1, 2 against 0, 1, 1, two right; 0, 1, 0 against 0, 1, 0, all right;
+    values 0, 1, 2 against 5, 3, 1, r = -1, which counts as 0. Their mean is (2/3 + 1 + 0) / 3 = .556."""
     labels, out = tmp_path / "labels", tmp_path / "out"
     write_tables(labels, sizes={"train": 3})
     for task in BUILT_IN.values():
@@ -464,7 +464,7 @@ def test_table_8_scores_the_test_predictions(tmp_path, started, capsys):
 
 
 def test_figure_1b_is_of_the_best_run_with_its_shares(grid, tmp_path):
-    """Labels go 0, 1, 2, 3, 4, 0: of the two of class 0 one is taken for 1, and the one of class 4 for 3."""
+    """Labels are 0, 1, 2, 3, 4, 0: one of the two 0s is predicted as 1, and the 4 as 3."""
     data = write_tables(tmp_path / "data")
     two = Grid(grid.out, data=str(data), seeds=(0, 1))
     for seed in two.seeds:
@@ -485,9 +485,9 @@ def test_figure_1b_is_of_the_best_run_with_its_shares(grid, tmp_path):
 
 
 def test_the_steps_of_all_cells_are_scaled_alike():
-    """Two cells, 1 s to start and 2 x .5 s to end each, so 100 s leave 96. Evaluations take 2 x 10 x .5 = 10,
-    less than half, so all epochs stay; 86 are left for 10 x 100 x .1 + 10 x 50 x .2 = 200 s of updates:
-    .43."""
+    """Two cells take 1 s to start and 2 x .5 s to end each, so 96 of 100 s are left. Evaluations take
+    2 x 10 x .5 = 10, less than half, so all epochs stay; 86 s are left for 10 x 100 x .1 + 10 x 50 x .2 =
+    200 s of updates: .43."""
     costs = [Cost(1, 0.1, 0.5, 10, 100), Cost(1, 0.2, 0.5, 10, 50)]
     found = scaled(costs, 100)
     assert [(cost.epochs, cost.steps_per_epoch) for cost in found] == [(10, 43), (10, 21)]
@@ -496,8 +496,8 @@ def test_the_steps_of_all_cells_are_scaled_alike():
 
 
 def test_epochs_are_fewer_where_evaluations_would_take_over_half():
-    """50 s, 10 to start and 2 x 1 to end: 38 are left, 19 for evaluations, of 40 x 1: 19 of 40 epochs. The
-    other 19 s make 1 step of .1 s in each epoch cost 1.9: 10 steps."""
+    """50 s, 10 to start and 2 x 1 to end: 38 are left, 19 for evaluations, of 40 x 1: 19 of 40 epochs. In
+    these 19 epochs, one step of .1 s each costs 1.9 s, so the other 19 s allow 10 steps."""
     (found,) = scaled([Cost(10, 0.1, 1, 40, 2000)], 50)
     assert (found.epochs, found.steps_per_epoch) == (19, 10)
 
@@ -522,14 +522,14 @@ def test_no_budget_is_too_small_for_two_epochs_of_a_step():
     ],
 )
 def test_a_run_too_short_for_a_rule_to_act(settings, size, said):
-    """Halving needs three rises in a row, so the losses of four epochs, and shows in the fifth."""
+    """Halving needs three rises in a row, so the losses of four epochs, and takes effect in the fifth."""
     found = list(idle_rules(Config("finetune", **settings), *size))
     assert len(found) == bool(said) and all(said in rule for rule in found)
 
 
 @pytest.fixture
 def measured(monkeypatch) -> list:
-    """Every training starts in 1 s, updates in .01 s, and scores dev in .1 s; an ensemble takes 2.5 s."""
+    """Every training run takes 1 s to start, .01 s per update and .1 s to score dev; an ensemble 2.5 s."""
     calls = []
 
     def measure(grid: Grid, cells: list) -> tuple[dict, float]:
@@ -542,16 +542,18 @@ def measured(monkeypatch) -> list:
 
 
 def test_a_budget_is_planned_once_and_kept_apart(tmp_path, tiny, measured, started, capsys):
-    """One minute less a tenth, 54 s; 2.5 for the ensemble; each of 10 trainings starts and ends in 1.2: 39.5
+    """One minute less a tenth is 54 s; the ensemble takes 2.5, and each of 10 runs 1.2 to start and end: 39.5
     are left. Evaluations take 10 x 10 x .1 = 10, and 29.5 remain for 1,000 s of updates: 29 of 1,000."""
     words = ["--weights", str(tiny), "--out", str(tmp_path)]
     assert main(["table7", "--budget", "1", *words]) == 0
     said = capsys.readouterr().out
-    assert "Scaled to 2.90% of the paper's steps, to fit into 1 minutes (all of them: some 0.3 hours)" in said
-    assert "the methods run, not what they reach" in (tmp_path / "table7-budget-1.md").read_text()
+    assert (
+        "Scaled to 2.90% of the paper's steps, to fit into 1 minutes (all of them: about 0.3 hours)" in said
+    )
+    assert "the methods run, not what they achieve" in (tmp_path / "table7-budget-1.md").read_text()
     assert "Fewer epochs" not in said and "longer" not in said
     full_pass = "a full pass takes 1,000 updates, not 290 (baseline, baseline-smart)"
-    assert f"Too short for a rule to act: {full_pass}." in said
+    assert f"Too short for a rule to take effect: {full_pass}." in said
     sizes = json.loads((tmp_path / "table7-budget-1" / "plan.json").read_text())["sizes"]
     assert len(sizes) == 10
     assert all(size == {"epochs": 10, "steps_per_epoch": 29} for size in sizes.values())
@@ -564,10 +566,10 @@ def test_a_budget_is_planned_once_and_kept_apart(tmp_path, tiny, measured, start
     assert main(["table7", "--list", *words]) == 0
     assert "--steps-per-epoch" not in capsys.readouterr().out.split("# Table 7")[-1]
     assert main(["table7", "--budget", "1", "--data", str(write_tables(tmp_path / "d")), *words]) == 2
-    assert "was made for other --data or --weights" in capsys.readouterr().err
+    assert "made with a different --data or --weights" in capsys.readouterr().err
     plan = tmp_path / "table7-budget-1" / "plan.json"
     found = json.loads(plan.read_text())
-    del found["sizes"]["annealed"]  # as from a version with other cells
+    del found["sizes"]["annealed"]  # as if from a version with other cells
     plan.write_text(json.dumps(found))
     assert main(["table7", "--budget", "1", *words]) == 2
     assert "plan.json: not a plan of these cells; delete it" in capsys.readouterr().err
@@ -606,7 +608,7 @@ def test_a_budget_that_holds_the_whole_grid_scales_nothing(tmp_path, tiny, measu
         (["table7", "--seeds", "0;1"], "'0;1' is not N,N,..."),
         (["table7", "--seeds", "-1"], "--seed: -1 must be"),
         (["table7", "--threads", "many"], "'many'"),
-        (["table7", "--test-labels", "x"], "--test-labels belongs to table8"),
+        (["table7", "--test-labels", "x"], "--test-labels applies only to table8"),
         (["table8", "--test-labels", "no/such"], "no/such"),
         (["table7", "--set", "lr"], "--set: 'lr': not NAME=VALUE"),
         (["table7", "--set", "lr=fast"], "--set: lr: 'fast' is not of type float"),
@@ -620,9 +622,9 @@ def test_a_budget_that_holds_the_whole_grid_scales_nothing(tmp_path, tiny, measu
         (["table7", "--set", "bregman_beta=../x"], "--bregman-beta: '../x' is not X or X:X"),
         (["table7", "--thresholds", "sentiment"], "--thresholds: 'sentiment' is not TASK=X,TASK=X"),
         (["table7", "--thresholds", "feeling=.5"], "unknown task 'feeling'"),
-        (["table1", "--thresholds", "sentiment=.5"], "--thresholds belongs to table7 and table8"),
-        (["table1", "--pool"], "--pool belongs to table7 and table8"),
-        (["table7", "--pool", "--budget", "1"], "--pool: each budget has a folder of its own"),
+        (["table1", "--thresholds", "sentiment=.5"], "--thresholds applies only to table7 and table8"),
+        (["table1", "--pool"], "--pool applies only to table7 and table8"),
+        (["table7", "--pool", "--budget", "1"], "--pool cannot be combined with --budget"),
         (["table7", "--bugdet", "10"], "--bugdet"),
     ],
 )
@@ -640,12 +642,12 @@ def test_runs_on_other_weights_or_tables_are_not_mixed(tmp_path, tiny, started, 
     (run / "config.toml").write_text('option = "finetune"\nweights = "minilm-l6"\n')
     words = ["table7", "--weights", str(tiny), "--out", str(tmp_path)]
     assert main(words) == 2
-    assert "the run was made with weights minilm-l6; name another --out" in capsys.readouterr().err
+    assert "the run was made with weights minilm-l6; choose another --out" in capsys.readouterr().err
     (run / "config.toml").write_text(
         'option = "finetune"\nweights = "/elsewhere/tiny"\ndata = "/elsewhere/d"\n'
     )
     assert main(words) == 2
-    assert "the run was made with data /elsewhere/d; name another --out" in capsys.readouterr().err
+    assert "the run was made with data /elsewhere/d; choose another --out" in capsys.readouterr().err
     (run / "config.toml").write_text('option = "finetune"\nweights = "/elsewhere/tiny"\n')
     assert main(words) == 0 and len(started) == 10
 

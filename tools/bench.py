@@ -1,14 +1,15 @@
-"""Speed side by side with the peers, on identical real batches, in one run.
+"""Compare the speed of minbert with its peers, on identical real batches, in one run.
 
     python tools/bench.py --data DIR                                  everything, for both shapes
     python tools/bench.py --data DIR --shapes minilm --only step,forward        a quick look
 
-All contestants of a part take turns on every batch, so that a noisy machine is noisy for all: read the
-ratios. A time is a median with its quartiles. The floor of an encoder's work is the time that the products
-of its real tokens would take at the rate of one large product, measured in the same run. Weights are random
-and shared. `transformers` is `BertModel` (sdpa), each batch padded to its longest row, with torch's fused
-AdamW; ours is `BertModel.pooled` ("cls") with our AdamW, both with dropout .1. SMART and BPPO are whole
-multitask updates without dropout. Peers are the extra `bench`; one that is missing is said to be.
+All contestants of a part take turns on every batch, so that a noisy machine slows them all alike: read the
+ratios. A time is a median with its quartiles. The floor of an encoder's work is the time that the matrix
+products of its real tokens would take at the rate of one large product, measured in the same run. All
+contestants share the same random weights. `transformers` is `BertModel` (sdpa) with torch's fused AdamW, each
+batch padded to its longest row; ours is `BertModel.pooled` ("cls") with our AdamW; both use dropout .1. SMART
+and BPPO are whole multitask updates without dropout. The extra `bench` installs the peers; missing ones are
+reported as such.
 """
 
 from __future__ import annotations
@@ -54,15 +55,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "BPPO": {"bregman_weight": 1.0},
 }
 BATCH = 16
-REST = 0.05  # seconds between turns: a thread pool that waits by spinning must not take its rival's cores
-WARM_UP = 3  # turns that do not count, one of each task
+REST = 0.05  # seconds between turns: a thread pool that spins while it waits must not take its rival's cores
+WARM_UP = 3  # turns that are not counted, one of each task
 Batch = dict[str, Tensor]
-Turn = Callable[[int], object]  # one contestant's work on batch number i; a float is the seconds that count
+Turn = Callable[
+    [int], object
+]  # one contestant's work on batch number i; a float it returns is the time in seconds
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every part works with."""
+    """The data and settings that every part uses."""
 
     shape: str
     config: BertConfig
@@ -81,7 +84,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant's line; milliseconds, or MB for memory."""
+    """One contestant's line, in milliseconds, or MB for memory."""
 
     part: str
     shape: str
@@ -89,8 +92,8 @@ class Result:
     median: float | None = None
     low: float | None = None
     high: float | None = None
-    ratio: float | None = None  # the part's first contestant's median over this one's: above 1 is faster
-    floor_percent: float | None = None  # of the time at the machine's own product rate
+    ratio: float | None = None  # the first contestant's median over this one's: above 1 is faster
+    floor_percent: float | None = None  # time at the machine's own product rate, in % of the median
     note: str = ""
 
 
@@ -98,7 +101,7 @@ class Result:
 
 
 def take_turns(bench: Bench, contestants: Mapping[str, Turn], repeats: int, warm_up: int) -> dict[str, list]:
-    """Seconds of every contestant on every batch, one after another on each."""
+    """Return the seconds of every contestant on every batch; on each batch they go one after another."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warm_up + repeats):
         for name, turn in contestants.items():
@@ -120,7 +123,7 @@ def race(
     repeats: int | None = None,
     warm_up: int = WARM_UP,
 ) -> Iterator[Result]:
-    """Every contestant's line; `flops` are those of the products that one turn needs, on average."""
+    """Time the contestants and yield their lines; `flops` is the mean of the products in one turn."""
     times = take_turns(bench, contestants, repeats or bench.repeats, warm_up)
     first = statistics.median(next(iter(times.values())))
     for name, seconds in times.items():
@@ -132,13 +135,13 @@ def race(
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Flop/s of a product of two 2048 x 2048 matrices by the library that we take."""
+    """Return the flop/s of a product of two 2048 x 2048 matrices by the library that minbert uses."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return 2 * 2048**3 / product_seconds(dtype, device, 2048, 2048, 2048)
 
 
 def product_flops(config: BertConfig, batch: Batch) -> float:
-    """Of the products in one forward pass over the real tokens, the last layer's for first tokens alone."""
+    """Return the flops of a forward pass over the real tokens; the last layer's are for first tokens only."""
     lengths = batch["attention_mask"].sum(dim=1).double()
     tokens, rows, width = float(lengths.sum()), float(len(lengths)), config.hidden_size
     per_row = 2 * (2 * width**2 + 2 * width * config.intermediate_size)  # query, output; feed-forward
@@ -166,7 +169,7 @@ def load_theirs(bench: Bench) -> Any:
 def encoder_step(
     bench: Bench, model: nn.Module, pooled: Callable[..., Tensor], optimizer: torch.optim.Optimizer
 ) -> Turn:
-    """Forward, backward and update of an encoder alone, on the mean square of its vectors."""
+    """Return a turn that trains an encoder alone for a step, on the mean square of its vectors."""
     model.train()
 
     def turn(number: int) -> None:
@@ -191,7 +194,7 @@ def their_step(bench: Bench) -> Turn:
 
 
 def cross_encoder_step(bench: Bench) -> Turn:
-    """What CrossEncoder.fit repeats: its model's logits, a loss, the update."""
+    """Return a turn of what CrossEncoder.fit repeats: its model's logits, a loss, the update."""
     model = cross_encoder(bench).model
     fused = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=1e-5, fused=True)
     return encoder_step(bench, model, lambda **batch: model(**batch).logits, fused)
@@ -224,7 +227,7 @@ def their_forward(bench: Bench) -> Turn:
 
 
 def onnx_forward(bench: Bench) -> Turn:
-    """`transformers`' model, exported with free batch size and length."""
+    """Return a forward turn of `transformers`' model, exported with dynamic batch size and length."""
     import onnxruntime
 
     path, names = bench.folder / "model.onnx", ["input_ids", "attention_mask", "token_type_ids"]
@@ -251,9 +254,9 @@ def onnx_forward(bench: Bench) -> Turn:
 
 
 def method_step(bench: Bench, settings: Mapping[str, Any]) -> Turn:
-    """A whole update of multitask fine-tuning without dropout, collation included."""
+    """Return a turn of a whole multitask fine-tuning update without dropout, collation included."""
     config = Config("finetune", weights=str(bench.folder), pooling="cls", encoder_dropout=0.0, **settings)
-    steps = bench.repeats + WARM_UP + 30  # the last updates of an epoch are measured as well as made
+    steps = bench.repeats + WARM_UP + 30  # the last updates of an epoch do extra work: they measure
     config = replace(config, steps_per_epoch=steps, epochs=1)
     model = build_model(config, BUILT_IN).to(bench.device)
     method = Finetuning(model, bench.train, {}, config)
@@ -267,7 +270,7 @@ def method_step(bench: Bench, settings: Mapping[str, Any]) -> Turn:
 
 
 def present(makers: Mapping[str, tuple[str, Callable[[], Turn]]]) -> tuple[dict[str, Turn], dict[str, str]]:
-    """The contestants whose package is installed, and what is said of the others."""
+    """Return the contestants whose package is installed, and a note on each of the others."""
     turns = {name: make() for name, (package, make) in makers.items() if find_spec(package)}
     missing = {name: f"no {package}" for name, (package, _) in makers.items() if name not in turns}
     return turns, missing
@@ -277,7 +280,7 @@ def present(makers: Mapping[str, tuple[str, Callable[[], Turn]]]) -> tuple[dict[
 
 
 def step(bench: Bench) -> Iterator[Result]:
-    """A training step of the encoder."""
+    """Time a training step of the encoder."""
     turns, missing = present(
         {
             "transformers": ("transformers", lambda: their_step(bench)),
@@ -289,7 +292,7 @@ def step(bench: Bench) -> Iterator[Result]:
 
 
 def forward(bench: Bench) -> Iterator[Result]:
-    """Inference on batches of the training tables."""
+    """Time inference on batches of the training tables."""
     turns, missing = present(
         {
             "transformers": ("transformers", lambda: their_forward(bench)),
@@ -301,14 +304,14 @@ def forward(bench: Bench) -> Iterator[Result]:
 
 
 def methods(bench: Bench) -> Iterator[Result]:
-    """Updates of the methods, beside a plain training step of transformers'."""
+    """Time an update of each method, beside a plain training step of `transformers`."""
     turns, missing = present({"transformers": ("transformers", lambda: their_step(bench))})
     turns |= {name: method_step(bench, settings) for name, settings in METHODS.items()}
     yield from race(bench, "methods", turns, missing)
 
 
 def adamw(bench: Bench) -> Iterator[Result]:
-    """The update alone, within training steps; `step` has what it is a share of."""
+    """Time the optimizer's update alone, within training steps; the part `step` times the whole step."""
     turns: dict[str, Turn] = {}
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "torch fused": partial(torch.optim.AdamW, fused=True),
@@ -323,7 +326,7 @@ def adamw(bench: Bench) -> Iterator[Result]:
 
 
 def update_seconds(turn: Turn, optimizer: torch.optim.Optimizer, number: int) -> float:
-    """Of a training step, those of the optimizer."""
+    """Return the seconds that the optimizer takes in a training step."""
     clock: list[float] = []
     marks = [
         register(lambda *_: clock.append(time.perf_counter()))
@@ -336,7 +339,7 @@ def update_seconds(turn: Turn, optimizer: torch.optim.Optimizer, number: int) ->
 
 
 def predict(bench: Bench) -> Iterator[Result]:
-    """All pairs of quora-dev, for BERT-base every eighth: text in, probabilities out."""
+    """Time all pairs of quora-dev, for BERT-base every eighth, from texts to probabilities."""
     rows = read_split(bench.data, "dev", {"paraphrase": BUILT_IN["paraphrase"]}, skip_bad_rows=False)
     pairs: list[Any] = [row.texts for row in rows["paraphrase"].rows()][:: 8 if bench.shape == "base" else 1]
     model = build_model(Config("finetune", weights=str(bench.folder), pooling="cls"), BUILT_IN)
@@ -359,7 +362,7 @@ def predict(bench: Bench) -> Iterator[Result]:
 
 
 def load(bench: Bench) -> Iterator[Result]:
-    """From a folder to a model."""
+    """Time loading a model from a folder."""
     turns, missing = present(
         {
             "transformers": ("transformers", lambda: lambda _: load_theirs(bench)),
@@ -370,7 +373,7 @@ def load(bench: Bench) -> Iterator[Result]:
 
 
 def sweep(bench: Bench) -> Iterator[Result]:
-    """Training steps on full rows: no padding that could be spared."""
+    """Time training steps on full rows, where there is no padding to skip."""
     for length in (16, 64, 128, 256, 512):
         shape = (max(1, BATCH * 64 // length), length)
         ones = torch.ones(shape, dtype=torch.int64, device=bench.device)
@@ -391,7 +394,7 @@ def sweep(bench: Bench) -> Iterator[Result]:
 
 
 def memory(bench: Bench) -> Iterator[Result]:
-    """The peak of a process that trains, above what it held before it had a model; each in its own."""
+    """Measure how much training adds to the peak memory of a process; each contestant gets its own."""
     makers = {"transformers": their_step, "minbert": our_step}
     found: dict[str, float] = {}
     for name, make in makers.items():
@@ -404,10 +407,10 @@ def memory(bench: Bench) -> Iterator[Result]:
 
 
 def peak_memory(bench: Bench, make: Callable[[Bench], Turn], threads: int) -> float:
-    """MB that six training steps add to this process's peak, or on a GPU their peak."""
+    """Return the MB that six training steps add to this process's peak, or on a GPU their peak."""
     torch.set_num_threads(threads)
     with suppress(ImportError):
-        import transformers  # noqa: F401  (its own code is no one's working memory)
+        import transformers  # noqa: F401  (so that loading its code is not counted)
 
     before = resident_peak()
     turn = make(bench)
@@ -419,7 +422,7 @@ def peak_memory(bench: Bench, make: Callable[[Bench], Turn], threads: int) -> fl
 
 
 def resident_peak() -> float:
-    """MB of this process's memory at their most. Linux hands getrusage's figure down from the parent."""
+    """Return this process's peak memory in MB. On Linux, getrusage's figure is inherited from the parent."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -461,11 +464,13 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=SAMPLE, help="folder of tables (default: the sample)")
-    parser.add_argument("--weights", default=hub.DEFAULT, help="whose tokenizer: a name or a folder")
+    parser.add_argument(
+        "--weights", default=hub.DEFAULT, help="checkpoint to take the tokenizer from: a name or a folder"
+    )
     parser.add_argument("--only", type=listed(PARTS), default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--shapes", type=listed(SHAPES), default=list(SHAPES), help=", ".join(SHAPES))
-    parser.add_argument("--repeats", type=int, default=12, help="batches timed, in turns")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads")
+    parser.add_argument("--repeats", type=int, default=12, help="timed turns of each contestant")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="bf16: autocast")
     parser.add_argument("--json", type=Path, help="write the results here as well")
@@ -475,12 +480,12 @@ def arguments() -> argparse.Namespace:
     if not args.data.is_dir():
         parser.error(f"--data: {args.data} is not a folder")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: not to be had here")
+        parser.error("--device cuda: no CUDA GPU is available")
     return args
 
 
 def listed(names: Mapping[str, Any]) -> Callable[[str], list[str]]:
-    """The type of an option that takes some of these names, between commas."""
+    """Return an argparse type for a comma-separated list of these names."""
 
     def parse(text: str) -> list[str]:
         unknown = [name for name in text.split(",") if name not in names]
@@ -499,7 +504,7 @@ def prepare(
     device: torch.device,
     rate: float,
 ) -> Bench:
-    """Random weights of a shape, and batches of the three tasks in turn, as a run with seed 0 meets them."""
+    """Make random weights of a shape, and batches of the three tasks in turn, as in a run with seed 0."""
     torch.manual_seed(0)
     BertModel(SHAPES[shape]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -528,7 +533,7 @@ def prepare(
 
 
 def line(result: Result) -> str:
-    """A row of the table."""
+    """Return the result as a row of Markdown."""
     if result.median is None:
         cells = [result.note, "", "", ""]
     else:

@@ -1,4 +1,4 @@
-"""A grid made small enough for a budget of minutes: a few updates measured, epochs and steps scaled alike."""
+"""Scale a grid to a budget of minutes: measure a few updates, then scale the steps of all cells alike."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from multitask.sampling import FULL_PASS
 if TYPE_CHECKING:
     from multitask.forecast import Cost
 
-MARGIN = 0.9  # of a budget is planned for: other work slows a machine down
+MARGIN = 0.9  # fraction of the budget to plan for: other work may slow the machine down
 
 
 def within(minutes: float, name: str, targets: Mapping[str, Table | Figure], grid: Grid) -> tuple[Grid, str]:
-    """The grid as it fits into the budget, and what a reader must know of that. Measured once: a scaled grid
-    lies in a folder of its own, whose plan.json later calls find. Targets of the same cells share it."""
+    """Return the grid scaled to the budget, and a note on this for the reader of the page.
+
+    A scaled grid has its own folder, whose plan.json later calls read instead of measuring again. Targets
+    with the same cells share it.
+    """
     cells = targets[name].cells
     first = next(other for other, target in targets.items() if set(target.cells) == set(cells))
     seeds = f"-seeds-{len(grid.seeds)}" if len(grid.seeds) > 1 else ""
@@ -43,15 +46,15 @@ def within(minutes: float, name: str, targets: Mapping[str, Table | Figure], gri
             raise KeyError
     except (ValueError, KeyError):
         raise InputError(
-            f"{path}: not a plan of these cells; delete it and the runs beside it to plan anew"
+            f"{path}: not a plan of these cells; delete it and the runs beside it to make a new one"
         ) from None
     if before != source:
-        raise InputError(f"{path}: was made for other --data or --weights; name another --out")
+        raise InputError(f"{path}: made with a different --data or --weights; choose another --out")
     return replace(grid, out=folder if sizes else grid.out, sizes=sizes), note
 
 
 def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The `sizes` of the cells, none where the whole grid fits, and a `note` on them."""
+    """Return the `sizes` of the cells, empty if the whole grid fits, and a `note` on them."""
     started = time.perf_counter()
     costs, averaging = measure_cells(grid, cells)
     spent = time.perf_counter() - started
@@ -62,19 +65,19 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     before, after = [*costs.values()], scaled([*costs.values()], (seconds - averaging) / len(grid.seeds))
     share = sum(map(updates, after)) / sum(map(updates, before))
     note = (
-        f"Scaled to {share:.2%} of the paper's steps, to fit into {minutes:g} minutes (all of them: some "
-        f"{whole / 3600:,.1f} hours): these figures show that the methods run, not what they reach."
+        f"Scaled to {share:.2%} of the paper's steps, to fit into {minutes:g} minutes (all of them: about "
+        f"{whole / 3600:,.1f} hours): these figures show that the methods run, not what they achieve."
     )
     epochs = {one.epochs: two.epochs for one, two in zip(before, after, strict=True)}
     if any(one != two for one, two in epochs.items()):
         note += f" Fewer epochs too: {', '.join(f'{two} of {one}' for one, two in sorted(epochs.items()))}."
-    idle: dict[str, list[str]] = {}  # by rule, the cells that are too short for it
+    idle: dict[str, list[str]] = {}  # rule: the cells that are too short for it
     for cell, one, two in zip(costs, before, after, strict=True):
         for rule in idle_rules(config_of(cell, grid), two.epochs, two.steps_per_epoch, one.steps_per_epoch):
             idle.setdefault(rule, []).append(cell.name)
     if idle:
         listed = "; ".join(f"{rule} ({', '.join(names)})" for rule, names in idle.items())
-        note += f" Too short for a rule to act: {listed}."
+        note += f" Too short for a rule to take effect: {listed}."
     needed = len(grid.seeds) * sum(cost.seconds() for cost in after) + averaging
     if needed > seconds:
         least = f"about {needed / 60:.1f} minutes, after {spent / 60:.1f} of measuring"
@@ -87,11 +90,13 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def idle_rules(config: Config, epochs: int, steps_per_epoch: int, whole_pass: int) -> Iterator[str]:
-    """What a run of this size is too short for, with the least that it would need. `whole_pass` is an epoch
-    as it was before it was scaled."""
+    """Yield each rule that a run of this size is too short for, with the least size that it needs.
+
+    `whole_pass` is the number of updates in an epoch before scaling.
+    """
     updates = epochs * steps_per_epoch
     if config.schedule == "halve-on-rise" and epochs < 5:
-        yield "halve-on-rise acts from epoch 5 on"  # three rises are in the losses of four epochs
+        yield "halve-on-rise acts from epoch 5 on"  # three rises take the losses of four epochs
     if config.sampling == "annealed" and epochs < 2:
         yield "annealing needs 2 epochs"
     if config.bregman_weight and len(config.betas) > 1 and updates < 10:
@@ -101,9 +106,12 @@ def idle_rules(config: Config, epochs: int, steps_per_epoch: int, whole_pass: in
 
 
 def scaled(costs: Sequence[Cost], seconds: float) -> list[Cost]:
-    """The costs with fewer epochs and steps, so that together they take these seconds, or come as near as 2
-    epochs of one step can. Evaluations may take half of what starting leaves: all cells keep that share of
-    their epochs. The updates get the rest: all keep that share of their steps."""
+    """Return the costs with fewer epochs and steps, so that together they take these seconds.
+
+    Starting the runs comes first. Evaluations may take half of the time left, and the epochs of all cells are
+    scaled by one factor to fit; updates get the rest, and the steps of all cells are scaled by another. No
+    cell gets fewer than 2 epochs of one step, even if the total is then longer.
+    """
     left = seconds - sum(replace(cost, epochs=0).seconds() for cost in costs)
     share = left / 2 / sum(cost.epochs * cost.evaluation for cost in costs)
     costs = [replace(cost, epochs=shrunk(cost.epochs, share, 2)) for cost in costs]
@@ -127,9 +135,11 @@ def config_of(cell: Cell, grid: Grid) -> Config:
 
 
 def measure_cells(grid: Grid, cells: Sequence[Cell]) -> tuple[dict[Cell, Cost], float]:
-    """What each training takes on this machine, and the seconds of the ensembles. Cells whose updates do the
-    same work are measured once, all from the pretrained weights."""
-    from multitask.forecast import measure  # brings torch
+    """Return the cost of each training run on this machine, and the seconds that the ensembles take.
+
+    Cells whose updates do the same work are measured once, all from the pretrained weights.
+    """
+    from multitask.forecast import measure  # imports torch
 
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import multitask.jobs"], check=True)

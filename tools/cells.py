@@ -1,4 +1,4 @@
-"""What a table is made of: rows, and the run that each is. The paper's own are in paper.py."""
+"""The parts of a table: its rows, and the run behind each row. paper.py has the paper's own tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ Scores = tuple[float, ...]  # accuracy on QQP and SST, (1 + r) / 2 on STS, and t
 
 @dataclass(frozen=True)
 class Cell:
-    """A run: a recipe, the settings in which it departs from it, and the cells that it needs done: the one it
-    starts from, or those that an ensemble averages. `stated` are the settings that its table is about, also
-    where the recipe has the same; `mark` tells apart cells that differ only in what they need."""
+    """A run: a recipe, the settings that differ from it, and the cells that must be finished first.
+
+    These are the cell that it starts from, or those that an ensemble averages. `stated` names the settings
+    that its table fixes, even if the recipe has the same values; `mark` distinguishes cells that differ only
+    in what they need.
+    """
 
     recipe: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -31,7 +34,7 @@ class Cell:
 
     @property
     def said(self) -> dict[str, Any]:
-        """All settings of the recipe and the cell."""
+        """The settings of the recipe, overridden by the cell's."""
         return read_recipe(recipe_path(self.recipe)) | dict(self.settings)
 
     @property
@@ -40,19 +43,19 @@ class Cell:
 
 
 def as_text(value: Any) -> str:
-    """A setting's value on the command line."""
+    """Return a setting's value as written on the command line."""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def cell(recipe: str, *needs: Cell, **settings: Any) -> Cell:
-    """What the recipe says anyway is left out, so that equal runs are equal cells in whatever table."""
+    """Make a cell without the settings that the recipe has anyway, so that equal runs are equal cells."""
     said = read_recipe(recipe_path(recipe))
     departures = {name: value for name, value in settings.items() if said.get(name) != value}
     return Cell(recipe, tuple(sorted(departures.items())), needs, stated=frozenset(settings))
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:
-    """These cells and those that they need, each once and after what it needs."""
+    """Return these cells and all that they need, each once and after what it needs."""
     return list(dict.fromkeys(chain(*([*in_order(one.needs), one] for one in cells))))
 
 
@@ -65,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`times` are what the paper says training takes: (model, its cell, the time)."""
+    """A table of the paper; `times` is how long it says training takes: (model, its cell, the time)."""
 
     title: str
     head: tuple[str, ...]
@@ -80,8 +83,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that `--option report` draws in the folder of a cell's run, under the name `file`. Of a
-    confusion matrix the paper's text states some `shares`, by (true, predicted) class."""
+    """A figure that `--option report` plots in the folder of a cell's run, under the name `file`.
+
+    For a confusion matrix, `shares` has the fractions that the paper's text states, by (true, predicted)
+    class.
+    """
 
     title: str
     cell: Cell
@@ -104,8 +110,11 @@ def sweep(
     extra: tuple[Row, ...] = (),
     **settings: Any,
 ) -> Table:
-    """One recipe in several settings. A row as the paper prints it: the values of the settings in `columns`
-    (head: setting), then its four figures. `extra` rows are ours."""
+    """Make a table of one recipe with several settings.
+
+    Each row is as the paper prints it: the values of the settings in `columns` (head: setting), then its four
+    scores. `extra` rows are ours.
+    """
     width = len(columns)
     found = []
     for row in rows:

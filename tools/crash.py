@@ -1,9 +1,9 @@
-"""Kill training runs at random moments, go on with them, and compare their bytes with those of an
-uninterrupted run: `python tools/crash.py --kills 200`.
+"""Kill training runs at random moments, resume them, and compare their bytes with those of an uninterrupted
+run: `python tools/crash.py --kills 200`.
 
-Every process is forked from one that has imported torch, so that a kill costs a second and not a start of the
-interpreter; it is killed by SIGKILL, which no program can prepare for. A run is killed several times, then
-gone on with to its end. Exit status 1 where any byte differs, clock fields aside.
+Every process is forked from one that has already imported torch, so that a kill costs a second instead of a
+start of the interpreter; it is killed by SIGKILL, which no program can handle. A run is killed several times,
+then resumed to its end. The exit status is 1 if any byte differs, clock fields aside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # which an optimizer imports; here, so that no process need do it again
+import torch._dynamo  # optimizers import it; done here, so that no process repeats it
 
 from multitask import jobs, pipeline  # noqa: F401  for the same reason
 from multitask.data import SAMPLE
@@ -91,7 +91,9 @@ def main() -> int:
                 until_it_trains(pid, reference)
                 started = time.monotonic()
                 if code := wait(pid):
-                    raise SystemExit(f"{name}: the uninterrupted run ended with {code}: {log(reference)}")
+                    raise SystemExit(
+                        f"{name}: the uninterrupted run ended with status {code}: {log(reference)}"
+                    )
                 references[name] = contents(reference), time.monotonic() - started
             wanted, seconds = references[name]
             run = Path(folder) / f"run-{number}"
@@ -105,18 +107,18 @@ def main() -> int:
             tally.kills, tally.in_saves = tally.kills + done, tally.in_saves + in_saves
             tally.right += done * (code == 0 and not different)
             verdict = (
-                "the same bytes"
+                "same bytes"
                 if code == 0 and not different
-                else f"DIFFERENT, {code}: {different} {log(run)}"
+                else f"DIFFERENT, status {code}: {different} {log(run)}"
             )
-            print(f"{tally.kills:4} {name}: {done} kills, {in_saves} inside a save: {verdict}", flush=True)
+            print(f"{tally.kills:4} {name}: {done} kills, {in_saves} during a save: {verdict}", flush=True)
             shutil.rmtree(run)
-    print(f"{tally.right} of {tally.kills} kills resumed byte-identical; {tally.in_saves} hit a save")
+    print(f"{tally.right} of {tally.kills} kills resumed to identical bytes; {tally.in_saves} hit a save")
     return int(tally.right < tally.kills)
 
 
 def prepare(folder: Path) -> dict[str, list[str]]:
-    """Small tables and a recipe; the command line of every variant."""
+    """Write small tables and a recipe; return the command line of every variant."""
     data, recipe = folder / "data", folder / "stages.toml"
     data.mkdir()
     recipe.write_text(RECIPE)
@@ -129,7 +131,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 
 def start(words: list[str], run: Path) -> int:
-    """The number of a process that carries out this command line, its output in a file beside the run."""
+    """Start a process with this command line, its output in a file beside the run; return its pid."""
     run.with_suffix(".log").write_text("")
     if pid := os.fork():
         return pid
@@ -152,7 +154,7 @@ def log(run: Path) -> str:
 
 
 def until_it_trains(pid: int, run: Path) -> None:
-    """Until the process has begun with its updates, or has ended."""
+    """Wait until the process has started its updates, or has ended."""
     while "updates on" not in log(run) and not ended(pid):
         time.sleep(0.001)
 
@@ -162,8 +164,11 @@ def ended(pid: int) -> bool:
 
 
 def kill(words: list[str], run: Path, kills: int, seconds: float, draw: random.Random) -> tuple[int, int]:
-    """Start the run and go on with it until it has been killed so often, or has ended: how many kills, and
-    how many of them came while something was being written. One in four may come before the first update."""
+    """Start the run and resume it until it has been killed this many times, or has ended.
+
+    Return the number of kills, and how many of them came while something was being written. One in four may
+    come before the first update.
+    """
     done = in_saves = 0
     while done < kills:
         before = half_written(run)
@@ -182,12 +187,12 @@ def kill(words: list[str], run: Path, kills: int, seconds: float, draw: random.R
 
 
 def half_written(run: Path) -> set[tuple[Path, int]]:
-    """What has not got its name yet, with its time, so that a leftover is counted once."""
+    """Return files not yet renamed, with their times, so that a leftover is counted only once."""
     return {(path, path.stat().st_mtime_ns) for path in run.rglob("*.partial")}
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What a run has left: of its states the newest, and nothing that tells time or its folder's name."""
+    """Return what a run has written, without older states, clock times and the name of its folder."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -208,7 +213,7 @@ def newest(states: Path) -> Path:
 
 
 def timeless(value: Any) -> Any:
-    """Without the fields that have `second` in their names."""
+    """Return a JSON value without the fields that have `second` in their names."""
     if isinstance(value, dict):
         return {name: timeless(item) for name, item in value.items() if "second" not in name}
     return [timeless(item) for item in value] if isinstance(value, list) else value

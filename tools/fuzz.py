@@ -1,9 +1,9 @@
-"""Hostile files for everything that reads one: `python tools/fuzz.py` gives each reader 10,000 inputs.
+"""Feed hostile files to everything that reads files: `python tools/fuzz.py` gives each reader 10,000 inputs.
 
-A reader may take a file for what it says, or refuse it with an InputError of one line that names it. All else
-is a finding: another exception, seconds of work on one input, gigabytes of memory, control characters in the
+A reader may accept a file, or reject it with an InputError of one line that names it. Anything else is a
+finding: another exception, seconds of work on one input, gigabytes of memory, control characters in the
 message. A finding is printed with the smallest input that shows it, and the exit status is 1. `--reader NAME`
-runs one reader, `--seed N` another set of inputs; the same seed gives the same ones.
+runs one reader; `--seed N` tries other inputs, and the same seed gives the same ones.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ from multitask.data import Row, read_table, tokenize
 from multitask.tasks import BUILT_IN, Task, read_task_file
 
 INPUTS = 10_000
-SECONDS = 5  # of the processor's time that one input may take
-WAITING = 120  # seconds that it may take in all, on however busy a machine
-MEMORY = 6 << 30  # bytes that the program may take, so that an allocation of terabytes fails here as anywhere
+SECONDS = 5  # of CPU time that one input may take
+WAITING = 120  # seconds of wall time that it may take, even on a busy machine
+MEMORY = 6 << 30  # most bytes for the program, so that an allocation of terabytes fails on any machine
 
-Files = Mapping[str, bytes]  # what is in a folder
+Files = Mapping[str, bytes]  # name: content of the files in a folder
 Strategy = st.SearchStrategy
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads a folder, and the hostile files that take the place of those in a right one."""
+    """A function that reads a folder, valid files for it, and hostile files that replace some of them."""
 
     right: Callable[[], Files]
     hostile: Callable[[], Strategy[Files]]
     read: Callable[[Path], object]
-    one_line: bool = True  # a refusal takes one line, and
-    named: bool = True  # names the folder or a file in it
+    one_line: bool = True  # a rejection is one line
+    named: bool = True  # a rejection names the folder or a file in it
 
 
-# What stands in hostile files
+# The contents of hostile files
 
 JUNK = [
     b"", b"\0", b"\n", b"\r", b"\r\n", b"\t", b" ", b'"', b'""', b"'", b"\\", b"=", b"[", b"]", b"{", b"}",
@@ -108,7 +108,7 @@ LITERALS = [
 
 @st.composite
 def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
-    """These bytes with a few cut out, put in, doubled or changed."""
+    """Draw these bytes with a few removed, inserted, doubled or changed."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(content)))
         end = min(len(content), start + draw(st.integers(0, 40)))
@@ -120,12 +120,12 @@ def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def trees() -> Strategy[Any]:
-    return st.sampled_from(VALUES).map(deepcopy)  # they may be changed in their turn
+    return st.sampled_from(VALUES).map(deepcopy)  # a copy, because it may be changed in turn
 
 
 @st.composite
 def altered(draw: st.DrawFn, tree: Any) -> Any:
-    """A JSON value with one to three of its inner values, or of its keys, changed, dropped or added."""
+    """Draw a JSON value with one to three of its inner values or keys changed, dropped, added or moved."""
     tree = json.loads(json.dumps(tree))
     for _ in range(draw(st.integers(1, 3))):
         level, places = tree, [tree]
@@ -163,7 +163,7 @@ def json_files(content: bytes) -> Strategy[bytes]:
 
 @st.composite
 def toml_files(draw: st.DrawFn, content: bytes, keys: Sequence[str]) -> bytes:
-    """TOML with lines dropped, doubled, added, and with other values."""
+    """Draw TOML with lines dropped, doubled or added, and values changed."""
     lines = content.decode().splitlines()
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(lines)))
@@ -231,7 +231,7 @@ def tables(draw: st.DrawFn, task: Task, headed: bool = True) -> bytes:
 
 @cache
 def cache_entry() -> Files:
-    """One entry of the cache, and nothing else."""
+    """Return the file of one entry of the cache."""
     with tempfile.TemporaryDirectory() as scratch:
         store._write(Path(scratch, f"{ENTRY}.safetensors"), BUILT)
         return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
@@ -243,7 +243,7 @@ def cache_entries() -> Strategy[Files]:
 
 
 def read_cache(folder: Path) -> None:
-    """A damaged entry is as good as none."""
+    """Check that a damaged entry is treated as missing."""
     found = store._read(folder / f"{ENTRY}.safetensors")
     assert found is None or all(np.array_equal(found[name], BUILT[name]) for name in BUILT)
 
@@ -255,7 +255,7 @@ def task_tables() -> Strategy[Files]:
 
 
 def read_tables(folder: Path) -> None:
-    """Every row that is taken is whole: an id and texts that are there, a label in its range."""
+    """Check that every accepted row is complete: an id, texts and a finite label."""
     for path in folder.iterdir():
         task = BUILT_IN[path.stem]
         for labelled in (True, False):
@@ -277,7 +277,7 @@ def texts() -> Strategy[Files]:
 
 
 def read_texts(folder: Path) -> None:
-    """As predict does, up to the tokens."""
+    """Do what predict does, up to the tokens."""
     for task in BUILT_IN.values():
         with (folder / "input.txt").open("rb") as file:
             items = list(predict._items(file, str(folder / "input.txt"), task))
@@ -368,7 +368,7 @@ def read_recipe(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> None:
-    """A run folder's own settings, as --resume and report take them."""
+    """Read a run folder's own settings as --resume and report do."""
     settings = config.read_toml(folder / "config.toml")
     report.first_checkpoint(str(folder))
     command_line.resolve(["--resume", "--out", str(folder)])
@@ -398,7 +398,7 @@ def read_command_line(folder: Path) -> None:
 
 @cache
 def checkpoint() -> Files:
-    """A model of one small layer, with two heads."""
+    """Return the files of a model with one small layer and the heads of two tasks."""
     torch.manual_seed(0)
     words = [
         *SPECIAL_TOKENS,
@@ -434,7 +434,7 @@ def configs() -> Strategy[Files]:
 
 @st.composite
 def safetensors_files(draw: st.DrawFn, content: bytes) -> bytes:
-    """A header that says something else, before the same bytes or fewer."""
+    """Draw a changed header before the same data or less."""
     if draw(st.booleans()):
         return draw(spoiled(content))
     (length,) = struct.unpack("<Q", content[:8])
@@ -538,7 +538,7 @@ def ensembles() -> Strategy[Files]:
 
 
 def read_ensemble(folder: Path) -> None:
-    """The whole ensemble where its members are there, which they are when they keep their names."""
+    """Load the ensemble; its members exist as long as their names are unchanged."""
     for name in ("a", "b"):
         (folder / name).mkdir(exist_ok=True)
         for file, content in checkpoint().items():
@@ -565,7 +565,7 @@ def archive(members: Mapping[str, bytes]) -> bytes:
 
 @st.composite
 def archives(draw: st.DrawFn) -> Files:
-    """A wheel with members that lead out of its folder, are links, bombs, doubled, missing, packed anyhow."""
+    """Draw a wheel whose members escape its folder, are links, bombs or duplicates, or are missing."""
     names = [
         *(f"{INSIDE}/{name}" for name in MEMBERS),
         "../../escaped",
@@ -575,7 +575,7 @@ def archives(draw: st.DrawFn) -> Files:
     ]
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as written:
-        warnings.simplefilter("ignore")  # of a name that is given twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name in draw(st.lists(st.sampled_from(names), max_size=4)) + names[: draw(st.integers(0, 2))]:
             info = zipfile.ZipInfo(name)
             kind = draw(st.sampled_from([0, 0o100644, 0o100644, 0o120777, 0o040755, 0o010644, 0o020666]))
@@ -588,7 +588,7 @@ def archives(draw: st.DrawFn) -> Files:
 
 
 def read_archive(folder: Path) -> None:
-    """Nothing but the wanted files appears, and those hold what their hashes say."""
+    """Check that only the wanted files appear, with the contents that their hashes state."""
     target = folder / "target"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -635,10 +635,10 @@ def metrics(draw: st.DrawFn) -> Files:
 
 
 def read_records(folder: Path) -> None:
-    """What a report takes out of its records, short of the drawing itself."""
+    """Do what a report does with its records, except the plotting."""
     records = report.read_metrics(folder / "metrics.jsonl")
     selected = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
-    tables = cast(Any, dict.fromkeys(selected, ""))  # of which only the length is asked
+    tables = cast(Any, dict.fromkeys(selected, ""))  # only their length is used
     for choose_by in ("score", "worst"):
         report.check_scores(folder / "metrics.jsonl", records, selected, choose_by)
         chosen = config.Config(option="finetune", weights="x", choose_by=choose_by)
@@ -678,7 +678,7 @@ READERS = {
 
 
 class Finding(Exception):
-    """An input that a reader neither took nor refused as it should."""
+    """An input that a reader neither accepted nor rejected as it should."""
 
 
 @contextmanager
@@ -699,7 +699,7 @@ def time_limit() -> Iterator[None]:
 
 
 def attempt(reader: Reader, folder: Path) -> bool:
-    """Whether the folder was taken; False where it was refused as it should. Finding for all else."""
+    """Return whether the folder was accepted or properly rejected. Raises Finding for anything else."""
     try:
         with time_limit():
             reader.read(folder)
@@ -708,19 +708,19 @@ def attempt(reader: Reader, folder: Path) -> bool:
         message = str(error)
     except (Finding, KeyboardInterrupt):
         raise
-    except BaseException as error:  # what Rust raises is no Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         raise Finding("".join(traceback.format_exception(error))) from None
     if re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", message):
-        raise Finding(f"control characters in the refusal {message!r}")
+        raise Finding(f"control characters in the message {message!r}")
     if not message or len(message) > 30_000 or (reader.one_line and "\n" in message):
-        raise Finding(f"a refusal that is not one line: {message[:1000]!r}")
+        raise Finding(f"a message that is not one line: {message[:1000]!r}")
     if reader.named and str(folder) not in message:
-        raise Finding(f"a refusal that does not name the file: {message!r}")
+        raise Finding(f"a message that does not name the file: {message!r}")
     return False
 
 
 def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[int, int, str]:
-    """How many hostile inputs the reader got, how many of them it took, and the finding, if there was one."""
+    """Return how many hostile inputs the reader got, how many it accepted, and the finding, or ""."""
     seen = taken = 0
     with tempfile.TemporaryDirectory(prefix="minbert-fuzz-") as scratch:
         folder = Path(scratch)
@@ -763,7 +763,7 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> tuple[int, int, str]:
 
 
 def shortened(files: Files) -> str:
-    """The files, with what repeats in them written once."""
+    """Return the files as text, with long repetitions abbreviated."""
     parts = []
     for name, content in files.items():
         text = re.sub(
@@ -776,25 +776,27 @@ def shortened(files: Files) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Give every reader hostile files.")
-    parser.add_argument("--inputs", type=int, default=INPUTS, help=f"for each reader (default {INPUTS:,})")
+    parser = argparse.ArgumentParser(description="Feed hostile files to every reader.")
     parser.add_argument(
-        "--reader", choices=list(READERS), action="append", help="only this one (may be repeated)"
+        "--inputs", type=int, default=INPUTS, help=f"inputs for each reader (default {INPUTS:,})"
+    )
+    parser.add_argument(
+        "--reader", choices=list(READERS), action="append", help="run only this reader (may be repeated)"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["MINBERT_CACHE"] = os.devnull  # no table is worth keeping; says so once
+    os.environ["MINBERT_CACHE"] = os.devnull  # cache no tables; this prints one warning
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     findings = 0
     for name in options.reader or READERS:
         start, seen, taken, finding, rounds = time.perf_counter(), 0, 0, "", 0
-        while seen < options.inputs and not finding:  # hypothesis may end before its number
+        while seen < options.inputs and not finding:  # hypothesis may stop early
             new, accepted, finding = fuzz(READERS[name], options.inputs - seen, options.seed + 1000 * rounds)
             seen, taken, rounds = seen + new, taken + accepted, rounds + 1
         findings += bool(finding)
         seconds = time.perf_counter() - start
-        print(f"{name:12} {seen:7,} inputs, {taken:6,} taken, {seconds:5.0f} seconds", flush=True)
+        print(f"{name:12} {seen:7,} inputs, {taken:6,} accepted, {seconds:5.0f} seconds", flush=True)
         if finding:
             print(f"{finding}\n", flush=True)
     print(f"{findings} findings")

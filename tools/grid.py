@@ -1,4 +1,4 @@
-"""Cells of the paper's tables as commands of `multitask.run`, and the carrying out of them."""
+"""Turn the cells of the paper's tables into commands of `multitask.run`, and run them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from pathlib import Path
 from cells import Cell, Figure, Table, as_text, in_order
 from multitask.config import flag, read_recipe, recipe_path
 
-RESULT = "result.json"  # in a run's folder once it is done: see multitask.jobs
+RESULT = "result.json"  # in a run's folder once it is finished: see multitask/jobs.py
 
 
 @dataclass(frozen=True)
 class Job:
-    """The words of a `multitask.run` command, the run's folder, what exists once it is done, and what must
-    exist before."""
+    """A command of `multitask.run`, and the run's folder.
+
+    `product` exists once the command is done; `needs` must exist before it starts.
+    """
 
     words: list[str]
     run: Path
@@ -35,28 +37,28 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where and on what cells run. A scaled grid has `sizes`: each cell's own epochs and steps_per_epoch."""
+    """Where and with what cells run. A scaled grid has `sizes`: epochs and steps_per_epoch of each cell."""
 
     out: Path
     data: str | None = None
     weights: str | None = None
     seeds: Sequence[int] = (0,)
-    machine: Sequence[str] = ()  # flags that every command takes
-    precision: str | None = None  # of what computes
+    machine: Sequence[str] = ()  # flags for every command
+    precision: str | None = None  # of the model's computations
     sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def run(self, cell: Cell, seed: int) -> Path:
         return self.out / cell.name / f"seed-{seed}"
 
     def done(self, cell: Cell) -> list[Path]:
-        """The runs of a cell that have a result."""
+        """Return the runs of a cell that are finished."""
         return [self.run(cell, seed) for seed in self.seeds if self.finished(cell, seed)]
 
     def finished(self, cell: Cell, seed: int) -> bool:
         return (self.run(cell, seed) / RESULT).exists()
 
     def job(self, cell: Cell, seed: int) -> Job:
-        """A training goes on with what it finds, so its command may be repeated."""
+        """Return the job of a cell. Training resumes what it finds, so its command may be repeated."""
         run, needs = self.run(cell, seed), [self.run(need, seed) for need in cell.needs]
         words = ["--recipe", cell.recipe]
         for name, value in {**dict(cell.settings), **self.sizes.get(cell.name, {})}.items():
@@ -85,8 +87,11 @@ class Grid:
 
 
 def pooled(table: Table, tables: Iterable[Table], grid: Grid) -> Table:
-    """The table with its ensembles drawing on all models of its own, and on those of all the tables that are
-    finished with every seed. Its run's folder tells which these were."""
+    """Return the table with ensembles that choose from more models.
+
+    These are all models of this table, and those of the other tables that are finished with every seed. The
+    name of an ensemble's folder identifies the choice.
+    """
     own = set(table.cells)
     members = [
         one
@@ -106,14 +111,14 @@ def _drawing_on(ensemble: Cell, members: Sequence[Cell]) -> Cell:
 
 
 def jobs_of(target: Table | Figure, grid: Grid) -> list[Job]:
-    """In an order in which each comes after those that it needs."""
+    """Return the jobs of a target, each after the jobs that it needs."""
     cells = [grid.job(cell, seed) for cell in target.cells for seed in grid.seeds]
     drawings = [grid.drawing(target, seed) for seed in grid.seeds] if isinstance(target, Figure) else []
     return cells + drawings
 
 
 def carry_out(jobs: Sequence[Job]) -> int:
-    """Run what is not done, one after the other; a failure stops only what needs it. How many failed."""
+    """Run the unfinished jobs one by one; skip those whose needs failed. Return how many are unfinished."""
     failed = 0
     for number, job in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {job.run} ... ", end="", flush=True)
@@ -121,7 +126,7 @@ def carry_out(jobs: Sequence[Job]) -> int:
         if job.product.exists():
             print("done before")
         elif missing:
-            print(f"not run, for lack of {', '.join(missing)}")
+            print(f"not run, missing {', '.join(missing)}")
         else:
             print(execute(job), flush=True)
         failed += not job.product.exists()
@@ -129,7 +134,7 @@ def carry_out(jobs: Sequence[Job]) -> int:
 
 
 def execute(job: Job) -> str:
-    """Run the command, its output into the run's log.txt; says how it went."""
+    """Run the command with its output in the run's log.txt, and return a short report."""
     job.run.mkdir(parents=True, exist_ok=True)
     path, started = job.run / "log.txt", time.perf_counter()
     with path.open("ab") as log:

@@ -1,6 +1,6 @@
-"""Make tests/golden.json, the metrics of a small run with every method in it: `python tools/make_golden.py`.
+"""Make tests/golden.json, the metrics of a small run that uses every method: `python tools/make_golden.py`.
 
-Only after a change that was meant to move the numbers; its commit says why.
+Run it only after a change that is meant to move the numbers; the commit says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMAND = (
 )
 
 if __name__ == "__main__":
-    linear.onednn_is_faster = lambda: False  # the same products on every processor, as in the test
+    linear.onednn_is_faster = lambda: False  # the same matrix library on every processor, as in the test
     with tempfile.TemporaryDirectory() as folder:
         words = COMMAND.replace("ROOT", str(ROOT)).split()
         assert main([*words, "--out", f"{folder}/run"]) == 0

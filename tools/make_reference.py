@@ -1,9 +1,9 @@
-"""Make what the tests compare with: `weights/tiny`, a tiny checkpoint, and `tests/reference.safetensors`.
+"""Make the reference data of the tests: `weights/tiny`, a tiny checkpoint, and `tests/reference.safetensors`.
 
     python tools/make_reference.py
 
-The weights are random; the reference is what `transformers.BertModel` (eager attention) computes from them.
-Two runs give the same bytes, on one machine with one set of versions. Needs the extra `test` (transformers).
+The weights are random; the reference holds the outputs of `transformers.BertModel` (eager attention) on them.
+Two runs on one machine with the same versions give the same bytes. Needs the extra `test` (transformers).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SENTENCES = [
     "Why?",
 ]
 PARTNERS = ["It left an hour after it should have.", "Dull.", "Because the sea is salty, and the ice is not."]
-# A gradient from each kind of part: a table, attention at the bottom, a LayerNorm, the top, the pooler.
+# A gradient of each kind of part: an embedding, attention at the bottom, a LayerNorm, the top, the pooler.
 GRADIENTS = [
     "embeddings.token_type_embeddings.weight",
     "encoder.layer.0.attention.self.query.weight",
@@ -57,14 +57,14 @@ def main() -> None:
     make_model(tokenizer.vocab_size).save_pretrained(TINY)
     tensors = make_reference(tokenizer)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    # One key: safetensors writes several in any order, and the bytes should be the same every time.
+    # Only one key: safetensors writes several in random order, and the bytes should always be the same.
     save_file(tensors, REFERENCE, metadata={"made_by": json.dumps(versions)})
     for path in [*sorted(TINY.iterdir()), REFERENCE]:
         print(f"{path.stat().st_size:9,}  {path.relative_to(ROOT)}")
 
 
 def read_sample() -> list[str]:
-    """Every sentence of the shipped sample, which is our own text, in the public domain."""
+    """Return every sentence of the shipped sample, our own text in the public domain."""
     texts = []
     for path in sorted((ROOT / "multitask" / "sample").glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as table:
@@ -74,13 +74,13 @@ def read_sample() -> list[str]:
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 1200) -> BertTokenizer:
-    """A lower-case WordPiece vocabulary, trained on the texts."""
+    """Train a lower-case WordPiece vocabulary on the texts."""
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     texts = [tokenizer.normalizer.normalize_str(text) for text in texts]
-    # Left alone, the trainer numbers letters in the order of a randomly seeded hash table, and breaks ties
-    # between pairs by number; letters that are listed beforehand keep their place.
+    # By default the trainer numbers letters in the order of a randomly seeded hash table, and breaks ties
+    # between pairs by number; letters that are listed in advance keep their place.
     letters = sorted(set("".join(texts)) - {" "})
     fixed = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
     trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
@@ -93,7 +93,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 1200) -> BertTokenize
 
 
 def make_model(vocab_size: int) -> BertModel:
-    """Random everywhere, biases and LayerNorm too, and wide enough that no two outputs are alike."""
+    """Make a model that is random everywhere, even in biases and LayerNorm, so that all outputs differ."""
     config = BertConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -111,7 +111,7 @@ def make_model(vocab_size: int) -> BertModel:
 
 
 def make_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
-    """Inputs and outputs of `transformers`, by the name of the case; shapes as in `BertOutput`."""
+    """Return inputs and outputs of `transformers`, with keys CASE.NAME and shapes as in `BertOutput`."""
     model = transformers.BertModel.from_pretrained(TINY, attn_implementation="eager").eval()
     cases = {
         "single": tokenizer(SENTENCES),
@@ -135,7 +135,7 @@ def make_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
 
 
 def loss(last_hidden_state: Tensor, pooler_output: Tensor, attention_mask: Tensor) -> Tensor:
-    """The scalar whose gradients are kept: every output at a real token counts, none of them linearly."""
+    """Return a scalar to differentiate: every output at a real token counts, hidden states not linearly."""
     return last_hidden_state[attention_mask.bool()].sin().sum() + pooler_output.sum()
 
 

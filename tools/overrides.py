@@ -1,4 +1,4 @@
-"""`--set`: settings of the user's own for all cells that use them, beside those that a table states."""
+"""`--set`: the user's settings for all cells that use them, except where a table states its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from multitask.config import INSTEAD, SETTINGS, WEIGHTS, Config, check, check_al
 from multitask.sampling import FULL_PASS
 
 GROUPS = ("model", "training", "SMART", "BPPO", "MNRL")
-ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # what has a flag of its own
-GIVEN = {*ELSEWHERE, "init", "allow_pickle"}  # what a cell or the command line decides
-COMPARED = {"sampling"}  # what the rows differ in
+ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # settings with their own flag
+GIVEN = {*ELSEWHERE, "init", "allow_pickle"}  # decided by the cell or the command line
+COMPARED = {"sampling"}  # what the rows compare
 SETTABLE = {"max_length"} | {n for n in SETTINGS if SETTINGS[n]["group"] in GROUPS} - GIVEN - COMPARED
 Changes = Mapping[str, Any]  # setting: value, or for lr a Ratio
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A learning rate as a multiple of the one that a cell or its recipe states."""
+    """A learning rate as a multiple of the one in a cell or its recipe."""
 
     factor: float
 
@@ -33,8 +33,10 @@ class Ratio:
 
 
 def read_changes(items: Iterable[str]) -> dict[str, Any]:
-    """From NAME=VALUE to checked values, sorted by name. Raises InputError for what is no training setting,
-    has no such value, or comes twice."""
+    """Parse NAME=VALUE items into checked values, sorted by name.
+
+    Raises InputError if a name is not a training setting or is given twice, or a value is invalid.
+    """
     found: dict[str, Any] = {}
     for item in items:
         name, equals, text = item.partition("=")
@@ -44,10 +46,10 @@ def read_changes(items: Iterable[str]) -> dict[str, Any]:
         if name == "option" or (name in SETTINGS and name not in SETTABLE):
             remedy = f"; use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
             if name in COMPARED:
-                raise InputError(f"--set: {name} is what the rows of the tables differ in")
+                raise InputError(f"--set: {name} cannot be set, because the rows of the tables compare it")
             raise InputError(f"--set: {name} is not a training setting{remedy}")
         found[name] = _value(name, text.strip())
-    _ = Config("finetune", bregman_beta=found.get("bregman_beta", "0")).betas  # a text with a form of its own
+    _ = Config("finetune", bregman_beta=found.get("bregman_beta", "0")).betas  # checks the format of its text
     return dict(sorted(found.items()))
 
 
@@ -59,7 +61,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def _number(text: str, kind: type) -> Any:
-    """The number, or the text as it is for `check` to refuse."""
+    """Return the number, or the text unchanged, which `check` then rejects."""
     try:
         return kind(text)
     except ValueError:
@@ -81,7 +83,7 @@ def changed_figure(figure: Figure, changes: Changes) -> Figure:
 
 
 def changed(one: Cell, changes: Changes) -> Cell:
-    """The cell with the changes that it takes, and all that it needs likewise."""
+    """Return the cell, and the cells that it needs, with the changes that apply to each."""
     needs = [changed(need, changes) for need in one.needs]
     said = one.said
     taken = {
@@ -93,8 +95,11 @@ def changed(one: Cell, changes: Changes) -> Cell:
 
 
 def takes(one: Cell, name: str, value: Any) -> bool:
-    """Whether a cell uses a setting and its table does not state it; a ratio may change what is stated. A
-    setting of SMART or BPPO goes to the cells that have it on. The epochs of full passes stay as they are."""
+    """Return whether a setting applies to a cell: the cell uses it and its table does not state it.
+
+    A ratio applies even if the table states a rate. A setting of SMART or BPPO applies only to cells with the
+    method on; steps_per_epoch never applies to full passes.
+    """
     meta, said = SETTINGS[name], one.said
     if name == "steps_per_epoch" and said.get("sampling") == FULL_PASS:
         return False

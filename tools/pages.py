@@ -1,4 +1,4 @@
-"""The page of a table or figure: our numbers beside the paper's, as Markdown and charts."""
+"""Write the page of a table or figure: our numbers beside the paper's, as Markdown and charts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Score = Callable[[Path], Scores]
 
 
 def write_table(table: Table, grid: Grid, score: Score, notes: Sequence[str], stem: Path) -> str:
-    """STEM.md, .png and .svg; returns the Markdown."""
+    """Write STEM.md, .png and .svg; return the Markdown."""
     found = {row: [score(run) for run in grid.done(row.cell)] for row in table.rows}
     ours = np.array([[mean_and_spread(values) for values in columns(scores)] for scores in found.values()])
     paper = np.array([row.paper or [np.nan] * len(HEAD) for row in table.rows])
@@ -35,7 +35,7 @@ def write_table(table: Table, grid: Grid, score: Score, notes: Sequence[str], st
 
 
 def score_lines(table: Table, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
-    """Each figure of ours before the paper's."""
+    """Return the lines of scores, each of ours followed by the paper's."""
     lines = []
     for row, scores in found.items():
         pairs = zip(map(shown, columns(scores)), paper_figures(row.paper, len(HEAD)), strict=True)
@@ -44,7 +44,7 @@ def score_lines(table: Table, found: Mapping[Row, Sequence[Scores]]) -> list[str
 
 
 def evenness_lines(table: Table, grid: Grid, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
-    """How even the tasks are, how far each is overfitted, and what training took."""
+    """Return lines on how even the tasks are, how much each is overfitted, and what training took."""
     lines = []
     for row, scores in found.items():
         even = [[min(one[:-1]), max(one[:-1]) - min(one[:-1])] for one in scores]
@@ -59,7 +59,7 @@ def evenness_lines(table: Table, grid: Grid, found: Mapping[Row, Sequence[Scores
 
 
 def time_lines(table: Table, grid: Grid) -> list[str]:
-    """What the paper says training takes, beside ours with all the runs that a model starts from."""
+    """Return lines on the paper's training times beside ours, including the runs that a model starts from."""
     lines = []
     for model, one, said in table.times:
         parts = in_order([one])
@@ -83,14 +83,14 @@ def paper_figures(figures: Sequence[float] | None, width: int) -> list[str]:
 
 
 def efforts(runs: Sequence[Sequence[float]]) -> list[str]:
-    """Updates, rows and minutes, as means over the runs."""
+    """Return updates, rows and minutes, as means over the runs."""
     means = [mean_and_spread(values)[0] for values in columns(runs, 3)]
     formats = (",.0f", ",.0f", ",.1f")
     return [NONE if np.isnan(mean) else format(mean, form) for mean, form in zip(means, formats, strict=True)]
 
 
 def memberships(runs: Iterable[Path]) -> Iterator[str]:
-    """Whom each ensemble among these runs averages, task by task."""
+    """Yield the members of each ensemble among these runs, task by task."""
     for run in runs:
         for task, chosen in result(run).get("tasks", {}).items():
             names = ", ".join(Path(member).parent.name for member in chosen["members"])
@@ -98,24 +98,24 @@ def memberships(runs: Iterable[Path]) -> Iterator[str]:
 
 
 def write_figure(figure: Figure, grid: Grid, notes: Sequence[str], tables: Path, stem: Path) -> str:
-    """STEM.md, .png and .svg: the figure of the run with the best dev score; returns the Markdown."""
+    """Write STEM.md, .png and .svg with the figure of the best run on dev; return the Markdown."""
     best = max(grid.done(figure.cell), key=lambda run: result(run)["dev"]["score"])
     for ending in (".png", ".svg"):
         shutil.copyfile(best / "figures" / (figure.file + ending), f"{stem}{ending}")
-    notes = [*notes, f"Drawn of {best}, dev score {result(best)['dev']['score']:.3f}."]
+    notes = [*notes, f"Plotted from {best}, dev score {result(best)['dev']['score']:.3f}."]
     lines = share_lines(best, figure.shares, tables) if figure.shares else []
     return write_page(figure.title, notes, lines, stem)
 
 
 def share_lines(run: Path, shares: Mapping[tuple[int, int], float], tables: Path) -> list[str]:
-    """The shares of a true class that are predicted as another, ours beside those that the paper states."""
+    """Return the fraction of each true class that is predicted as another, ours beside the paper's."""
     labels = read_labels(tables, SENTIMENT, "dev")
     truth, predicted = np.array([*labels.values()]), read_predictions(run, SENTIMENT, "dev", labels)
     rows = [
         [true, guess, f"{np.mean(predicted[truth == true] == guess):.2f}", f"{paper:.2f}"]
         for (true, guess), paper in shares.items()
     ]
-    return markdown(["true class", "predicted", "share ours†", "paper"], rows)
+    return markdown(["true class", "predicted", "fraction ours†", "paper"], rows)
 
 
 def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -1,8 +1,8 @@
 """The tables and figures of "Jack of All Trades, Master of Some: Improving BERT for Multitask Learning"
-(Stanford CS224N; below, "the paper") as data: which run each row is, and what the paper found.
+(Stanford CS224N; below, "the paper") as data: the run behind each row, and the paper's scores.
 
-Values are as printed, also where the paper disagrees with itself; the notes say where, and what had to be
-assumed. Rows that the paper lacks have no figures of its own.
+Values are as printed, even where the paper contradicts itself; the notes say where, and what had to be
+assumed. Rows that the paper does not have are without scores of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MNRL = cell("mnrl")
 
 
 def with_smart(recipe: str, *needs: Cell, mode: str = "normalize", **settings: Any) -> Cell:
-    """A recipe with SMART in the mode that its table states."""
+    """Make a cell of a recipe with SMART in the mode that its table states."""
     return cell(recipe if mode == "normalize" else f"{recipe}-{mode}", *needs, smart_mode=mode, **settings)
 
 
@@ -31,23 +31,24 @@ ENSEMBLE = cell("ensemble", BASELINE, BASELINE_SMART, ANNEALED, ANNEALED_SMART, 
 
 NORMALIZE = (
     "SMART is in mode normalize: the paper's epsilon 1e-6, step 1e-3 and p = inf are those of the public "
-    "implementation, which scales every token's perturbation to a maximum of 1; epsilon guards a division.",
+    "implementation, which scales every token's perturbation to a maximum of 1; epsilon only prevents a "
+    "division by zero.",
 )
 MNRL_OURS = (
-    "MNRL takes the paper's 2K sentences a batch, rate and decay; its epochs, scale, clipping and schedule "
-    "are ours, since the paper gives none.",
+    "MNRL uses the paper's 2K sentences per batch, learning rate and decay; its epochs, scale, clipping and "
+    "schedule are ours, since the paper gives none.",
 )
 QQP_TWICE = (
     "The MNRL model of 25 epochs has .887 on QQP in the paper's Table 4 and .877 in its Table 7. Its model "
     "accuracy, .792 in both, fits neither: they give .789 and .786.",
 )
 RAW_R = (
-    "The paper's .850 for the baseline on STS reads like a raw r: all its other models are above .92. As "
+    "The paper's .850 for the baseline on STS looks like a raw r: all its other models are above .92. As "
     "(1 + r) / 2 it would be .925, and the baseline's model accuracy .771 instead of .746, close to the .776 "
     "of annealed sampling.",
 )
 ENSEMBLES = (
-    "The thresholds belong to bert-base. A task whose threshold no model reaches takes its best model alone.",
+    "The thresholds are for bert-base. If no model reaches a task's threshold, its best model is used alone.",
 )
 
 TABLES = {
@@ -86,7 +87,7 @@ TABLES = {
         epochs=15,
         smart_mode="normalize",
         notes=(
-            "The paper's text finds lambda 15 better on all three tasks; its table has the two equal on QQP.",
+            "The paper's text has lambda 15 better on all three tasks; its table has a tie on QQP.",
             *NORMALIZE,
         ),
     ),
@@ -100,7 +101,7 @@ TABLES = {
         needs=(MNRL,),
         smart_mode="normalize",
         notes=(
-            "Assumed: 2,000 updates an epoch, as in Tables 2 and 3; the paper does not say.",
+            "Assumed: 2,000 updates per epoch, as in Tables 2 and 3; the paper does not say.",
             *QQP_TWICE,
             *NORMALIZE,
             *MNRL_OURS,
@@ -116,8 +117,8 @@ TABLES = {
         lr=1e-4,
         smart_mode="normalize",
         notes=(
-            "Assumed: SMART with lambda 15, annealed sampling and 2,000 updates an epoch. The paper states "
-            "none of them here; in its section 3.3, mu D is added to the loss that has SMART in it.",
+            "Assumed: SMART with lambda 15, annealed sampling and 2,000 updates per epoch. The paper "
+            "states none of them here; in its section 3.3, mu D is added to the loss that includes SMART.",
             *NORMALIZE,
         ),
     ),
@@ -143,8 +144,8 @@ TABLES = {
         ),
         notes=(
             "Not in the paper: beta .99 for the first tenth of the updates and .999 after, which its section "
-            "5.3 supposes to matter; and the controls with mu = 0, which are the same epochs without BPPO.",
-            "Assumed: SMART with lambda 15 and annealed sampling, as in the model that these start from.",
+            "5.3 thinks important; and the controls with mu = 0, the same epochs without BPPO.",
+            "Assumed: SMART with lambda 15 and annealed sampling, as in the model from which these start.",
             *NORMALIZE,
         ),
     ),
@@ -164,10 +165,10 @@ TABLES = {
             Row(("Ensemble", "–"), ENSEMBLE, (0.895, 0.560, 0.945, 0.800)),
         ),
         (
-            "An epoch of the baseline is a full pass: 9,756 updates on the paper's tables, against 2,000 of "
-            "annealed sampling. The row with 2,000 updates, tasks in turn, is the one to compare with that.",
-            "Assumed: full passes for Baseline + SMART too. But section 4.3.2 fixes 2,000 updates an epoch "
-            "for SMART, and less on QQP than annealed sampling would fit those: hence the row after it.",
+            "An epoch of the baseline is a full pass: 9,756 updates on the paper's tables, against 2,000 "
+            "with annealed sampling. To compare with that, see the row with 2,000 updates and tasks in turn.",
+            "Assumed: full passes for Baseline + SMART too. But section 4.3.2 states 2,000 updates per epoch "
+            "for SMART, and its QQP score, below that of annealed sampling, fits those: hence the next row.",
             *RAW_R,
             *QQP_TWICE,
             *NORMALIZE,
@@ -214,8 +215,8 @@ FIGURES = {
         MNRL,
         "tsne",
         (
-            "Perplexity 50, 4,000 iterations, as in the paper's figure; `--option report` takes others.",
-            "t-SNE shows who is near whom; distances between groups and their sizes mean nothing.",
+            "Perplexity 50, 4,000 iterations, as in the paper's figure; `--option report` can use others.",
+            "t-SNE shows which sentences are close; distances between groups and their sizes mean nothing.",
             *MNRL_OURS,
         ),
     ),

@@ -1,12 +1,13 @@
-"""Which mode, norm and epsilon make SMART matter: what its search finds on a run's own training batches.
+"""Find the mode, norm and epsilon that make SMART matter, by its search on a run's own training batches.
 
     python tools/perturbation.py --run RUN [--data DIR] [--batches N] [--epsilons X,X,...]
 
-Every setting sees the same batches of every task, without dropout, through the run's best model. A row of the
-table holds the means over the batches: R; |dR|, the norm of its gradient with respect to all weights, beside
-that of the task loss, |dL|; the cosine of the perturbation with the gradient it climbed; and how many times
-higher it raised l than random noise of the same norm (the median). A weight of `lambda`, |dL| / |dR|, makes
-both terms pull equally hard. An epsilon is a coordinate's: for the 2-norm the radius is sqrt(width) times it.
+Every setting sees the same batches of every task, without dropout, through the run's best model. Each row of
+the output has means over the batches: R; |dR|, the norm of its gradient with respect to all weights; |dL|,
+that of the task loss; the cosine of the perturbation with the gradient that it climbed; and, as a median, how
+many times more the perturbation raised l than random noise of the same norm. `lambda` is |dL| / |dR|, the
+weight with which both terms pull equally hard. Epsilons are per coordinate: for the 2-norm the radius is
+sqrt(width) times as large.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="finished run of finetune")
+    parser.add_argument("--run", type=Path, required=True, help="finished run of `--option finetune`")
     parser.add_argument("--data", type=Path, help="folder of tables (default: the run's own)")
-    parser.add_argument("--batches", type=int, default=100, help="batches of each task (default 100)")
-    parser.add_argument("--epsilons", default=EPSILONS, help=f"radii of the ball (default {EPSILONS})")
+    parser.add_argument("--batches", type=int, default=100, help="batches per task (default 100)")
+    parser.add_argument(
+        "--epsilons", default=EPSILONS, help=f"radii of the ball, per coordinate (default {EPSILONS})"
+    )
     args = parser.parse_args()
     if args.batches < 1:
-        parser.error("--batches: at least 1")
+        parser.error("--batches: must be at least 1")
     try:
         model = load_single(args.run, Config("predict"), torch.device("cpu"))
         radii = [check("smart_epsilon", radius, "--epsilons") for radius in numbers(args.epsilons)]
@@ -62,7 +65,7 @@ def main() -> int:
         for norm in NORMS
         for radius in radii
     ]
-    print(f"{args.batches} batches of {BATCH} a task from {folder}, {args.run}")
+    print(f"{args.batches} batches of {BATCH} rows per task from {folder}, {args.run}")
     print("| task | mode | norm | epsilon | R | \\|dR\\| | \\|dL\\| | lambda | cosine | gain |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in model.tasks:
@@ -82,13 +85,13 @@ def numbers(text: str) -> list[float]:
     try:
         return [float(item) for item in text.split(",")]
     except ValueError:
-        raise InputError(f"--epsilons: {shown(text)} is not X,X,... with numbers") from None
+        raise InputError(f"--epsilons: {shown(text)} is not a list of numbers, X,X,...") from None
 
 
 def searches(
     model: MultitaskBert, name: str, examples: Examples, config: Config, batches: int
 ) -> Iterator[tuple[float, ...]]:
-    """R, |dR|, |dL|, cosine and gain on each batch."""
+    """Yield R, |dR|, |dL|, the cosine and the gain on each batch."""
     task, weights = model.tasks[name], list(model.encoder.parameters())
     divergence = DIVERGENCES[task.kind]
     for number in range(batches):

@@ -1,11 +1,11 @@
-"""Keep what finished runs found, in little space: a line each in tools/results/CELL.jsonl, outputs beside it.
+"""Record finished runs compactly: one line each in tools/results/CELL.jsonl, with their outputs beside it.
 
     python tools/record.py CELL RUN [RUN ...] [--commit HASH]
 
-A line has the run's settings, without paths, the records of its epochs, its commit and its machine. The
-outputs on the dev and test tables are in tools/results/outputs/CELL-seed-N.npz: the probabilities of classes
-and the values of regressions in float16, row after row of the table. Ensembles and pages need no more than
-these. A run that is recorded again replaces its line.
+A line has the run's settings without paths, the records of its epochs, its commit and its machine. The
+outputs on the dev and test tables are in tools/results/outputs/CELL-seed-N.npz: class probabilities and
+regression values in float16, in the order of the table's rows. Ensembles and pages need nothing else.
+Recording a run again replaces its line.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cell", help="name of what was run, the same for all its seeds")
+    parser.add_argument("cell", help="name of the cell, the same for all its seeds")
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs")
-    parser.add_argument("--commit", help="commit of the code that ran (default: that of this checkout)")
+    parser.add_argument("--commit", help="commit of the code that ran (default: this checkout's)")
     args = parser.parse_args()
     try:
         commit = args.commit or head()
@@ -49,21 +49,21 @@ def main() -> int:
 
 
 def head() -> str:
-    """The commit that is checked out, marked where files differ from it."""
+    """Return the commit that is checked out, with the suffix -dirty if files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError("not a git checkout: name the --commit")
+        raise InputError("not a git checkout; use --commit HASH")
     return done.stdout.strip()
 
 
 def machine() -> dict[str, str]:
-    """What the rounding of a run's numbers depends on."""
+    """Return what the rounding of a run's numbers depends on: the processor and the version of torch."""
     return {"processor": processor(), "torch": torch.__version__}
 
 
 def processor() -> str:
-    """The processor's name with its family and model, which tell one generation from the next."""
+    """Return the processor's name with its family and model, which identify its generation."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
@@ -73,7 +73,7 @@ def processor() -> str:
 
 
 def record(cell: str, run: Path, commit: str) -> Path:
-    """Write a run's line and outputs; returns the file of the line."""
+    """Write a run's line and outputs; return the path of the line's file."""
     settings = read_toml(run / "config.toml")
     found = result(run)
     settings = {
@@ -94,7 +94,7 @@ def record(cell: str, run: Path, commit: str) -> Path:
     path = RESULTS / f"{cell}.jsonl"
     others = [line for line in lines_of(path) if line["seed"] != entry["seed"]]
     (RESULTS / "outputs").mkdir(parents=True, exist_ok=True)
-    if (run / "predictions").is_dir():  # not of mnrl, whose model has no heads
+    if (run / "predictions").is_dir():  # not for mnrl, whose model has no heads
         np.savez_compressed(
             RESULTS / "outputs" / f"{cell}-seed-{entry['seed']}.npz", **cast(Any, outputs(run))
         )
@@ -104,14 +104,14 @@ def record(cell: str, run: Path, commit: str) -> Path:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The records of a cell, none where it has no file yet."""
+    """Return the records of a cell, none if it has no file yet."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def outputs(run: Path) -> dict[str, np.ndarray]:
-    """By task and split, such as sst-dev: (N, classes) probabilities, or (N,) values."""
+    """Return {task-split: outputs}, such as sst-dev: (N, classes) probabilities, or (N,) values."""
     found = {}
     for path in sorted((run / "predictions").glob("*-output.csv")):
         name, separator = path.name.removesuffix("-output.csv"), " , "

@@ -1,18 +1,18 @@
-"""The paper's tables and figures, one command each: our numbers beside the paper's. The paper is "Jack of All
-Trades, Master of Some: Improving BERT for Multitask Learning" (Stanford CS224N).
+"""Reproduce a table or figure of the paper with one command: our numbers beside the paper's. The paper is
+"Jack of All Trades, Master of Some: Improving BERT for Multitask Learning" (Stanford CS224N).
 
     python tools/reproduce.py table7 [--data DIR] [--weights NAME] [--seeds 0,1,2] [--budget MINUTES]
     python tools/reproduce.py table7 --weights minilm-l6 --set lr=5x,pooling=mean
-    python tools/reproduce.py table7 --list       # the command of every cell, for any other scheduler
+    python tools/reproduce.py table7 --list       # print every cell's command, for another scheduler
 
-A cell is the run of one row (paper.py) with one seed, in OUT/CELL/seed-N; tables that share a run share its
-folder. A cell whose folder holds result.json is done, and skipped; one that was stopped is gone on with.
-Scores are only ever read from these folders, so the cells may as well have run elsewhere. Writes
-OUT/TABLE.md, .png and .svg. Needs the extra `plots`.
+A cell is the run of one row (see paper.py) with one seed, in OUT/CELL/seed-N; tables with the same run share
+its folder. A cell with a result.json is finished and skipped; an interrupted one is resumed. Scores are only
+read from these folders, so the cells may also run elsewhere. Writes OUT/TABLE.md, .png and .svg. Needs the
+extra `plots`.
 
---set gives a setting to every cell that uses it, except where the cell's table states it: lr=3e-5, or lr=5x
-for five times the rate that each row or its recipe states, also where the table varies it. A setting of SMART
-or BPPO goes to the cells that have it on. These runs and pages lie in OUT/set-NAME=VALUE,...
+--set gives a setting to every cell that uses it, unless the cell's table states its own: lr=3e-5, or lr=5x
+for five times the rate of each row or its recipe, even if the table varies it. A setting of SMART or BPPO
+applies only to cells that have the method on. These runs and pages are in OUT/set-NAME=VALUE,...
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ from pages import HEAD, Score, write_figure, write_table
 from paper import FIGURES, TABLES
 from runs import COLUMNS, dev_scores, read_labels, test_scores
 
-# Modules that bring torch are imported where they are used: --list and mistakes are answered at once.
+# Modules that import torch are imported only where they are used, so that --list and errors are immediate.
 WITH_ENSEMBLE = ("table7", "table8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 where a cell failed; 2 after a mistake in the input, with one line that says which;
-    130 after Ctrl-C and 141 where nobody reads the output any more."""
+    """Run the command line and return its exit status.
+
+    0 means success, 1 a failed cell, 2 a mistake in the input, reported in one line, 130 Ctrl-C and 141 that
+    standard output was closed.
+    """
     try:
         return reproduce(parse(argv))
     except BrokenPipeError:
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
+        print("\nstopped; run the same command to resume", file=sys.stderr)
         return 130
 
 
@@ -71,19 +74,18 @@ def reproduce(args: argparse.Namespace) -> int:
     score = scorer(args)
     check_runs(jobs, grid, weights_of(args))
     print("\n".join((target.title, *notes)), flush=True)
-    with plotting():  # says before the work whether it can draw
+    with plotting():  # fails before the work if it cannot plot
         failed = carry_out(jobs)
         if isinstance(target, Table):
             print("\n" + write_table(target, grid, score, notes, stem))
         elif not failed:
             print("\n" + write_figure(target, grid, notes, tables_of(grid), stem))
-    print(f"{failed} of {len(jobs)} failed" if failed else f"written {stem}.md, {stem}.png and {stem}.svg")
+    print(f"{failed} of {len(jobs)} failed" if failed else f"wrote {stem}.md, {stem}.png and {stem}.svg")
     return 1 if failed else 0
 
 
 def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], Path]:
-    """What is asked for: the table or figure, where its cells run, what a reader must know of the numbers,
-    and where the page goes, without its ending."""
+    """Return the target that was asked for, its grid, its notes and the path of its page without suffix."""
     weights, changes = weights_of(args), read_changes(args.set)
     out = Path(args.out or Path("runs", "reproduce", Path(weights).name))
     if changes:
@@ -120,7 +122,7 @@ def weights_of(args: argparse.Namespace) -> str:
 
 
 def scorer(args: argparse.Namespace) -> Score:
-    """How the scores of a run are read: on dev, or in Table 8 on the test tables, where they have labels."""
+    """Return how to score a run: on dev, or for Table 8 on the test tables, NaN if they have no labels."""
     if args.target != "table8":
         return dev_scores
     if args.test_labels is None:
@@ -131,7 +133,7 @@ def scorer(args: argparse.Namespace) -> Score:
 
 
 def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
-    """Tables and weights are there before anything is measured or run; returns the rows of train and dev."""
+    """Check tables and weights before anything runs; return the numbers of rows of train and dev."""
     from multitask.jobs import SPLITS, read_splits
 
     rows = read_splits(grid.data, SPLITS, BUILT_IN, skip_bad_rows=False)
@@ -147,27 +149,27 @@ def tables_of(grid: Grid) -> Path:
 
 
 def read_thresholds(text: str) -> tuple[str, ...]:
-    """Raises InputError for what is no threshold of a task."""
+    """Parse the thresholds. Raises InputError if one is invalid or its task unknown."""
     found = check("thresholds", text.split(","), "--thresholds")
     select(list(Config("ensemble", thresholds=found).least_scores), BUILT_IN)
     return found
 
 
 def check_runs(jobs: Sequence[Job], grid: Grid, weights: str) -> None:
-    """No command has a mistake, and no folder holds a run on other tables or weights."""
+    """Raise InputError if a command is invalid, or a folder has a run on other tables or weights."""
     for job in jobs:
         if not job.product.exists():
             resolve(job.words)
         if (path := job.run / "config.toml").is_file():
-            found = {"weights": weights} | read_toml(path)  # names none where it started from another run
+            found = {"weights": weights} | read_toml(path)  # it has none if it started from another run
             for name, wanted in {"data": grid.data, "weights": weights}.items():
                 if last_part(found.get(name)) != last_part(wanted):
                     before = found.get(name, "the shipped sample")
-                    raise InputError(f"{path}: the run was made with {name} {before}; name another --out")
+                    raise InputError(f"{path}: the run was made with {name} {before}; choose another --out")
 
 
 def last_part(path: str | None) -> str:
-    """By which a folder is known again where a run was made on another machine."""
+    """Return the name of a folder, which is the same if the run was made on another machine."""
     return Path(path).resolve().name if path else ""
 
 
@@ -178,45 +180,47 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=[*TABLES, *FIGURES], help="the table or figure")
+    parser.add_argument("target", choices=[*TABLES, *FIGURES], help="table or figure to reproduce")
     parser.add_argument("--data", help="folder of tables (default: the shipped sample)")
     parser.add_argument(
-        "--weights", help=f"pretrained encoder (default: the recipes', {weights_of_recipes()})"
+        "--weights", help=f"pretrained encoder (default: {weights_of_recipes()}, as in the recipes)"
     )
     parser.add_argument(
-        "--seeds", type=seeds, default=(0,), metavar="N,N", help="seeds of each cell (default 0)"
+        "--seeds", type=seeds, default=(0,), metavar="N,N", help="seeds for every cell (default 0)"
     )
     parser.add_argument(
-        "--budget", type=minutes, metavar="MINUTES", help="fewer steps and epochs, so that the grid fits"
+        "--budget", type=minutes, metavar="MINUTES", help="scale down steps and epochs to fit into this time"
     )
     parser.add_argument(
         "--set", type=lambda text: text.split(","), action="extend", default=[], metavar="NAME=VALUE,...",
-        help="settings of every cell that uses them, where its table does not state them; lr=5x is a ratio",
+        help="settings for all cells that use them and whose table does not state them; lr=5x is a ratio",
     )  # fmt: skip
     parser.add_argument(
         "--thresholds",
         metavar="TASK=X,...",
-        help="table7, table8: least dev scores of the ensemble's members",
+        help="table7, table8: minimum dev scores of the ensemble's members",
     )
     parser.add_argument(
         "--pool",
         action="store_true",
-        help="table7, table8: let the ensemble draw on all finished cells in OUT",
+        help="table7, table8: let the ensemble choose from all finished cells in OUT",
     )
-    parser.add_argument("--list", action="store_true", help="print the cells' commands and run nothing")
-    parser.add_argument("--out", help="folder of the cells and pages (default: runs/reproduce/WEIGHTS)")
-    parser.add_argument("--test-labels", metavar="DIR", help="table8: the test tables with labels, to score")
-    parser.add_argument("--threads", help="processor threads of each run")
+    parser.add_argument("--list", action="store_true", help="print the cells' commands without running them")
+    parser.add_argument("--out", help="folder for cells and pages (default: runs/reproduce/WEIGHTS)")
+    parser.add_argument(
+        "--test-labels", metavar="DIR", help="table8: folder of labelled test tables to score on"
+    )
+    parser.add_argument("--threads", help="CPU threads for each run")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, for each run")
-    parser.add_argument("--precision", help="float32 or bf16, of each run")
+    parser.add_argument("--precision", help="float32 or bf16, for each run")
     args = parser.parse_args(argv)
     if args.test_labels and args.target != "table8":
-        parser.error("--test-labels belongs to table8")
+        parser.error("--test-labels applies only to table8")
     for name in ("pool", "thresholds"):
         if vars(args)[name] and args.target not in WITH_ENSEMBLE:
-            parser.error(f"--{name} belongs to table7 and table8")
+            parser.error(f"--{name} applies only to table7 and table8")
     if args.pool and args.budget:
-        parser.error("--pool: each budget has a folder of its own, without the other tables' cells")
+        parser.error("--pool cannot be combined with --budget, whose folder lacks the other tables' cells")
     return args
 
 

@@ -1,4 +1,4 @@
-"""From the folders of finished runs to numbers. NaN stands for what a run does not tell."""
+"""Read numbers from the folders of finished runs. NaN stands for whatever a run did not record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from minbert.errors import InputError
 from multitask.config import Config, read_toml
 from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
-# Modules that bring torch are imported where they are used: --list and mistakes are answered at once.
+# Modules that import torch are imported only where they are used, so that --list and errors are immediate.
 COLUMNS = {"QQP": PARAPHRASE, "SST": SENTIMENT, "STS": SIMILARITY}
 
 
 class Effort(NamedTuple):
-    """What training took."""
+    """The cost of a training run."""
 
     updates: float
     rows: float
@@ -29,7 +29,7 @@ class Effort(NamedTuple):
 
 
 def result(run: Path) -> dict[str, Any]:
-    """What a finished run found: its dev scores, and for an ensemble each task's members."""
+    """Return the result of a finished run: its dev scores, and for an ensemble each task's members."""
     try:
         return json.loads((run / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -39,7 +39,7 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The epochs of a training; none of an ensemble."""
+    """Return the records of a run's epochs; an ensemble has none."""
     from multitask.report import read_metrics
 
     path = run / "metrics.jsonl"
@@ -52,7 +52,7 @@ def dev_scores(run: Path) -> Scores:
 
 
 def test_scores(run: Path, labels: Mapping[str, Mapping[str, float]]) -> Scores:
-    """The predictions for the test tables against {task: {id: label}}."""
+    """Score the predictions for the test tables against `labels`, {task: {id: label}}."""
     from multitask.evaluate import METRICS
 
     found = []
@@ -64,7 +64,7 @@ def test_scores(run: Path, labels: Mapping[str, Mapping[str, float]]) -> Scores:
 
 
 def gaps(run: Path) -> tuple[float, ...]:
-    """How much higher each task scores on training rows than on dev, in the epoch whose model was kept."""
+    """Return how much higher each task scores on training rows than on dev, in the best epoch."""
     epoch = result(run).get("best_epoch")
     record = next((record for record in records(run) if record["epoch"] == epoch), {})
     return tuple(_score(record, "train", task) - _score(record, "dev", task) for task in COLUMNS.values())
@@ -76,7 +76,7 @@ def _score(record: Mapping[str, Any], part: str, task: Task) -> float:
 
 
 def effort(run: Path) -> Effort:
-    """The updates of a training, the rows in them (with --max-tokens, as its speed tells) and its minutes."""
+    """Return a training run's updates, rows and minutes; with --max-tokens, rows follow from its speed."""
     epochs = records(run)
     if not epochs or not (run / "config.toml").is_file():
         return Effort(np.nan, np.nan, np.nan)
@@ -98,7 +98,7 @@ def read_labels(folder: Path, task: Task, split: str) -> dict[str, float]:
 
 
 def read_predictions(run: Path, task: Task, split: str, ids: Iterable[str]) -> np.ndarray:
-    """What a run's submission file says of these rows."""
+    """Return the predictions in a run's submission file for these ids, in their order."""
     path = run / "predictions" / f"{task.submission}-{split}-output.csv"
     try:
         with path.open(encoding="utf-8") as lines:
@@ -106,12 +106,14 @@ def read_predictions(run: Path, task: Task, split: str, ids: Iterable[str]) -> n
             values = {row: float(value) for row, value in (line.rsplit(" , ", 1) for line in lines)}
         return np.array([values[row] for row in ids])
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no predictions to read ({error}); was there a {split} table?") from None
+        raise InputError(
+            f"{path}: cannot read the predictions ({error}); was there a {split} table?"
+        ) from None
     except KeyError as error:
         raise InputError(f"{path}: lacks row {error}, which the labels have") from None
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1); NaN where there are too few values, or one is NaN."""
+    """Return mean and standard deviation (n - 1); NaN if there are too few values, or one is NaN."""
     mean = float(np.mean(values)) if values else np.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else np.nan

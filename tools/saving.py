@@ -1,7 +1,7 @@
-"""What saving costs a training run, in percent: `python tools/saving.py --data DIR`.
+"""Measure what saving costs a training run, in percent: `python tools/saving.py --data DIR`.
 
-Stretches of updates take turns, one with a state saved at its beginning and one without; a stretch
-ends when the state is on the disk. The difference of the medians is what a save costs.
+Stretches of updates with and without a save at their start alternate; a stretch ends once the state is on
+the disk. A save costs the difference between their medians.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder of tables; without it, the shipped sample")
+    parser.add_argument("--data", help="folder of tables (default: the shipped sample)")
     parser.add_argument("--weights", default="minilm-l6")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--updates", type=int, default=15, help="in a stretch")
+    parser.add_argument("--updates", type=int, default=15, help="updates per stretch")
     arguments = parser.parse_args()
     config = Config(
         "finetune", data=arguments.data, weights=arguments.weights, threads=arguments.threads, device="cpu"
@@ -39,7 +39,7 @@ def main() -> None:
     optimizer = jobs.make_optimizer(training)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         states = States(Path(folder), method.parts, optimizer)
-        states.keep_best()  # its copy is in every state
+        states.keep_best()  # every state includes its copy
         progress = Progress()
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for number in range(2 * arguments.rounds + 1):
@@ -51,12 +51,12 @@ def main() -> None:
                 update(optimizer, method.losses(progress.step % 10), config.accumulate, config.clip_norm)
                 progress.step += 1
             states.wait()
-            if number:  # the first one warms up
+            if number:  # the first is a warm-up
                 seconds[saved].append(time.perf_counter() - started)
         size = sum(path.stat().st_size for path in Path(folder).rglob("step-*/*")) / 2
     plain, saving = median(seconds[False]), median(seconds[True])
     print(f"{arguments.updates} updates: {plain:.2f} s, with a save of {size / 1e6:.0f} MB {saving:.2f} s")
-    print(f"a save every {SECONDS} s: {100 * (saving - plain) / SECONDS:.2f}% of the training time")
+    print(f"a save every {SECONDS} s costs {100 * (saving - plain) / SECONDS:.2f}% of the training time")
 
 
 if __name__ == "__main__":
