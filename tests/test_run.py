@@ -204,7 +204,7 @@ def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, dat
     words = [*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1]
     status, _, err = call(*words)
     assert status == 2 and not (tmp_path / "run").exists()
-    assert err.startswith(f"error: {path}:14: sentiment 9") and "1 bad rows of 13" in err
+    assert err.startswith(f"error: {path}:14: sentiment 9") and "bad rows: 1 of 13" in err
     status, out, err = call(*words, "--skip-bad-rows")
     assert (status, err) == (0, "")
     assert f"{path}: dropped 1 bad rows, kept 12" in out
