@@ -4,8 +4,9 @@
     D(theta, teacher) = 1/n sum_i l(f(x_i; theta), f(x_i; teacher))
     teacher_t = (1 - beta) theta_t + beta teacher_{t-1}
 
-The teacher is a copy of the model that follows it slowly; D keeps the model's outputs near the teacher's. l
-is the divergence of SMART (losses.py). D is exactly 0 at the first step, when teacher and model are equal.
+The teacher is a copy that slowly follows the model; D keeps the model's outputs close to the teacher's, and l
+is the same divergence as in SMART (losses.py). At the first step teacher and model are equal, so D is exactly
+0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 
 
 class MomentumTeacher:
-    """The exponential moving average of a model's weights; call it as the model, and no gradient flows."""
+    """The exponential moving average of a model's weights. Call it like the model; no gradient flows."""
 
     def __init__(self, model: nn.Module, beta: float):
         if not 0 <= beta <= 1:
@@ -29,7 +30,7 @@ class MomentumTeacher:
 
     @torch.no_grad()
     def update(self) -> None:
-        """teacher = (1 - beta) student + beta teacher; after every step of the optimizer."""
+        """Set teacher = (1 - beta) student + beta teacher. Call it after every step of the optimizer."""
         for mine, theirs in zip(self.model.parameters(), self.student.parameters(), strict=True):
             mine.lerp_(theirs, 1 - self.beta)
 
@@ -39,5 +40,5 @@ class MomentumTeacher:
 
 
 def beta_at(step: int, total_steps: int, beta: float, later: float | None = None) -> float:
-    """beta, or `later` after the first tenth of training (Jiang et al.: .99, then .999)."""
+    """Return beta, or `later` after the first tenth of training (Jiang et al.: .99, then .999)."""
     return beta if later is None or step < total_steps // 10 else later

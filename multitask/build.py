@@ -21,7 +21,7 @@ from multitask.tasks import Task
 
 
 def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
-    """A pretrained encoder with fresh heads, or --init's encoder and heads."""
+    """Return a model with a pretrained encoder, or --init's encoder, and randomly initialised heads."""
     source = config.weights if config.init is None else best_folder(config.init)
     if (Path(source) / "best" / "config.json").is_file():  # --weights names a run
         source = Path(source) / "best"
@@ -39,8 +39,11 @@ def build_model(config: Config, tasks: Mapping[str, Task]) -> MultitaskBert:
 
 
 def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Config) -> None:
-    """A regression head's bias starts at its labels' mean, so that small rates need not walk there; a head
-    that --init has trained starts as it ended."""
+    """Set the heads' initial weights: a regression's bias to its labels' mean, and the heads of --init.
+
+    A small learning rate would take long to move a bias to the mean. A head that --init has trained starts
+    from its trained weights. Raises InputError if --init's pooling or one of its tasks differs.
+    """
     for name, task in model.tasks.items():
         if task.kind == "regression":
             bias = cast(Tensor, model.heads[name].bias)
@@ -48,7 +51,7 @@ def start_heads(model: MultitaskBert, train: Mapping[str, Examples], config: Con
     if config.init is not None:
         settings, tasks, heads = load_heads(best_folder(config.init))
         if settings["pooling"] != model.pooling:
-            raise InputError(f"--init {config.init}: its --pooling is {settings['pooling']}; take the same")
+            raise InputError(f"--init {config.init}: its --pooling is {settings['pooling']}; use the same")
         for name in model.tasks.keys() & tasks.keys():
             ours, theirs = model.tasks[name], tasks[name]
             if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):

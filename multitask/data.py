@@ -1,8 +1,8 @@
-"""Tab-separated tables, read strictly: a row is right, or it is reported with its file and line.
+"""Tab-separated tables, read strictly: every row is either valid or reported with its file and line.
 
-A table is UTF-8 with a header; one row a line (a quoted field may not span lines, so that one stray quote
-cannot swallow the rows below it); a byte-order mark and CRLF line ends are accepted. Columns are found by
-name.
+A table is a UTF-8 file with a header and one row per line. A quoted field may not span lines, so one stray
+quote cannot swallow the rows below it. A byte-order mark and CRLF line ends are accepted. Columns are found
+by name.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from multitask.store import Strings, TokenIds, Tokens, cached, key_of
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
-REPORTED = 20  # problems spelled out in one report
-CHUNK = 8192  # rows that are tokenised together
-FORMAT = 2  # of the cache's entries: to raise with any change to what is read, checked or kept
+REPORTED = 20  # problems listed in one error message
+CHUNK = 8192  # rows tokenised at a time
+FORMAT = 2  # version of the cache's entries: increase it when what is read, checked or kept changes
 LONGEST_LINE = 1 << 26  # bytes
 
 csv.field_size_limit(1 << 24)  # characters in one field
@@ -38,7 +38,7 @@ csv.field_size_limit(1 << 24)  # characters in one field
 
 @dataclass(frozen=True)
 class Row:
-    line: int  # from 1, as editors count
+    line: int  # counted from 1, as in an editor
     id: str
     texts: tuple[str, ...]
     label: float | None
@@ -52,25 +52,28 @@ class Problem:
 
 @dataclass(frozen=True)
 class Examples:
-    """One split of one task, tokenised once."""
+    """The examples of one split of one task, tokenised."""
 
     ids: Sequence[str]
     tokens: Tokens
-    labels: np.ndarray  # (N,) float64; NaN where the table has none
+    labels: np.ndarray  # (N,) float64; NaN if the table has no labels
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> Examples:
-        """These rows alone, in the order given."""
+        """Return only these rows, in the order given."""
         return Examples([self.ids[row] for row in rows], self.tokens.take(rows), self.labels[rows])
 
 
 def parse(
     lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id: bool = True
 ) -> Iterator[Row | Problem]:
-    """The rows of a table, streaming: each a Row, or the Problem it has. InputError for a header without the
-    columns that are wanted; without `with_id`, a table that has no id column numbers its rows by line."""
+    """Yield every row of a table as a `Row`, or as a `Problem` that says what is wrong with it.
+
+    If `with_id` is false, the id column may be missing; a row's id is then its line number. Raises InputError
+    if the header does not name each required column exactly once.
+    """
     numbered = enumerate(lines, start=1)
     _, first = next(numbered, (1, b""))
     header = read_header(first, name)
@@ -92,7 +95,7 @@ def parse(
         try:
             fields = _fields(line)
             if len(fields) != len(header):
-                raise ValueError(f"{len(fields)} tab-separated fields where the header has {len(header)}")
+                raise ValueError(f"{len(fields)} tab-separated fields, but the header has {len(header)}")
             yield _row(
                 number, {column: fields[place].strip() for column, place in places.items()}, task, labelled
             )
@@ -101,14 +104,16 @@ def parse(
 
 
 def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
-    """Rows of plain text without a header: a sentence a line, or two with a tab between; quotes mean
-    nothing."""
+    """Yield every row of plain text without a header: one sentence per line, or two separated by a tab.
+
+    Quotes have no special meaning here.
+    """
     for number, line in enumerate(lines, start=1):
         try:
             fields = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split("\t")
             if len(fields) != len(task.texts):
                 raise ValueError(
-                    f"{len(fields)} tab-separated fields where {task.name} takes {len(task.texts)}; "
+                    f"{len(fields)} tab-separated fields, but {task.name} takes {len(task.texts)}; "
                     f"a table with more columns needs a header that names {' and '.join(task.texts)}"
                 )
             yield _row(
@@ -119,18 +124,18 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
 
 
 def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> Row:
-    """One row from its cells by column; ValueError says what is wrong."""
+    """Return a row, given its cells by column. Raises ValueError with what is wrong."""
     for column in cells:
         if not cells[column]:
             raise ValueError(f"{column} is empty")
     if len(cells.get(task.id, "").splitlines()) > 1 or "\t" in cells.get(task.id, ""):
-        raise ValueError(f"{task.id} {shown(cells[task.id])} holds a tab or breaks its line")
+        raise ValueError(f"{task.id} {shown(cells[task.id])} contains a tab or a line break")
     label = task.parse_label(cells[task.label]) if labelled else None
     return Row(number, cells.get(task.id, str(number)), tuple(cells[column] for column in task.texts), label)
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The lines of a file; InputError at one that no row of text can be, before all of it is in memory."""
+    """Yield the lines of a file. Raises InputError once `LONGEST_LINE` bytes hold no line end."""
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
@@ -142,13 +147,13 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def read_header(line: bytes, name: str) -> list[str]:
-    """The column names in a table's first line."""
+    """Return the column names in a table's first line. Raises InputError if it cannot be read."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{name}: is UTF-16, as Excel's Unicode text; save it as UTF-8")
+        raise InputError(f"{name}: is UTF-16, the format of Excel's Unicode text; save it as UTF-8")
     try:
         return _fields(line.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
-        raise InputError(f"{name}:1: the header line: {error}") from None
+        raise InputError(f"{name}:1: in the header: {error}") from None
 
 
 def _decode(line: bytes) -> str:
@@ -159,23 +164,23 @@ def _decode(line: bytes) -> str:
 
 
 def _fields(line: bytes) -> list[str]:
-    """The fields of one line; ValueError says why it has none."""
+    """Return the fields of one line. Raises ValueError with the reason if the line cannot be parsed."""
     try:
         rows = list(csv.reader([_decode(line)], delimiter="\t", strict=True))
     except csv.Error as error:
         if "unexpected end" in str(error):
-            raise ValueError('a quote (") opens and does not close on its line; close or double it') from None
+            raise ValueError('a quote (") is not closed on the same line; close it or double it') from None
         if "expected after" in str(error):
             raise ValueError('text follows a closing quote ("); double the quotes inside a field') from None
         if "new-line character" in str(error):
-            raise ValueError("a CR stands within the line; save the file with lines that end in LF") from None
+            raise ValueError("a carriage return (CR) in the line; save the file with LF line ends") from None
         raise ValueError(str(error)) from None
     return rows[0] if rows else []
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table's file, as it was when its hash was taken, and how it is to be read."""
+    """A table's file, as it was when its hash was computed, and how to read it."""
 
     path: Path
     digest: str  # SHA-256 of the file
@@ -185,15 +190,19 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A hash of all that its rows depend on."""
+        """The hash of everything that the rows depend on."""
         return key_of(FORMAT, self.digest, self.task, self.labelled, self.skip_bad_rows)
 
     def rows(self) -> Iterator[Row]:
         return (item for item in self.items() if isinstance(item, Row))
 
     def items(self) -> Iterator[Row | Problem]:
-        """Every row, good or bad, as they come. Strict by default: behind a table with bad ones stands an
-        InputError that lists the first 20 with file and line, and their number."""
+        """Yield every row in order, good or bad.
+
+        After the last row, raises InputError if there were bad rows and `skip_bad_rows` is false; the message
+        lists the first 20 with file and line, and counts them all. Also raises InputError if no row was good,
+        or if the file has changed since its hash was computed.
+        """
         lines_of_ids: dict[str, int] = {}
         problems: list[Problem] = []
         bad, hasher = 0, hashlib.sha256()
@@ -204,7 +213,7 @@ class Source:
                     if isinstance(item, Row):
                         line = lines_of_ids.setdefault(item.id, item.line)
                         if line != item.line:
-                            message = f"{self.task.id} {short_line(item.id)} stands already on line {line}"
+                            message = f"{self.task.id} {short_line(item.id)} duplicates line {line}"
                             item = Problem(item.line, message)
                     if isinstance(item, Problem):
                         bad += 1
@@ -215,14 +224,14 @@ class Source:
         if bad and not self.skip_bad_rows:
             listed = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
             more = [f"... and {bad - REPORTED} more"] if bad > REPORTED else []
-            counts = f"{self.path}: {bad} bad rows of {len(lines_of_ids) + bad}"
+            counts = f"{self.path}: bad rows: {bad} of {len(lines_of_ids) + bad}"
             raise InputError(
-                "\n".join([*listed, *more, f"{counts}; mend them, or drop them with --skip-bad-rows"])
+                "\n".join([*listed, *more, f"{counts}; fix them, or drop them with --skip-bad-rows"])
             )
         if not lines_of_ids:
-            raise InputError(f"{self.path}: holds no {'usable ' if bad else ''}rows below its header")
+            raise InputError(f"{self.path}: has no {'usable ' if bad else ''}rows below its header")
         if hasher.hexdigest() != self.digest:
-            raise InputError(f"{self.path}: has changed since this run began to read it; start again")
+            raise InputError(f"{self.path}: has changed since this run first read it; start again")
 
 
 def _hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
@@ -237,24 +246,26 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was read and checked from its first line to its last. Its texts stay in the file."""
+    """A table whose every line has been read and checked. Its texts stay in the file."""
 
     source: Source
     ids: Sequence[str]
-    labels: np.ndarray  # (N,) float64; NaN where the table has none
+    labels: np.ndarray  # (N,) float64; NaN if the table has no labels
     dropped: int  # bad rows left out
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self) -> Iterator[Row]:
-        """The rows, read again; InputError where the file is no longer the one that was checked."""
+        """Read the rows again. Raises InputError if the file is no longer the one that was checked."""
         return self.source.rows()
 
 
 def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> Table:
-    """A table, checked now or, where the cache knows these bytes, before. InputError for bad rows, unless
-    they may be dropped."""
+    """Return a checked table, from the cache if the same bytes have been checked before.
+
+    Raises InputError if the table has bad rows, unless `skip_bad_rows` drops them.
+    """
     try:
         with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -266,7 +277,7 @@ def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = Fal
 
 
 def check(source: Source) -> dict[str, np.ndarray]:
-    """Read a table to its end, strictly; what is kept of it as arrays."""
+    """Read a table to its end and return what is kept of it, as arrays. Raises InputError as `items` does."""
     ids, ends, labels, dropped = bytearray(), array("q"), array("d"), 0
     for item in source.items():
         if isinstance(item, Problem):
@@ -284,7 +295,7 @@ def check(source: Source) -> dict[str, np.ndarray]:
 
 
 def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[TokenIds]:
-    """(input_ids, token_type_ids) of every row: one sentence, or two together."""
+    """Return (input_ids, token_type_ids) of every row: of its one sentence, or of its two together."""
     columns = list(zip(*(row.texts for row in rows), strict=True))
     return tokenizer.token_ids(columns[0], columns[1] if len(columns) == 2 else None, max_length)
 
@@ -292,8 +303,10 @@ def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> 
 def read_split(
     directory: Path, split: str, tasks: Mapping[str, Task], skip_bad_rows: bool
 ) -> dict[str, Table]:
-    """One split's table of every task that has one: labelled, but for the split test-student. Says how many
-    rows it dropped where it may."""
+    """Read one split's tables, of every task that has one, and print how many bad rows were dropped.
+
+    All splits except test-student have labels.
+    """
     tables = {}
     for name, task in tasks.items():
         path = task.path(directory, split)
@@ -305,7 +318,7 @@ def read_split(
 
 
 def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Examples:
-    """A table's rows, tokenised now or taken from the cache."""
+    """Return a table's rows, tokenised; the tokens come from the cache if they are there."""
 
     def chunks() -> Iterator[list[TokenIds]]:
         rows = table.rows()
@@ -318,5 +331,5 @@ def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Ex
 
 
 def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:
-    """A SHA-256 over the tasks' names and the bytes of their tables."""
+    """Return a SHA-256 over the tasks' names and the bytes of their tables."""
     return key_of(*[(name, table.source.digest) for split in splits for name, table in split.items()])

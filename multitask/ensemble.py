@@ -1,7 +1,8 @@
-"""Ensemble: per task, the mean of the runs that are good enough at it (paper, section 4.4).
+"""Ensemble: for each task, the mean of the runs that are good enough at it (section 4.4 of "Jack of All
+Trades, Master of Some: Improving BERT for Multitask Learning", Stanford CS224N).
 
-A run is a member for a task if its dev score, (1 + r) / 2 for a correlation, reaches the task's threshold.
-Classes average their probabilities, a regression its outputs:
+A run is a member for a task if its dev score reaches the task's threshold; the score of a correlation r is
+(1 + r) / 2. Probabilities are averaged for classes, outputs for a regression:
 
     p(c) = sum_m w_m p_m(c) / sum_m w_m
 
@@ -9,8 +10,8 @@ Classes average their probabilities, a regression its outputs:
     w_m         `weights`, equal by default
     p_m(c)      softmax or sigmoid of its logits; for a regression, its output
 
-The result is log p(c), or for a binary task log p(1) - log p(0): logits like a single model's. Probabilities
-are summed in logarithms, so that one next to 0 or 1 stays a finite logit.
+The result is log p(c), or log p(1) - log p(0) for a binary task: logits like those of a single model. The sum
+is computed with logarithms, so a probability close to 0 or 1 still gives a finite logit.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from minbert.errors import InputError
 
 
 def members(task: str, scores: Mapping[str, float], threshold: float, or_best: bool = False) -> list[str]:
-    """The runs whose score reaches the threshold. Where there is none: with `or_best` the best run, else an
-    InputError with every run's score."""
+    """Return the runs whose score reaches the threshold.
+
+    If there is none, return the best run if `or_best`, else raise InputError with every run's score.
+    """
     chosen = [run for run, score in scores.items() if score >= threshold]
     if not chosen and or_best:
         return [max(scores, key=scores.__getitem__)]

@@ -1,13 +1,13 @@
 """An ensemble as a model: for each task, the average of the runs that are its members.
 
-Its folder holds `ensemble.toml`, with a table for each task:
+Its folder holds `ensemble.toml`, with a section for each task:
 
     [sentiment]
     threshold = 0.53              # the dev score that the members had to reach
     members = ["../a", "../b"]    # folders of runs or saved models, relative to this one
-    weights = [1.0, 1.0]          # their shares of the average, up to a factor; equal if left out
+    weights = [1.0, 1.0]          # their relative weights in the average; equal if left out
 
-    [sentiment.task]              # the task's definition, which the members must share
+    [sentiment.task]              # the task's definition, the same in all members
     kind = "classification"
     ...
 """
@@ -36,10 +36,10 @@ from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitio
 from multitask.predictor import Predictor, Texts
 from multitask.tasks import Task, check_outputs, task_from_toml, task_to_toml
 
-MOST_MEMBERS = 1000  # of one task
-LONGEST_PATH = 1000  # characters of a member's
+MOST_MEMBERS = 1000  # for one task
+LONGEST_PATH = 1000  # characters in a member's path
 LARGEST_WEIGHT = 1_000_000
-COPIES = "members"  # the folder in an ensemble's that holds copies of its members' models
+COPIES = "members"  # subfolder of an ensemble's folder for copies of its members' models
 
 LoadModel = Callable[[Path], MultitaskBert]
 
@@ -55,11 +55,11 @@ class Panel:
 
 
 class Ensemble(Predictor):
-    """What `write_ensemble` wrote into a folder. Raises InputError if a member is gone, is itself an
-    ensemble, or defines a task differently.
+    """The ensemble that `write_ensemble` wrote into a folder. Raises InputError if a member is gone, is
+    itself an ensemble, or defines a task differently.
 
-    A member is loaded by `load_model` when it is first needed, and only once, whatever the number of its
-    tasks. Members may differ in tokenizer, length, pooling and size: each reads the texts in its own way.
+    `load_model` loads each member once, when it is first needed, even if it predicts several tasks. Members
+    may differ in tokenizer, length, pooling and size; each tokenises the texts in its own way.
     """
 
     def __init__(self, folder: Path, load_model: LoadModel):
@@ -68,7 +68,7 @@ class Ensemble(Predictor):
         self.places = {member: place_of(folder, member) for member in _members(self.panels)}
         for name, panel in self.panels.items():
             if len({os.path.realpath(self.places[member]) for member in panel.members}) < len(panel.members):
-                raise InputError(f"{folder / ENSEMBLE}: {name}: names one model twice; remove one of the two")
+                raise InputError(f"{folder / ENSEMBLE}: {name}: lists one model twice; remove one of them")
         definitions = {
             member: read_definitions(place / "tasks.toml")[1] for member, place in self.places.items()
         }
@@ -100,26 +100,29 @@ class Ensemble(Predictor):
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
-    """Load a trained model from a run's folder, its `best/`, or the folder of an ensemble. Whichever it is,
-    it has `tasks`, `predict` and `predict_proba`."""
+    """Load a trained model from a run's folder, its `best/`, or the folder of an ensemble.
+
+    Each has `tasks`, `predict` and `predict_proba`.
+    """
     return open_model(Path(folder), lambda best: MultitaskBert.load(best, device))
 
 
 def open_model(folder: Path, load_model: LoadModel) -> Predictor:
-    """Load the ensemble in a folder, its members through `load_model`, or else the folder's one model."""
+    """Load the ensemble in a folder, or else its single model; `load_model` loads each model."""
     return Ensemble(folder, load_model) if is_ensemble(folder) else load_model(folder)
 
 
 def is_ensemble(folder: Path) -> bool:
+    """Return whether a folder holds an ensemble."""
     return (folder / ENSEMBLE).is_file()
 
 
 def distinct_runs(runs: Iterable[str]) -> list[str]:
-    """Return each run once, in order: `a`, `a/` and `a/best` are one, as are two links to one folder."""
+    """Return each run once, in order: `a`, `a/` and `a/best` are the same run, as are two links to it."""
     found: dict[str, str] = {}
     for run in runs:
         best = best_folder(run)
-        is_of_run = best.stem == "best" and best_folder(best.parent) == best  # as best/ or best.old/
+        is_of_run = best.stem == "best" and best_folder(best.parent) == best  # best/ or best.old/
         found.setdefault(os.path.realpath(best), str(best.parent if is_of_run else best))
     return list(found.values())
 
@@ -130,8 +133,7 @@ def relative_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
 
 
 def copy_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
-    """Save the runs' models in an ensemble's folder, and return the path from there to each, by the run's
-    name."""
+    """Save copies of the runs' models in an ensemble's folder. Return their paths relative to it, by run."""
     paths = {}
     for number, run in enumerate(runs, start=1):
         paths[run] = f"{COPIES}/{number}-{os.path.basename(os.path.realpath(run))}"
@@ -140,7 +142,7 @@ def copy_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
 
 
 def write_ensemble(folder: Path, panels: Mapping[str, Panel]) -> None:
-    """Write what `Ensemble` reads: `ensemble.toml`, in a folder that exists."""
+    """Write `ensemble.toml` into an existing folder, for `Ensemble` to read."""
     tables = {
         name: {
             "threshold": panel.threshold,
@@ -154,10 +156,10 @@ def write_ensemble(folder: Path, panels: Mapping[str, Panel]) -> None:
 
 
 def read_ensemble(path: Path) -> dict[str, Panel]:
-    """Read an `ensemble.toml`. Raises InputError if it is not one; the members are not looked at."""
+    """Read an `ensemble.toml`. Raises InputError if it is not valid. Does not look at the members."""
     tables = load_toml(path)
     if not tables:
-        raise InputError(f"{path}: names no task")
+        raise InputError(f"{path}: defines no tasks")
     panels = {name: _panel(name, table, path) for name, table in tables.items()}
     check_outputs([panel.task for panel in panels.values()], str(path))
     return panels
@@ -168,8 +170,8 @@ def place_of(folder: Path, member: str) -> Path:
     place = os.path.normpath(folder / member)
     if not os.path.isdir(folder / member):
         raise InputError(
-            f"{folder / ENSEMBLE}: member {shown(member)} is gone; put it back at {place}, or make the "
-            "ensemble again, with --copy to keep its members' models inside"
+            f"{folder / ENSEMBLE}: member {shown(member)} is gone; restore it at {place}, or make the "
+            "ensemble again with --copy, which keeps its members' models inside it"
         )
     try:
         return best_folder(folder / member)
@@ -178,7 +180,7 @@ def place_of(folder: Path, member: str) -> Path:
 
 
 def _members(panels: Mapping[str, Panel]) -> list[str]:
-    """Every member once, whatever the number of its tasks."""
+    """Return every member once, however many tasks it predicts."""
     return list(dict.fromkeys(member for panel in panels.values() for member in panel.members))
 
 
@@ -188,32 +190,35 @@ def _panel(name: str, table: Any, path: Path) -> Panel:
             raise InputError(f"{path}: {shown(name)}: {problem}")
 
     known = {"threshold", "members", "weights", "task"}
-    check(isinstance(table, dict), "is not the table of a task")
+    check(isinstance(table, dict), "must be a section")
     for key in table:
         check(key in known, f"has an unknown key {shown(key)}; known are {', '.join(sorted(known))}")
     for key in sorted(known - {"weights"} - table.keys()):
         check(False, f"lacks {key}")
     threshold, members, task = table["threshold"], table["members"], table["task"]
-    check(_is_number(threshold), f"threshold is a number, not {shown(threshold)}")
-    check(isinstance(members, list) and 0 < len(members) <= MOST_MEMBERS, "members is a list of folders")
+    check(_is_number(threshold), f"threshold must be a number, not {shown(threshold)}")
+    check(
+        isinstance(members, list) and 0 < len(members) <= MOST_MEMBERS,
+        f"members must be a list of 1 to {MOST_MEMBERS:,} folders",
+    )
     for member in members:
         check(isinstance(member, str) and 0 < len(member) <= LONGEST_PATH, f"{shown(member)} is not a folder")
-        check(not os.path.isabs(member), f"{shown(member)} must be relative to the folder of this file")
-    check(len(set(members)) == len(members), "names a member twice")
+        check(not os.path.isabs(member), f"{shown(member)} must be relative to this file's folder")
+    check(len(set(members)) == len(members), "lists a member twice")
     weights = table.get("weights", [1.0] * len(members))
     check(
-        isinstance(weights, list) and len(weights) == len(members), "weights has one number for each member"
+        isinstance(weights, list) and len(weights) == len(members), "weights must have one number per member"
     )
     good = all(_is_number(weight) and 0 < weight <= LARGEST_WEIGHT for weight in weights)
     check(
         good,
-        f"weights are numbers above 0, up to {LARGEST_WEIGHT:,} (to leave a member out, delete both)",
+        f"weights must be numbers above 0, up to {LARGEST_WEIGHT:,} (to leave a member out, delete both)",
     )
-    check(isinstance(task, dict), "task is not the table that defines it")
+    check(isinstance(task, dict), "task must be a section that defines it")
     return Panel(task_from_toml(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
 
 
 def _is_number(value: Any) -> bool:
-    """Whether this is a number that a float can hold."""
+    """Return whether this is a number that a float can hold."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and abs(value) <= sys.float_info.max

@@ -1,6 +1,7 @@
-"""Figures of a run (paper, section 5): each a pure function from arrays or records to a matplotlib `Figure`.
+"""Figures of a run, as in section 5 of "Jack of All Trades, Master of Some: Improving BERT for Multitask
+Learning" (Stanford CS224N). Each is a pure function from arrays or records to a matplotlib `Figure`.
 
-Drawing needs the extra `plots`, which is imported on first use; nothing goes through pyplot's global state.
+Plotting needs the extra `plots`, which is imported on first use. Nothing uses pyplot's global state.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
-# Labels are never read as formulas; equal figures are equal bytes.
+# Labels are never parsed as formulas, and equal figures are equal byte for byte.
 STYLE: Any = {
     "text.parse_math": False, "svg.hashsalt": "minbert", "figure.constrained_layout.use": True,
     "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -33,41 +34,42 @@ STYLE: Any = {
     "axes.labelcolor": "#333333",
 }  # fmt: skip
 INK, PALE = "#222222", "#999999"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # of tasks (Okabe and Ito)
-ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # of ordered classes, for any eye
-PANELS = {  # a part of the records, or one of its terms
+# Both palettes can be told apart by colour-blind readers.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # for tasks (Okabe and Ito)
+ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # for ordered classes
+PANELS = {  # part of a record, or one term of it -> title, y label
     "loss": ("Training loss", "mean over the epoch"),
     "dev": ("Dev scores", ""),
-    "distill": ("Distillation", "distance to the outputs learned from"),
+    "distill": ("Distillation", "distance to the teacher's outputs"),
     "smart/r": ("SMART", "R"),
-    "smart/gradient_ratio": ("SMART's strength", "gradient / that of the task loss"),
+    "smart/gradient_ratio": ("SMART's strength", "gradient relative to the task loss's"),
     "bregman/d": ("BPPO", "D"),
-    "bregman/gradient_ratio": ("BPPO's strength", "gradient / that of the task loss"),
+    "bregman/gradient_ratio": ("BPPO's strength", "gradient relative to the task loss's"),
     "lr": ("Learning rate", "of the epoch's last update"),
     "beta": ("Momentum of BPPO's teacher", "beta"),
 }
-SINGLE = ("lr", "beta")  # panels of one number an epoch
+SINGLE = ("lr", "beta")  # panels with one number per epoch
 BESIDE = {
     "train": ("--", "training rows"),
     "teacher": (":", "averaged weights"),
-}  # scores in the panel of dev's
-MANY_CLASSES, MANY_POINTS = 30, 5000  # beyond these, cells have no numbers, and an SVG's points are an image
+}  # other scores in the panel of the dev scores
+MANY_CLASSES, MANY_POINTS = 30, 5000  # above these, cells show no numbers, and an SVG's points are an image
 
 
 def can_plot() -> bool:
-    """Whether the extra is installed."""
+    """Return whether the extra `plots` is installed."""
     return all(importlib.util.find_spec(name) for name in ("matplotlib", "sklearn"))
 
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Our style, for a `with` or as a decorator; InputError where the extra is not installed."""
+    """Apply our style, in a `with` or as a decorator. Raises InputError if the extra is not installed."""
     try:
         import matplotlib
         import sklearn  # noqa: F401
     except ImportError as missing:
         raise InputError(
-            f'{missing.name}, which draws reports, is missing: pip install "minbert[plots]"'
+            f'{missing.name}, needed for figures, is not installed: pip install "minbert[plots]"'
         ) from None
     with matplotlib.rc_context(STYLE):
         yield
@@ -75,8 +77,8 @@ def plotting() -> Iterator[None]:
 
 @plotting()
 def learning_curves(records: Records, choose_by: str = "score") -> Figure:
-    """Losses, scores, R and D where the run had them, rate and beta over the epochs; the best epoch is
-    marked."""
+    """Plot losses, scores, R, D, rate and beta by epoch, as far as the run recorded them, and mark the best
+    epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -110,9 +112,9 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         low, high = axes.get_ylim()
         middle = (low + high) / 2
-        if part == "dev":  # noise is not to fill the panel
+        if part == "dev":  # so that noise does not fill the panel
             axes.set_ylim(min(low, middle - 0.05), max(high, middle + 0.05))
-        elif part != "beta":  # which changes from .99 to .999, if at all
+        elif part != "beta":  # beta at most changes from .99 to .999
             axes.set_ylim(0, high)
         _label_ends(axes, ends)
     return figure
@@ -121,8 +123,10 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
 def _draw_beside(
     axes: Axes, records: Records, lines: Mapping[str, np.ndarray], colours: Mapping[str, str]
 ) -> str:
-    """What is scored like dev, in the same colours as its lines; returns the legend. Of the teacher only the
-    score."""
+    """Plot the other scores in the colours of the dev lines. Return the legend.
+
+    Only the mean score is plotted for the teacher.
+    """
     epochs, legend = [record["epoch"] for record in records], []
     for part, (style, meaning) in BESIDE.items():
         curves = _curves(records, part)
@@ -138,7 +142,7 @@ def _draw_beside(
 
 
 def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
-    """The values to draw in one of the `PANELS` by name, NaN where an epoch has none."""
+    """Return the lines of one of the `PANELS` by name, with NaN where an epoch has no value."""
     part, _, term = panel.partition("/")
     flat = [dict(_flatten({part: record[part]})) if part in record else {} for record in records]
     flat = [{name.removeprefix(f"{part}/"): value for name, value in values.items()} for values in flat]
@@ -147,7 +151,7 @@ def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
     if term:
         names = [name for name in names if name.endswith(f"/{term}")]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names}
-    for whole in ("all", "score"):  # of one task alone they would be drawn over its own line
+    for whole in ("all", "score"):  # with a single task they would hide its own line
         others = [values for name, values in curves.items() if name != whole]
         if whole in curves and any(np.allclose(curves[whole], values, equal_nan=True) for values in others):
             del curves[whole]
@@ -163,7 +167,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 def _label(name: str) -> str:
-    """similarity/pearson is shown as similarity r; knn as kNN."""
+    """Return how a line is labelled: similarity/pearson as similarity r, knn as kNN accuracy."""
     words = {"pearson": "r", "all": "objective", "knn": "kNN accuracy", "retrieval": "same class nearest"}
     words |= dict.fromkeys(("r", "d", "gradient_ratio"), "")
     return " ".join(words.get(word, word) for word in name.split("/")).strip()
@@ -175,8 +179,10 @@ def _last(values: np.ndarray) -> float:
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Name each line at its right end. Where names would overlap, they move apart by the least squares:
-    positions with gaps are an isotonic regression of the ends less those gaps."""
+    """Label each line at its right end. Labels that would overlap are moved apart by least squares.
+
+    With the gaps between labels subtracted, their positions are an isotonic regression of the lines' ends.
+    """
     from sklearn.isotonic import isotonic_regression
 
     low, high = axes.get_ylim()
@@ -192,7 +198,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
 
 @plotting()
 def sampling_shares(sampling: str, names: Sequence[str], shares: np.ndarray) -> Figure:
-    """Each task's share of an epoch's updates, over the epochs; `shares` are (epochs, tasks)."""
+    """Plot each task's share of the updates by epoch, from `shares` (epochs, tasks)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -220,7 +226,7 @@ def sampling_shares(sampling: str, names: Sequence[str], shares: np.ndarray) -> 
 
 @plotting()
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The share of each true class (down) that is predicted as each class (across); rows sum to 1."""
+    """Plot the fraction of each true class (down) predicted as each class (across). Rows sum to 1."""
     from matplotlib.figure import Figure
 
     counts = np.zeros((len(classes), len(classes)))
@@ -246,7 +252,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
 
 @plotting()
 def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, r: float) -> Figure:
-    """Predicted against true values, with the line on which they are equal."""
+    """Plot predicted against true values, with the line where they are equal. `r` is their correlation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.4))
@@ -279,9 +285,12 @@ def tsne(
     iterations: int = 4000,
     seed: int = 0,
 ) -> Figure:
-    """Vectors (N, H) of the same rows before and after training, each laid out in the plane by t-SNE on their
-    cosine distance, with one seed and perplexity. t-SNE looks at 3 * perplexity neighbours of a row: where
-    there are fewer rows the perplexity is reduced, and the title says so. N is at least 4, iterations 250."""
+    """Plot vectors (N, H) of the same rows before and after training, by t-SNE on their cosine distance.
+
+    Both use the same seed and perplexity. t-SNE looks at 3 * perplexity neighbours of each row; if there are
+    fewer rows, the perplexity is reduced and the legend says so. N must be at least 4, `iterations` at least
+    250.
+    """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -319,8 +328,11 @@ def comparison(
     paper: np.ndarray,
     ours: np.ndarray,
 ) -> Figure:
-    """A panel a column: in every row the paper's figure, and ours with its spread. `paper` is (rows,
-    columns); `ours` (rows, columns, 2), mean and standard deviation, NaN where there is none."""
+    """Plot the numbers of "Jack of All Trades, Master of Some: Improving BERT for Multitask Learning"
+    (Stanford CS224N) and ours, with error bars, in one panel per column.
+
+    `paper` is (rows, columns). `ours` is (rows, columns, 2), mean and standard deviation, NaN where missing.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 + 2.1 * len(columns), 1.6 + 0.34 * len(labels)))
@@ -346,7 +358,7 @@ def comparison(
 
 @plotting()
 def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write NAME.png and NAME.svg into the folder; returns the SVG."""
+    """Write NAME.png and NAME.svg into the folder. Return the SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=150)
     svg = io.BytesIO()
@@ -359,5 +371,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
 
 
 def best_record(records: Records, choose_by: str = "score") -> Mapping[str, Any]:
-    """The epoch whose model was kept: the first with the highest dev score, or worst task's score."""
+    """Return the record of the epoch whose model was kept: the first with the highest `choose_by`."""
     return max(records, key=lambda record: record["dev"][choose_by])

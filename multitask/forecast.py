@@ -1,4 +1,4 @@
-"""How long a training run will take on this machine, measured on a few of its updates beforehand."""
+"""How long a training run will take on this machine, estimated by timing a few of its updates."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from multitask.config import Config
 from multitask.evaluate import in_length_order, to_device
 from multitask.train import update
 
-TRIED = 5  # updates
-TRIED_ROWS = 64  # of each table that an evaluation reads
+TRIED = 5  # updates to time
+TRIED_ROWS = 64  # rows to time of each table that an evaluation reads
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a run's parts."""
+    """The time that the parts of a run take, in seconds."""
 
-    start: float  # reading, tokenising, building the model
+    start: float  # reading and tokenising tables, building the model
     update: float
-    evaluation: float  # one scoring of the dev tables
+    evaluation: float  # scoring the dev tables once
     epochs: int
     steps_per_epoch: int
 
     def seconds(self, epochs_done: int = 0) -> float:
-        """What the epochs that are left will take, with the predictions at the end."""
+        """Return the seconds that the remaining epochs and the final predictions will take."""
         epoch = self.steps_per_epoch * self.update + self.evaluation
         return self.start + (self.epochs - epochs_done) * epoch + 2 * self.evaluation
 
 
 def measure(config: Config) -> Cost:
-    """Carry out some updates of the run, and some of an evaluation, without writing anything of it."""
+    """Time some updates of the run and part of an evaluation, without writing any files."""
     started = time.perf_counter()
     selected = jobs.selected_tasks(config)
     rows = jobs.read_splits(config.data, jobs.SPLITS[:2], selected, config.skip_bad_rows)
@@ -49,7 +49,10 @@ def measure(config: Config) -> Cost:
 
 
 def _evaluation_seconds(training: jobs.Training) -> float:
-    """Of the pass through the encoder, which is nearly all of it: timed on the first rows of each table."""
+    """Return the seconds of an evaluation, extrapolated from the first rows of each table.
+
+    Only the passes through the encoder are timed; they take nearly all of the time.
+    """
     model, seconds = training.model.eval(), 0.0
 
     @torch.inference_mode()
@@ -66,12 +69,12 @@ def _evaluation_seconds(training: jobs.Training) -> float:
 
 
 def _tried_updates(training: jobs.Training) -> list[float]:
-    """Seconds of updates spread over the run, so that the tasks come as often as they will."""
+    """Return the seconds of updates spread over the run, so that tasks occur in realistic proportions."""
     config, method = training.config, training.method
     optimizer = jobs.make_optimizer(training)
     last = config.epochs * (config.steps_per_epoch or 1) - 1
     seconds = []
-    for step in np.linspace(0, last, TRIED + 2).astype(int)[:-1].tolist():  # the last ones are also measured
+    for step in np.linspace(0, last, TRIED + 2).astype(int)[:-1].tolist():  # the last has diagnostics
         started = time.perf_counter()
         update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
         method.after_update(step)

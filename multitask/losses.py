@@ -1,8 +1,8 @@
-"""Task losses and divergences: one scalar each, the mean over the batch's B examples.
+"""Task losses and divergences: scalars, each the mean over the batch's B examples.
 
 A task loss compares logits (B, C) with labels (B,). A divergence l(., .) compares the logits (B, C) of two
-passes; it is what SMART and BPPO keep small (Jiang et al. 2020, https://arxiv.org/abs/1911.03437, section 3).
-Every shape is checked: (B, 1) against (B,) would broadcast into a B x B loss and say nothing.
+passes; SMART and BPPO keep it small (Jiang et al. 2020, https://arxiv.org/abs/1911.03437, section 3). All
+shapes are checked and raise ValueError: (B, 1) against (B,) would silently broadcast into a B x B loss.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[label]; logits (B, C), labels (B,) with values 0..C-1."""
+    """Return -log softmax(logits)[label]. Logits (B, C), labels (B,) with values 0..C-1."""
     _check(logits, labels)
     return F.cross_entropy(logits, labels.long())
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log sigmoid(+-logit); logits (B, 1), labels (B,) with values 0 and 1."""
+    """Return -log sigmoid(+logit) for label 1, -log sigmoid(-logit) for 0. Logits (B, 1), labels (B,)."""
     _check(logits, labels, columns=1)
     return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """(output - label)^2; logits (B, 1), labels (B,)."""
+    """Return (output - label)^2. Logits (B, 1), labels (B,)."""
     _check(logits, labels, columns=1)
     return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
 
 
 def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(P||Q) + KL(Q||P), the sum and not half of it; logits (B, C) each.
+    """Return KL(P||Q) + KL(Q||P), the sum and not half of it. Logits (B, C) each.
 
-    Over the classes it is sum_c (p_c - q_c) (log p_c - log q_c). One column is the logit of a Bernoulli
-    distribution, whose two classes make it (p - q) (logit_p - logit_q). Gradient flows to both sides.
+    Over the classes this is sum_c (p_c - q_c) (log p_c - log q_c). A single column is the logit of a
+    Bernoulli distribution, whose two classes give (p - q) (logit_p - logit_q). Gradient flows to both sides.
     """
     check_pair(logits_p, logits_q)
     if logits_p.shape[1] == 1:
@@ -43,7 +43,7 @@ def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
 
 def squared_difference(outputs_p: Tensor, outputs_q: Tensor) -> Tensor:
-    """(p - q)^2; outputs (B, 1) each."""
+    """Return (p - q)^2. Outputs (B, 1) each."""
     check_pair(outputs_p, outputs_q)
     return F.mse_loss(outputs_p, outputs_q)
 
@@ -59,8 +59,8 @@ def _check(logits: Tensor, labels: Tensor, columns: int | None = None) -> None:
 
 
 def check_pair(p: Tensor, q: Tensor) -> None:
-    """Raise ValueError unless these are two matrices (B, C) of one shape."""
+    """Raise ValueError unless these are two matrices (B, C) of the same shape."""
     if p.ndim != 2 or p.shape != q.shape:
         raise ValueError(
-            f"a divergence takes two (B, C) of one shape, not {tuple(p.shape)} and {tuple(q.shape)}"
+            f"a divergence takes two (B, C) of the same shape, not {tuple(p.shape)} and {tuple(q.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Where a run computes, and how fast: threads, device, precision, compilation."""
+"""How a run uses the machine: threads, device, precision and compilation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from multitask import distributed
 from multitask.config import Config
 from multitask.model import MultitaskBert
 
-WORTH = 1.05  # of float32's speed: what bf16 must reach to be taken
+WORTH = 1.05  # the least speed of bf16, relative to float32, at which it is accepted
 
 
 def set_up(config: Config) -> torch.device:
-    """Set the threads; the device by name, where auto is the GPU if torch sees one. Of several processes each
-    has a GPU of its own. InputError where this machine cannot do what is asked, or would only be slowed down
-    by it."""
+    """Set the number of threads and return the device; `auto` is the GPU if torch sees one.
+
+    Each of several processes has its own GPU. Raises InputError if this machine does not support the
+    settings, or would only be slowed down by them.
+    """
     threads = config.threads or distributed.default_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     device = _device(config.device)
-    if (
-        config.precision == "bf16" and not config.resume
-    ):  # a run that has begun is not to end for a busy minute
+    # A resumed run is not checked: a machine that happens to be busy should not stop it.
+    if config.precision == "bf16" and not config.resume:
         _check_bf16(device)
     if config.compile:
         _check_compiler(device)
@@ -35,9 +36,11 @@ def set_up(config: Config) -> torch.device:
 
 
 def prepared(model: MultitaskBert, config: Config, device: torch.device) -> MultitaskBert:
-    """The model on its device, in the precision of the run, its layers compiled where that is wanted and does
-    not put torch's products in the place of faster ones. A layer compiles in its place, so that weights keep
-    their names and a copy is an ordinary model."""
+    """Return the model on its device, in the run's precision, with its layers compiled if --compile is set.
+
+    They are not compiled if that would replace faster matrix products with torch's. Layers are compiled in
+    place, so weights keep their names and a copy is an ordinary model.
+    """
     model.precision = config.precision
     faster_as_it_is = device.type == "cpu" and config.precision == "float32" and onednn_is_faster()
     if config.compile and not faster_as_it_is:
@@ -52,15 +55,17 @@ def _device(name: str) -> torch.device:
     try:
         device = distributed.own_device(torch.device(name))
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("only cpu, cuda and mps compute")
+            raise RuntimeError("only cpu, cuda and mps are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"--device {name}: not available on this machine ({str(error).splitlines()[0]})"
+        ) from None
     return device
 
 
 def _check_bf16(device: torch.device) -> None:
-    """A processor without instructions for bf16 emulates it, many times slower."""
+    """Raise InputError if bf16 is not faster: processors without bf16 instructions emulate it slowly."""
     gain = distributed.from_writer(lambda: bf16_gain(device))
     if gain < WORTH:
         raise InputError(
@@ -71,7 +76,7 @@ def _check_bf16(device: torch.device) -> None:
 
 @lru_cache
 def bf16_gain(device: torch.device) -> float:
-    """How many times as fast as in float32 products are in bf16, measured once a process."""
+    """Return how many times as fast bf16 products are as float32 ones, measured once per process."""
     return product_seconds(torch.float32, device) / product_seconds(torch.bfloat16, device)
 
 
@@ -79,7 +84,7 @@ def bf16_gain(device: torch.device) -> float:
 def product_seconds(
     dtype: torch.dtype, device: torch.device, rows: int = 512, inputs: int = 768, outputs: int = 3072
 ) -> float:
-    """The median time of a product, by default as a BERT layer has it."""
+    """Return the median time of a matrix product, in seconds; by default one as in a BERT layer."""
     layer = Linear(inputs, outputs, dtype=dtype, device=device)
     x = torch.ones(rows, inputs, dtype=dtype, device=device)
     seconds = []
@@ -94,6 +99,6 @@ def product_seconds(
 def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except Exception as error:  # the compiler's own kinds, which differ between backends
+    except Exception as error:  # each backend has its own exception types
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--compile: torch.compile does not work here ({reason})") from None

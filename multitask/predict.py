@@ -1,4 +1,4 @@
-"""Predictions for a stream of texts: rows in, rows out, in order, in memory that does not grow."""
+"""Predictions for a stream of texts: rows in, rows out, in order and in constant memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from multitask.data import Problem, Row, lines_of, parse, parse_plain, read_head
 from multitask.predictor import Predictor
 from multitask.tasks import Task
 
-WINDOW = 1024  # rows that are read, sorted by length, predicted and written together
-PIPE_WINDOW = 32  # of standard input; a line typed at a terminal is answered at once
+WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
+PIPE_WINDOW = 32  # the same for standard input; a typed line is answered at once
 
 
 def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
-    """Read texts from a file or `-`, write `id, prediction` and the classes' probabilities, tab-separated.
+    """Read texts from a file or `-`; write ids, predictions and class probabilities, separated by tabs.
 
-    The input is a table with a header that names the task's text columns (an id column is taken over), or
-    plain lines: one sentence, or two with a tab between. A file to write appears under its name when it is
-    complete.
+    The input is a table whose header names the task's text columns (an id column is copied to the output),
+    or plain lines: one sentence each, or two separated by a tab. An output file appears under its name once
+    it is complete. Raises InputError if a file cannot be read or written, or at a bad row, unless
+    `skip_bad_rows` drops it.
     """
     if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
-        raise InputError(f"{target}: is the input too; name another --output")
+        raise InputError(f"{target}: is also the input; name another --output")
     reader, name = _open_input(source)
     size = WINDOW if source != "-" else 1 if reader.isatty() else PIPE_WINDOW
     with reader:
@@ -40,7 +41,7 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
             _write(model, task, windows, sys.stdout)
             return
         path = Path(target)
-        # A pipe or a device is written to as it is; only a file can wait under another name.
+        # A pipe or a device is written directly, a file under another name until it is complete.
         partial = path if path.exists() and not path.is_file() else path.with_name(path.name + ".partial")
         try:
             file = partial.open("w", encoding="utf-8", newline="")
@@ -52,7 +53,7 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
             try:
                 _write(model, task, windows, file)
             except InputError as error:
-                raise InputError(f"{error}\nthe rows before it are predicted, in {partial}") from None
+                raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
         if partial != path:
             os.replace(partial, path)
 
@@ -67,7 +68,7 @@ def _open_input(source: str) -> tuple[BinaryIO, str]:
 
 
 def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
-    """A table where the first line names the task's columns, else plain lines."""
+    """Parse the input as a table if its first line names the task's columns, else as plain lines."""
     lines = lines_of(reader, name)
     first = next(lines, b"")
     lines = chain([first] if first else [], lines)
@@ -81,7 +82,7 @@ def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
 def _windows(
     items: Iterable[Row | Problem], name: str, size: int, skip_bad_rows: bool
 ) -> Iterator[list[Row]]:
-    """Good rows, some at a time. At a bad one: the rows before it, and then InputError."""
+    """Yield good rows, `size` at a time. At a bad one, yield the rows before it, then raise InputError."""
     window: list[Row] = []
     dropped = 0
     for item in items:

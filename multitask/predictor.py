@@ -1,4 +1,4 @@
-"""What every trained model offers, be it one network or an average of several: texts in, predictions out."""
+"""The interface of every trained model, one network or an average of several: texts in, predictions out."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from multitask import evaluate
 from multitask.data import Table
 from multitask.tasks import Task
 
-Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences, or pairs, as the task wants them
+Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences or pairs, depending on the task
 
 
 class Predictor(ABC):
-    """A subclass says where the logits come from; what they mean is the same for all. `tasks` maps names to
-    `Task`s."""
+    """Predictions from logits, which a subclass computes. `tasks` maps names to `Task`s."""
 
     tasks: Mapping[str, Task]
 
     @abstractmethod
     def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
-        """Return logits (N, C) for N texts or pairs, on the CPU. Raises InputError if they do not fit the
-        task."""
+        """Return logits (N, C) for N texts or pairs, on the CPU. Raises InputError if the task does not take
+        such texts."""
 
     @abstractmethod
     def logits_of_table(self, task: str, table: Table) -> Tensor:
@@ -33,14 +32,14 @@ class Predictor(ABC):
     def predict(
         self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
     ) -> list[int] | list[float]:
-        """Return the predicted class of each text or pair, an int, or for a regression task its value."""
+        """Return the predicted class (int) of each text or pair, or its value (float) for a regression."""
         return evaluate.decode(self.task_of(task).kind, self.logits(task, texts, batch_size)).tolist()
 
     def predict_proba(
         self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
     ) -> list[list[float]]:
-        """Return the probability of every class for each text or pair. Raises InputError for a regression
-        task, which has no classes."""
+        """Return the probability of every class, for each text or pair. Raises InputError for a regression,
+        which has no classes."""
         kind = self.task_of(task).kind
         if kind == "regression":
             raise InputError(f"{task} is a regression task: it has no classes; use predict")

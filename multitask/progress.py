@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10
 
 
 class Meter:
-    """Loss, examples per second and time left, step by step."""
+    """Shows the loss, examples per second and time left, step by step."""
 
     def __init__(self, steps_per_epoch: int, epochs: int, rows_per_step: float):
         self.steps_per_epoch = steps_per_epoch
@@ -55,6 +55,6 @@ class Meter:
 
     @staticmethod
     def say(line: str) -> None:
-        """A line above the bar, where there is one."""
+        """Print a line, above the bar if there is one."""
         tqdm.write(line)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The report of a run or an ensemble: one HTML file that needs nothing else, with its figures in it."""
+"""The report of a run or an ensemble: one self-contained HTML file, figures included."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from multitask.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LARGEST_NUMBER = 2**53  # in a record; beyond it an integer is no float
-WORST, LONGEST = 10, 600  # mistakes shown of each task; characters shown of each text
+LARGEST_NUMBER = 2**53  # in a record; up to here a float holds every integer exactly
+WORST, LONGEST = 10, 600  # mistakes shown per task; characters shown per text
 PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
 
 
@@ -60,9 +60,12 @@ def write_report(
     perplexity: float = Config.perplexity,
     iterations: int = Config.iterations,
 ) -> Path:
-    """Write RUN/report.html and RUN/figures/ of a training run or an ensemble: its model on the dev tables of
-    `data`, or else of the folder that it was trained on. `perplexity` and `iterations` (at least 250) are
-    t-SNE's, for runs of mnrl."""
+    """Write RUN/report.html and RUN/figures/ for a training run or an ensemble. Return the report's path.
+
+    The report scores the model on the dev tables in `data`, or else in the folder the run was trained on.
+    `perplexity` and `iterations` (at least 250) are those of t-SNE, for runs of mnrl. Raises InputError if
+    the run or its tables cannot be read.
+    """
     if is_ensemble(run):
         config = read_config(run, skip_bad_rows, "ensemble")
         title, parts = "Ensemble", ensemble_parts(run, config, data or config.data, device)
@@ -83,7 +86,7 @@ def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
     settings = read_toml(run / "config.toml")
     if settings.get("option") not in options:
         raise InputError(
-            f"{run / 'config.toml'}: its option is none of {', '.join(options)}; name another --run"
+            f"{run / 'config.toml'}: its option must be {' or '.join(options)}; name another --run"
         )
     config = Config(**settings)
     return replace(config, skip_bad_rows=config.skip_bad_rows or skip_bad_rows)
@@ -98,7 +101,7 @@ def run_parts(
     perplexity: float,
     iterations: int,
 ) -> Iterator[str]:
-    """A training run: what it was, and what its best model does on the dev tables."""
+    """Yield the parts of a training run's report: what the run was, and how its best model does on dev."""
     model = load_model(run, config, device)
     check_scores(run / "metrics.jsonl", records, model.tasks, config.choose_by)
     yield from overview(config, records, data)
@@ -111,7 +114,7 @@ def run_parts(
 
 
 def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
-    """An ensemble: its scores, who is averaged for each task, and each task's figure and worst mistakes."""
+    """Yield the parts of an ensemble's report: scores, members, and each task's figure and mistakes."""
     ensemble = Ensemble(run, lambda folder: load_model(folder, config, device))
     tables = read_dev(SAMPLE if data is None else Path(data), ensemble.tasks, config)
     of_members = {name: ensemble.logits_of_members(name, tables[name]) for name in tables}
@@ -119,7 +122,7 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     scores = evaluate.scores(ensemble.tasks, logits, tables)
 
     yield html_table([], [["data", "the shipped sample" if data is None else data]])
-    chosen = "Members are chosen on the dev tables, so dev scores flatter an ensemble a little."
+    chosen = "The members were chosen on the dev tables, so the dev scores are slightly optimistic."
     firsts = dict.fromkeys(first_checkpoint(str(place)) for place in ensemble.places.values())
     yield from notes(data, chosen, *(text for first in firsts for text in pretraining(first)))
     yield dev_scores(ensemble.tasks, tables, scores)
@@ -138,24 +141,24 @@ def load_model(folder: Path, config: Config, device: torch.device) -> MultitaskB
 def members_table(
     ensemble: Ensemble, logits: Mapping[str, Sequence[Tensor]], tables: Mapping[str, Table]
 ) -> str:
-    """Who is averaged for each task, with what share, its score on these tables and the score it needed."""
+    """Return a table of each task's members: their weight, score on these tables, and the score required."""
     lines = []
     for name, panel in ensemble.panels.items():
         for member, weight, one in zip(panel.members, panel.weights, logits[name], strict=True):
             score = evaluate.scores(ensemble.tasks, {name: one}, tables)["score"]
             share = f"{weight / sum(panel.weights):.3f}"
             lines.append([title_of(panel.task), member, share, f"{score:.3f}", f"{panel.threshold:g}"])
-    return html_table(["task", "member", "share", "score", "threshold"], lines)
+    return html_table(["task", "member", "weight", "score", "threshold"], lines)
 
 
 def overview(config: Config, records: Records, data: str | None) -> list[str]:
-    """What the run was, and what a reader of its scores must know."""
+    """Return what the run was, and what a reader of its scores must know."""
     source = config.weights if config.init is None else config.init
     first, best = first_checkpoint(source), best_record(records, config.choose_by)
     facts = {
         "option": config.option,
         **({"teacher": config.run[0]} if config.run else {}),
-        "weights": source if first == source else f"{source}, which began as {first}",
+        "weights": source if first == source else f"{source}, which started from {first}",
         "data": "the shipped sample" if data is None else data,
         "seed": config.seed,
         "device": config.device,
@@ -163,18 +166,18 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "best epoch": best["epoch"],
         "training time": training_time(records),
     }
-    chosen = "The best epoch was chosen on the dev tables, so dev scores flatter it a little."
+    chosen = "The best epoch was chosen on the dev tables, so the dev scores are slightly optimistic."
     return [html_table([], facts.items()), *notes(data, chosen, *pretraining(first))]
 
 
 def pretraining(checkpoint: str) -> list[str]:
-    """What a checkpoint has seen, in a sentence, if it is one that we know."""
+    """Return a sentence on what a known checkpoint was pre-trained on, in a list; none for an unknown one."""
     known = CHECKPOINTS.get(Path(checkpoint).name)
     return [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
 
 
 def training_time(records: Records) -> str:
-    """How long the updates took, without evaluations, and on how many rows."""
+    """Return how long the updates took, without evaluations, and how many rows they saw."""
     seconds = [record.get("seconds", 0) for record in records]
     rates = [record.get("examples_per_second", 0) for record in records]
     rows = sum(rate * time for rate, time in zip(rates, seconds, strict=True))
@@ -183,15 +186,15 @@ def training_time(records: Records) -> str:
 
 
 def notes(data: str | None, *texts: str) -> list[str]:
-    """What a reader of the scores must know."""
+    """Return notes that a reader of the scores needs."""
     sample = (
-        ["This is the shipped sample: too small for its scores to mean anything."] if data is None else []
+        ["This is the shipped sample, too small for its scores to mean anything."] if data is None else []
     )
     return [f'<p class="note">{escape(text)}</p>' for text in (*sample, *texts)]
 
 
 def first_checkpoint(source: str) -> str:
-    """The checkpoint at the start of a chain of runs, each the --init or --weights of the next."""
+    """Return the checkpoint at the start of a chain of runs, each the --init or --weights of the next."""
     for _ in range(20):
         saved = [folder / "config.toml" for folder in (Path(source), Path(source).parent)]
         path = next((path for path in saved if source not in CHECKPOINTS and path.is_file()), None)
@@ -205,7 +208,7 @@ def first_checkpoint(source: str) -> str:
 def task_sections(
     model: MultitaskBert, config: Config, records: Records, folder: Path, figures: Path
 ) -> Iterator[str]:
-    """Scores, curves and sampling plan; then each task's figure and worst mistakes."""
+    """Yield scores, curves and the sampling plan, then each task's figure and worst mistakes."""
     tables = read_dev(folder, model.tasks, config)
     examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
     logits = evaluate.all_logits(model, examples)
@@ -213,14 +216,14 @@ def task_sections(
     best = best_record(records, config.choose_by)
     yield dev_scores(model.tasks, tables, scores, best.get("train"))
     own_tables = folder == (SAMPLE if config.data is None else Path(config.data))
-    if own_tables and (figures.parent / targets.FILE).is_file():  # the teacher saw no other rows
+    if own_tables and (figures.parent / targets.FILE).is_file():  # its outputs are known for these only
         taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
         teacher = evaluate.scores(model.tasks, taught["dev"], tables)
         yield "<h2>Student and teacher</h2>"
         yield f"<pre>{escape(evaluate.format_scores(model.tasks, scores, teacher))}</pre>"
     recorded = best["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
-        yield f'<p class="note">The run itself recorded {recorded:.3f}, so these are not its tables.</p>'
+        yield f'<p class="note">The run recorded {recorded:.3f}, so these are not its own dev tables.</p>'
     drawing = learning_curves(records, config.choose_by)
     yield embed(drawing, figures, "learning-curves", "losses, scores and rate by epoch")
     yield epochs_table(records)
@@ -239,7 +242,7 @@ def task_sections(
 
 
 def title_of(task: Task) -> str:
-    """The task's name, or the paper's for it."""
+    """Return the name the paper gives a task ("Jack of All Trades, Master of Some"), or else its own."""
     return PAPER_NAMES.get(task, task.name)
 
 
@@ -249,8 +252,11 @@ def dev_scores(
     scores: Mapping[str, Any],
     train: Mapping[str, Any] | None = None,
 ) -> str:
-    """The score of every task, and how each enters the whole; beside `train`, the scores on training rows of
-    the epoch that was kept, and how far dev is below them."""
+    """Return a table of every task's score and what it contributes to the overall score.
+
+    Given `train`, also show the scores on training rows of the epoch that was kept, and how far dev is below
+    them.
+    """
     lines = []
     for name, task in selected.items():
         value, correlation = scores[name][task.metric], task.metric == "pearson"
@@ -274,8 +280,10 @@ def _beside(train: float, dev: float) -> list[str]:
 
 
 def epochs_table(records: Records) -> str:
-    """How even the tasks were, how far the model was ahead on rows that it had seen, and at what rate and
-    cost, epoch by epoch. Older runs lack some of these columns."""
+    """Return a table with one row per epoch: overall scores on dev and training rows, rate, beta and time.
+
+    Older runs lack some of these columns.
+    """
     head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
             "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
             "teacher/score": "averaged weights", "lr": "rate", "beta": "beta"}  # fmt: skip
@@ -295,8 +303,11 @@ def epochs_table(records: Records) -> str:
 
 
 def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures: Path) -> Iterator[str]:
-    """One task: what was predicted against what is true (Figure 1b), and the worst mistakes. `value` is its
-    metric."""
+    """Yield a task's figure, predicted against true labels, and its worst mistakes. `value` is its metric.
+
+    The figure is like Figure 1b of "Jack of All Trades, Master of Some: Improving BERT for Multitask
+    Learning" (Stanford CS224N).
+    """
     labels, predictions = rows.labels, evaluate.decode(task.kind, logits).double().numpy()
     if task.kind == "regression":
         drawing = similarity_scatter(labels, predictions, value)
@@ -309,7 +320,7 @@ def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures:
 
 
 def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
-    """The rows with the largest error: of a value its distance, of a class the probability it lacked."""
+    """Return a table of the rows with the largest error: |predicted - true|, or 1 - p(true class)."""
     predictions = evaluate.decode(task.kind, logits).double().numpy()
     if task.kind == "regression":
         measure, badness = "off by", np.abs(predictions - labels)
@@ -338,7 +349,11 @@ def embedding_section(
     perplexity: float,
     iterations: int,
 ) -> Iterator[str]:
-    """What MNRL did to the sentence vectors of the dev table (Figure 1a)."""
+    """Yield what MNRL did to the sentence vectors of the dev table.
+
+    The figure is like Figure 1a of "Jack of All Trades, Master of Some: Improving BERT for Multitask
+    Learning" (Stanford CS224N).
+    """
     known = tasks.read_task_file(Path(config.task_file)) if config.task_file else tasks.BUILT_IN
     task = tasks.first_of_single_texts_in_classes(tasks.select(config.tasks, known))
     dev_table = read_dev(folder, {task.name: task}, config)[task.name]
@@ -357,10 +372,11 @@ def embedding_section(
     if len(examples) >= 4:
         drawing = tsne(before.numpy(), after.numpy(), examples.labels, perplexity, iterations, config.seed)
         yield embed(drawing, figures, "tsne", "dev sentence vectors before and after training, by class")
-        yield "<p>t-SNE shows who is near whom; distances between groups and their sizes mean nothing.</p>"
+        yield "<p>t-SNE shows which sentences are close; the sizes and distances of groups mean nothing.</p>"
 
 
 def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, Table]:
+    """Read the dev tables of these tasks. Raises InputError if one is missing."""
     tables = read_split(folder, "dev", selected, config.skip_bad_rows)
     for name in selected.keys() - tables.keys():
         raise InputError(f"{selected[name].path(folder, 'dev')}: no such file; name its folder with --data")
@@ -368,7 +384,7 @@ def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, one an epoch."""
+    """Return the records in a metrics.jsonl, one per epoch. Raises InputError if one is not valid."""
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
@@ -386,13 +402,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}:{number}: not the record of an epoch; restore the file") from None
         records.append(record)
     if not records:
-        raise InputError(f"{path}: holds no epoch yet; report on the run when its first epoch has ended")
+        raise InputError(f"{path}: holds no epoch yet; make the report when the run has completed one")
     return records
 
 
 def _is_record(record: Any) -> bool:
-    """Whether this has what is drawn of an epoch, in numbers that can be drawn. KeyError or TypeError where
-    it has nothing of the kind."""
+    """Return whether a record has everything that is plotted, in numbers that can be plotted.
+
+    Raises KeyError or TypeError if it does not look like a record at all.
+    """
     counts = record["epoch"], record["step"]
     singles = [*counts, *(record.get(name, 0) for name in ("seconds", "examples_per_second", *SINGLE))]
     singles += [record["loss"]["all"], record["dev"]["score"]]
@@ -405,7 +423,7 @@ def _is_record(record: Any) -> bool:
 
 
 def check_scores(path: Path, records: Records, selected: Mapping[str, Task], choose_by: str) -> None:
-    """InputError where a record lacks a score of these tasks that the report shows."""
+    """Raise InputError if a record lacks a score of these tasks that the report shows."""
     for number, record in enumerate(records, start=1):
         beside = [record[part] for part in BESIDE if part in record]
         if not _is_number(record["dev"].get(choose_by)) or not all(_scores(one, selected) for one in beside):
@@ -413,7 +431,7 @@ def check_scores(path: Path, records: Records, selected: Mapping[str, Task], cho
 
 
 def _scores(scores: Mapping[str, Any], selected: Mapping[str, Task]) -> bool:
-    """Whether each of these tasks has its metric here, and all have what stands beside them."""
+    """Return whether each of these tasks has its metric here, and the overall scores are there too."""
     metrics = [(scores.get(name), task.metric) for name, task in selected.items()]
     return all(_is_number(scores.get(name)) for name in OVERALL) and all(
         isinstance(found, dict) and _is_number(found.get(metric)) for found, metric in metrics
@@ -421,7 +439,7 @@ def _scores(scores: Mapping[str, Any], selected: Mapping[str, Task]) -> bool:
 
 
 def _holds_numbers(values: Any, levels: int) -> bool:
-    """Whether this maps names to numbers, or to such mappings, at most so many levels deep."""
+    """Return whether this maps names to numbers, or to such mappings, at most `levels` deep."""
     return isinstance(values, dict) and all(
         _is_number(value) or (levels > 1 and _holds_numbers(value, levels - 1)) for value in values.values()
     )
@@ -432,25 +450,25 @@ def _is_number(value: Any) -> bool:
 
 
 def embed(figure: Figure, folder: Path, name: str, alternative: str) -> str:
-    """Save the figure and return an image element that carries it."""
+    """Save the figure and return an image element that contains it."""
     code = base64.b64encode(save_figure(figure, folder, name)).decode()
     return f'<figure><img alt="{escape(alternative)}" src="data:image/svg+xml;base64,{code}"></figure>'
 
 
 def html_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table; every cell is text, whatever it holds."""
+    """Return an HTML table. Every cell is escaped."""
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"] if head else []
     lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 def escape(value: object) -> str:
-    """Any value as HTML text, cut where it is very long; a file name's undecodable bytes become ?."""
+    """Return any value as HTML text, shortened if very long. A file name's undecodable bytes become ?."""
     text = str(value).encode("utf-8", "replace").decode()
     return html.escape(text if len(text) <= LONGEST else text[:LONGEST] + " …")
 
 
-# It forbids scripts and every load from elsewhere, should an escape ever be forgotten.
+# Forbids scripts and all external loads, in case something is not escaped.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PAGE = """<!doctype html>
 <html lang="en">

@@ -1,24 +1,25 @@
-"""Which task each update trains and which rows it takes: a function of (seed, step), so nothing has to be
-saved.
+"""Which task each update trains, and on which rows: a function of (seed, step), so no state is saved.
 
-Annealed sampling (Stickland & Murray 2019, https://arxiv.org/abs/1902.02671) draws task i of N_i rows in
-epoch e of E with p_i proportional to N_i ** alpha, alpha = 1 - 0.8 (e - 1) / (E - 1): by size at first,
-almost evenly at last. `proportional`, `sqrt` and `uniform` keep alpha at 1, .5 and 0.
+Annealed sampling (Stickland & Murray 2019, https://arxiv.org/abs/1902.02671) draws task i, which has N_i
+rows, with probability p_i proportional to N_i ** alpha. In epoch e of E, alpha = 1 - 0.8 (e - 1) / (E - 1):
+by size in the first epoch, almost evenly in the last. `proportional`, `sqrt` and `uniform` keep alpha at 1,
+.5 and 0.
 
-Two samplings draw nothing and take the tasks in turn. `round-robin` never leaves a task out. In `full-pass`
-a task drops out once it has passed over its rows, until all have: small tasks are exhausted early, and the
-largest one ends the pass alone. This is the baseline of "Jack of All Trades, Master of Some: Improving BERT
-for Multitask Learning" (Stanford CS224N) and what its section 3.1 complains of. With its 141,498, 8,544 and
-6,040 rows in batches of 16, a pass is 8,844 + 534 + 378 = 9,756 updates. (All 156,082 rows together are 9,755
-batches and two rows more: here each task rounds up by itself.)
+Two samplings draw nothing: the tasks take turns. With `round-robin`, every task always has its turn. With
+`full-pass`, a task drops out once it has passed over its rows, until all tasks have: small tasks are
+exhausted early, and the largest one ends the pass alone. This is the baseline of "Jack of All Trades, Master
+of Some: Improving BERT for Multitask Learning" (Stanford CS224N), whose section 3.1 names that as its
+weakness. With the paper's 141,498, 8,544 and 6,040 rows in batches of 16, a pass is 8,844 + 534 + 378 = 9,756
+updates. (All 156,082 rows together make 9,755 batches and two more rows; here each task rounds up by itself.)
 
-An epoch is `steps_per_epoch` updates, whatever the sampling. One task per update. Each task walks through
-its own rows in shuffled passes, and every pass is shuffled anew. The walk is cut into batches of as many rows
-each, or by a budget of tokens.
+An epoch is `steps_per_epoch` updates, whatever the sampling, and each update trains one task. Each task walks
+through its own rows in passes, each shuffled differently. The walk is cut into batches of a fixed number of
+rows, or by a budget of tokens.
 
-The budget counts tokens as padded, rows times the longest: the encoder's linear layers see only real tokens,
-but its attention scores are padded, rows times the longest squared. Real tokens alone would not bound those,
-where one long row stands among many short ones; this product bounds both.
+The budget counts tokens with padding: the number of rows times the longest. The encoder's linear layers see
+only real tokens, but its attention scores are padded, and grow with the rows times the longest squared. A
+budget of real tokens would not bound those when one long row is among many short ones; this product bounds
+both.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ import numpy as np
 
 
 def random_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The one source of randomness: the same numbers for the same seed, purpose and position."""
+    """Return the random generator for this seed, purpose and position. All randomness comes from here."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
 def random_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A seed for torch, from the same source."""
+    """Return a seed for torch, from the same source."""
     return int(random_generator(seed, purpose, *numbers).integers(2**63))
 
 
 def annealed_alpha(epoch: int, epochs: int) -> float:
-    """alpha = 1 - 0.8 (e - 1) / (E - 1), with e from 1; 1 where there is one epoch (Stickland & Murray
-    2019)."""
+    """Return alpha = 1 - 0.8 (e - 1) / (E - 1) for epoch e of E, counted from 1 (Stickland & Murray 2019).
+
+    A single epoch has alpha 1.
+    """
     return 1.0 if epochs == 1 else 1 - 0.8 * (epoch - 1) / (epochs - 1)
 
 
 def task_probabilities(sizes: Sequence[int], alpha: float) -> np.ndarray:
-    """p_i proportional to N_i ** alpha; `sizes` are the tasks' numbers of rows."""
+    """Return p_i proportional to N_i ** alpha, where `sizes` has each task's number of rows N_i."""
     weights = np.asarray(sizes) ** alpha
     return weights / weights.sum()
 
@@ -66,33 +69,35 @@ FULL_PASS = "full-pass"
 
 
 def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
-    """How often each task is drawn in a whole run; a very long one is judged by a thousand of its epochs."""
+    """Return each task's mean probability over a run; of a very long run, over a thousand of its epochs."""
     judged = np.linspace(1, epochs, min(epochs, 1000)).round().astype(int).tolist()
     return np.mean([task_probabilities(sizes, ALPHAS[sampling](epoch, epochs)) for epoch in judged], axis=0)
 
 
 def expected_rows(sampling: str, sizes: Sequence[int], rows: Sequence[float], epochs: int) -> float:
-    """How many rows an update takes on average, where those of each task take `rows` and none drops out."""
+    """Return the mean number of rows in an update, given those of each task, if no task drops out."""
     evenly = sampling == "round-robin"
     shares = task_probabilities(sizes, 0) if evenly else mean_probabilities(sampling, sizes, epochs)
     return round(float(shares @ np.asarray(rows)), 6)
 
 
 def pass_updates(sizes: Sequence[int], rows: Sequence[float]) -> list[int]:
-    """How many updates each task needs to pass over its rows, where an update takes `rows` of them. The last
-    one is filled up with rows of the next pass."""
+    """Return how many updates each task needs to pass over its rows, at `rows` per update.
+
+    The last update is filled up with rows of the next pass.
+    """
     return [math.ceil(round(size / taken, 6)) for size, taken in zip(sizes, rows, strict=True)]
 
 
 def turn_order(updates: Sequence[int]) -> np.ndarray:
-    """The tasks in turn, where task i drops out after `updates[i]` turns: (sum of updates,)."""
+    """Return the tasks in turn, (sum of updates,): task i drops out after `updates[i]` turns."""
     tasks = np.repeat(np.arange(len(updates)), updates)
     rounds = np.concatenate([np.arange(count) for count in updates])
     return tasks[np.argsort(rounds, kind="stable")]
 
 
 def shuffled_rows(seed: int, task: int, size: int, start: int, count: int) -> np.ndarray:
-    """Rows start..start+count of the endless walk through shuffled passes over `size` rows."""
+    """Return rows start..start+count of a task's endless walk through shuffled passes over `size` rows."""
     positions = np.arange(start, start + count)
     passes = positions // size
     return np.concatenate(
@@ -109,17 +114,17 @@ def _pass(seed: int, task: int, size: int, number: int) -> np.ndarray:
 
 
 class Batches(Protocol):
-    """A task's endless walk in batches; called with a batch's number, from 0, it gives its rows."""
+    """A task's endless walk, in batches: call it with a batch's number, from 0, to get the rows."""
 
     @property
     def mean_rows(self) -> float:
-        """Rows in a batch."""
+        """The mean number of rows in a batch."""
 
     def __call__(self, number: int) -> np.ndarray: ...
 
 
 class RowBatches:
-    """Batches of `batch_size` rows, some with the end of one pass and the beginning of the next."""
+    """Batches of `batch_size` rows. A batch may hold the end of one pass and the start of the next."""
 
     def __init__(self, seed: int, task: int, size: int, batch_size: int):
         self.seed, self.task, self.size, self.batch_size = seed, task, size, batch_size
@@ -133,12 +138,14 @@ class RowBatches:
 
 
 class TokenBatches:
-    """Batches of as many rows as fit into `max_tokens`, padding included; a longer row stands alone. A pass
-    ends with what is left over, so how it is cut depends on the pass alone, not on those before it."""
+    """Batches of as many rows as fit into `max_tokens`, padding included; a longer row is a batch by itself.
+
+    No batch spans two passes, so how a pass is cut does not depend on the passes before it.
+    """
 
     def __init__(self, seed: int, task: int, lengths: np.ndarray, max_tokens: int):
         self.seed, self.task, self.lengths, self.max_tokens = seed, task, lengths, max_tokens
-        self.ends = [0]  # of each pass that has been cut: how many batches there are up to it
+        self.ends = [0]  # the number of batches up to the end of each pass that has been cut
         self.cut = lru_cache(maxsize=2)(self._cut)
 
     @property
@@ -152,7 +159,7 @@ class TokenBatches:
         return self.cut(which)[number - self.ends[which]]
 
     def _cut(self, number: int) -> list[np.ndarray]:
-        """The batches of a pass."""
+        """Return the batches of a pass."""
         rows = _pass(self.seed, self.task, len(self.lengths), number)
         starts, start, longest = [], 0, 0
         for place, length in enumerate(self.lengths[rows].tolist()):
@@ -164,8 +171,10 @@ class TokenBatches:
 
 
 class Plan:
-    """Every update of a run: which task it trains, on which batches, and each task's share of an epoch. Steps
-    count from 0, epochs from 1. Nothing is drawn before its epoch is asked for."""
+    """Every update of a run: which task it trains, on which batches, and each task's share of an epoch.
+
+    Steps are counted from 0, epochs from 1. An epoch's tasks are drawn when they are first asked for.
+    """
 
     def __init__(
         self, sampling: str, sizes: Sequence[int], walks: Sequence[Batches], accumulate: int,
@@ -173,8 +182,8 @@ class Plan:
     ):  # fmt: skip
         self.sampling, self.sizes, self.walks, self.accumulate = sampling, sizes, walks, accumulate
         self.steps_per_epoch, self.epochs, self.seed = steps_per_epoch, epochs, seed
-        self.rows = [accumulate * walk.mean_rows for walk in walks]  # of each task in an update, on average
-        self.turns: np.ndarray | None = None  # the order that repeats, where nothing is drawn
+        self.rows = [accumulate * walk.mean_rows for walk in walks]  # mean rows in an update of each task
+        self.turns: np.ndarray | None = None  # the tasks' order, repeated, if none are drawn
         if sampling not in ALPHAS:
             updates = pass_updates(sizes, self.rows) if sampling == FULL_PASS else [1] * len(sizes)
             self.turns = turn_order(updates)
@@ -182,7 +191,7 @@ class Plan:
         self.tasks_of = lru_cache(maxsize=2)(self._tasks_of)
 
     def _tasks_of(self, epoch: int) -> np.ndarray:
-        """The task of every update of an epoch."""
+        """Return the task of every update of an epoch."""
         steps = self.steps_per_epoch
         if self.turns is not None:
             return self.turns[np.arange((epoch - 1) * steps, epoch * steps) % len(self.turns)]
@@ -190,14 +199,14 @@ class Plan:
         return generator.choice(len(self.sizes), size=steps, p=self.shares(epoch))
 
     def shares(self, epoch: int) -> np.ndarray:
-        """Each task's share of an epoch's updates: exact where tasks take turns, else the probabilities."""
+        """Return each task's share of an epoch's updates: exact if tasks take turns, else its probability."""
         if self.turns is None:
             return task_probabilities(self.sizes, ALPHAS[self.sampling](epoch, self.epochs))
         return self._counts(self.tasks_of(epoch)) / self.steps_per_epoch
 
     @cached_property
     def updates(self) -> np.ndarray:
-        """How many updates of the run each task gets: exactly, or as expected."""
+        """How many updates of the run each task gets: exact if tasks take turns, else the expected number."""
         steps = self.epochs * self.steps_per_epoch
         if self.turns is None:
             return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
@@ -206,7 +215,7 @@ class Plan:
 
     @property
     def rows_per_step(self) -> float:
-        """How many rows an update of the run takes on average."""
+        """The mean number of rows in an update of the run."""
         return round(float(self.updates @ np.asarray(self.rows)) / (self.epochs * self.steps_per_epoch), 6)
 
     def _counts(self, tasks: np.ndarray) -> np.ndarray:
@@ -217,19 +226,19 @@ class Plan:
         return int(self.tasks_of(epoch + 1)[place])
 
     def earlier(self, step: int) -> int:
-        """How many updates of the same task came before this one in its epoch."""
+        """Return how many updates of the same task precede this one in its epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         tasks = self.tasks_of(epoch + 1)
         return int((tasks[:place] == tasks[place]).sum())
 
     def later(self, step: int) -> int:
-        """How many updates of the same task are to come after this one in its epoch."""
+        """Return how many updates of the same task follow this one in its epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         tasks = self.tasks_of(epoch + 1)
         return int((tasks[place + 1 :] == tasks[place]).sum())
 
     def batches(self, step: int) -> list[np.ndarray]:
-        """The rows of each batch of an update: those that follow the ones its task took before."""
+        """Return the rows of each batch of an update. They continue where the task's last update ended."""
         task, epochs_before = self.task(step), step // self.steps_per_epoch
         while len(self.before) <= epochs_before:
             self.before.append(self.before[-1] + self._counts(self.tasks_of(len(self.before))))
@@ -237,8 +246,11 @@ class Plan:
         return [self.walks[task](number) for number in range(first, first + self.accumulate)]
 
     def describe(self, names: Sequence[str]) -> str:
-        """What will be sampled, as lines of text: each task's part of the first and the last epoch, the mean
-        number of rows in its updates, and how often the run passes over its rows."""
+        """Describe in lines of text what will be sampled.
+
+        Gives each task's share of the first and the last epoch, the mean number of rows in its updates, and
+        how often the run passes over its rows.
+        """
         passes = self.updates * self.rows / np.asarray(self.sizes)
         columns = zip(
             names, self.sizes, self.shares(1), self.shares(self.epochs), self.rows, passes, strict=True
@@ -251,6 +263,6 @@ class Plan:
 
     def _parts(self, first: float, last: float) -> str:
         if self.turns is None:
-            return f"{first:.1%} of updates at first, {last:.1%} at last"
+            return f"{first:.1%} of updates in the first epoch, {last:.1%} in the last"
         first, last = first * self.steps_per_epoch, last * self.steps_per_epoch
         return f"{first:,.0f} updates in the first epoch, {last:,.0f} in the last"

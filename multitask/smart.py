@@ -3,19 +3,21 @@ eq. 2).
 
     R = 1/n sum_i  max over ||x'_i - x_i||_p <= epsilon  of  l(f(x'_i), f(x_i))
 
-x is the output of the embedding layer and f the rest of the model, `encode`; l is `divergence`. The maximum
-is approached by projected gradient ascent on a perturbation, `noise`, of every real token:
+x is the output of the embedding layer, f the rest of the model (`encode`) and l the `divergence`. The maximum
+is approximated by projected gradient ascent on a perturbation of every real token (`noise`):
 
     noise ~ N(0, noise_std^2), then num_steps times, with g the gradient of l with respect to noise,
     "ball":       noise = project(noise + step_size steepest(g))      onto ||noise||_p <= epsilon
     "normalize":  noise = (noise + step_size g) / (||noise + step_size g||_p + epsilon)
 
 steepest(g) is the direction of norm 1 in which l rises fastest: sign(g) for p = inf, g / ||g||_2 for p = 2.
-Norms are taken token by token. "ball" is the method as published. "normalize" is what the public
-implementations do: epsilon only guards the division there, so a perturbation always has norm 1, however long
-the step, and the size of g matters: `divergence` must be the mean over the whole batch. Where this departs
-from the paper: dropout must be off in every pass (the caller sees to it), since with dropout two passes
-differ even at zero noise; and both sides of l carry gradient to the weights, as the gradient of R does.
+Every norm is that of one token. "ball" is the method as published. "normalize" is what the public
+implementations do: epsilon only guards the division, so a perturbation always has norm 1, whatever the step
+size. The size of g matters there, so `divergence` must be the mean over the whole batch.
+
+There are two departures from Jiang et al. The caller must switch dropout off in every pass, because two
+passes with dropout differ even at zero noise. And gradient flows to the weights through both sides of l, as
+in the true gradient of R.
 
 Axes: B examples, L positions, H width, T real tokens.
 """
@@ -35,17 +37,17 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 MODES = ("ball", "normalize")
 NORMS = {"inf": math.inf, "2": 2.0}
-LEAST_CHANCE = 1e-12  # of l: below it float32 gives the rounding of the logits
-TINY = 1e-30  # below any norm that matters; keeps 0 / 0 at 0
+LEAST_CHANCE = 1e-12  # below this, l in float32 is only the rounding error of the logits
+TINY = 1e-30  # smaller than any norm that matters; makes 0 / 0 equal 0
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How the ascent went; means over the real tokens."""
+    """How the ascent went. The numbers are means over the real tokens."""
 
     noise_norm: float  # ||noise||_p
-    cosine: float  # of the perturbation with the gradient of its last step
-    finite: bool  # False where a gradient was not, and the perturbation is therefore zero
+    cosine: float  # between the perturbation and the gradient of the last step
+    finite: bool  # False if a gradient was not finite, in which case the perturbation is zero
 
 
 def adversarial_noise(
@@ -64,12 +66,15 @@ def adversarial_noise(
     generator: torch.Generator | None = None,
     normal: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """The perturbation found by gradient ascent, shaped as `embeddings`: (B, L, H) with a mask (B, L) that is
-    nonzero at real tokens, or packed (T, H). `encode` takes perturbed embeddings to logits (B, C). `normal`
-    are the standard normal numbers to start from, shaped so too; without them `generator` gives them. No
-    weight gets a gradient."""
+    """Return the perturbation found by gradient ascent, shaped as `embeddings`, and how the ascent went.
+
+    `embeddings` are (B, L, H), with a mask (B, L) that is nonzero at real tokens, or packed (T, H) without a
+    mask. `encode` maps perturbed embeddings to logits (B, C). `normal` holds the standard normal numbers to
+    start from, in the same shape; if it is None they are drawn from `generator`. No weight gets a gradient.
+    Raises ValueError if `mode` or `norm` is unknown.
+    """
     if mode not in MODES or norm not in NORMS:
-        raise ValueError(f"mode is one of {MODES} and norm one of {tuple(NORMS)}, not {mode!r} and {norm!r}")
+        raise ValueError(f"mode must be in {MODES} and norm in {tuple(NORMS)}, not {mode!r} and {norm!r}")
     p = NORMS[norm]
     real = torch.ones_like(embeddings[..., :1]) if mask is None else mask[..., None].bool()
     start, target = embeddings.detach(), clean_logits.detach()
@@ -106,26 +111,28 @@ def smart_regularizer(
     mask: Tensor | None = None,
     **ascent: Any,
 ) -> Tensor:
-    """R, a scalar; every argument is `adversarial_noise`'s. 0, without a gradient, where the ascent met a
-    gradient that is not finite."""
+    """Return R, a scalar. The arguments are those of `adversarial_noise`.
+
+    If the ascent met a gradient that is not finite, R is 0, without a gradient.
+    """
     noise, found = adversarial_noise(encode, embeddings, clean_logits, divergence, mask, **ascent)
     return divergence(encode(embeddings + noise), clean_logits) if found.finite else embeddings.new_zeros(())
 
 
 def token_norm(x: Tensor, p: float) -> Tensor:
-    """(..., H) -> (..., 1)"""
+    """Return the p-norm of each token: (..., H) -> (..., 1)."""
     return torch.linalg.vector_norm(x, ord=p, dim=-1, keepdim=True)
 
 
 def steepest(gradient: Tensor, p: float) -> Tensor:
-    """The direction of steepest ascent in the p-norm, of norm 1 at each token; 0 where the gradient is 0."""
+    """Return the direction of steepest ascent: of p-norm 1 at each token, or 0 where the gradient is 0."""
     if p == math.inf:
         return gradient.sign()
     return gradient / token_norm(gradient, p).clamp_min(TINY)
 
 
 def project(noise: Tensor, epsilon: float, p: float) -> Tensor:
-    """The nearest point of each token's ball ||noise||_p <= epsilon (p = inf: a cube; p = 2: a sphere)."""
+    """Return the nearest point in each token's ball ||noise||_p <= epsilon (a cube for p = inf)."""
     if p == math.inf:
         return noise.clamp(-epsilon, epsilon)
     return noise * (epsilon / token_norm(noise, p).clamp_min(TINY)).clamp_max(1.0)
@@ -141,8 +148,11 @@ def ascent_gain(
     norm: str,
     normal: Tensor,
 ) -> float:
-    """What the ascent was worth: `found`, l at its noise, over l at random noise of the same norm at every
-    token, made of the standard normal numbers `normal`; NaN where that is lost in rounding."""
+    """Return how much better than chance the ascent was: `found` over l at random noise.
+
+    `found` is l at the ascent's `noise`. The random noise has the same norm at every token, and is made from
+    the standard normal numbers `normal`. NaN if l at random noise is lost in rounding.
+    """
     p = NORMS[norm]
     random = normal * token_norm(noise, p) / token_norm(normal, p).clamp_min(TINY)
     with torch.no_grad():

@@ -1,12 +1,12 @@
-"""What a run must remember to go on exactly, and how it is kept: whole, checked, and twice.
+"""The saved state from which a run resumes exactly. The last two states are kept, with checksums.
 
 A state is a folder `state/step-N` with the tensors of the model, the optimizer, a teacher and the best model
 so far (safetensors), `progress.json`, and a manifest of their SHA-256s. It is written under another name,
-flushed to the disk and renamed; then the pointer `state/latest` is switched to it, and all but the one before
-is dropped. Random numbers need no saving: they are functions of (seed, step, purpose).
+flushed to disk and renamed; then the pointer `state/latest` is switched to it, and all older states but one
+are removed. Random numbers need not be saved: they are functions of (seed, step, purpose).
 
-`best/` and `metrics.jsonl` are drawn from the newest state, which alone is what a run goes on from: whatever
-is missing or damaged of them is written anew.
+A run resumes from the newest state alone. `best/` and `metrics.jsonl` are written from it, and rewritten if
+they are missing or damaged.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ from multitask.distributed import is_writer
 from multitask.model import MultitaskBert
 
 KEPT = 2  # states on disk
-FORMAT = 2  # of a state, in its manifest: to be raised when the names or the meaning of what it holds change
-SECONDS = 45  # between saved states where --save-every does not say; writing one may take as long as it likes
+FORMAT = 2  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
+SECONDS = 45  # between saved states, unless --save-every is set; writing one may take longer
 
-Tensors = dict[str, dict[str, Tensor]]  # by file and name
+Tensors = dict[str, dict[str, Tensor]]  # file -> name -> tensor
 
 
 @dataclass
 class Progress:
-    """Where a run stands after `step` updates. Floats survive JSON to the last bit."""
+    """A run's progress after `step` updates. Floats survive JSON to the last bit."""
 
     step: int = 0
-    sums: dict[str, list[float]] = field(default_factory=dict)  # this epoch's: [sum, sum of squares, updates]
-    ratios: dict[str, list[float]] = field(default_factory=dict)  # and all of those whose median is wanted
-    seconds: float = 0.0  # of the epoch under way
+    # Of this epoch: term -> [sum, sum of squares, updates]; term -> all values, for a median; training time.
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
     best_score: float | None = None
     best_epoch: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)  # one an epoch: the lines of metrics.jsonl
+    records: list[dict[str, Any]] = field(default_factory=list)  # one per epoch: the lines of metrics.jsonl
     data: str = ""  # the fingerprint of the training and dev rows
-    config: str = ""  # the fingerprint of the settings that decide what comes out
-    skipped_in_a_row: int = 0  # updates, up to now
+    config: str = ""  # the fingerprint of the settings that affect the result
+    skipped_in_a_row: int = 0  # consecutive skipped updates up to now
 
     @property
     def best(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Progress:
         return "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
 
     def add(self, terms: Mapping[str, float], seconds: float) -> None:
-        """One more update, with the terms of its loss."""
+        """Count one more update, with the terms of its loss."""
         self.step += 1
         self.seconds += seconds
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if "skipped" in terms else 0
@@ -85,14 +86,16 @@ class Progress:
             sums[2] += 1
 
     def mean(self, name: str) -> float:
-        """A term's mean over the updates of this epoch that had it; NaN where none had."""
+        """Return a term's mean over the updates of this epoch that had it, or NaN if none had."""
         total, _, updates = self.sums.get(name, (math.nan, 0.0, 1))
         return total / updates
 
     def end_epoch(self) -> dict[str, Any]:
-        """The epoch's terms, nested by the slashes in their names, and start the next one. A term is its mean
-        over the updates that had it; a gradient ratio its median; `skipped` a count; the objective of a task
-        its mean with the variance and the number of updates, from which an error of the mean follows."""
+        """Return the epoch's terms, nested by the slashes in their names, and start the next epoch.
+
+        A term is its mean over the updates that had it, a gradient ratio its median, `skipped` a count. A
+        task's objective is its mean, variance and number of updates, which give the error of the mean.
+        """
         nested: dict[str, Any] = {}
         for name in sorted(self.sums.keys() | self.ratios.keys()):
             *path, last = name.split("/")
@@ -117,8 +120,10 @@ class Progress:
 
 
 class States:
-    """The saved states of one run. `save` copies what must be kept and has a thread write it while the
-    training goes on; a disk that refuses costs a warning, and the next save tries again."""
+    """The saved states of one run. `save` copies the state, and a thread writes it while training continues.
+
+    If the disk fails, a warning is printed and the next save tries again.
+    """
 
     def __init__(
         self,
@@ -127,15 +132,15 @@ class States:
         optimizer: Optimizer,
         settings: Mapping[str, Any] | None = None,
     ):
-        """`parts` are what learns: the model, whose optimizer this is, and what stands beside it; `settings`
-        are those of config.toml, should that get lost."""
+        """`parts` are the model, which `optimizer` trains, and any other modules to save, such as a teacher.
+        `settings` are those of config.toml, in case it gets lost."""
         self.run, self.parts, self.optimizer, self.settings = run, parts, optimizer, settings or {}
         self.best: MultitaskBert | None = None
-        self._published: dict[str, str] | None = None  # the digests of best/, where it holds that model
+        self._published: dict[str, str] | None = None  # the digests of best/, if it holds that model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
         self._writing: Future[None] | None = None
-        self._kept: list[Path] = []  # on disk, as far as they are known to be whole
-        self._written = -1  # the step of which everything is on the disk
+        self._kept: list[Path] = []  # the states on disk that are known to be complete
+        self._written = -1  # the step whose state is completely on disk
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> States:
@@ -147,7 +152,7 @@ class States:
     # Saving
 
     def keep_best(self) -> None:
-        """The model as it is now is the best so far."""
+        """Keep a copy of the current model as the best so far."""
         if not is_writer():
             return
         self.wait()
@@ -158,8 +163,8 @@ class States:
         self._published = None
 
     def due(self, progress: Progress, every: int | None) -> bool:
-        """Whether a state is to be saved after this step: every so many, or without a number in time for
-        at most a minute of work to be lost. Never while updates are skipped, so that a good state is kept."""
+        """Return whether to save a state after this step: every `every` steps, or if `every` is None, often
+        enough to lose at most a minute of work. Never while updates are skipped, to keep a good state."""
         if progress.skipped_in_a_row:
             return False
         if every is not None:
@@ -167,7 +172,7 @@ class States:
         return time.monotonic() - self._saved_at >= SECONDS
 
     def save(self, progress: Progress) -> None:
-        """Copy the state of this step, and write it beside the training."""
+        """Copy the state of this step, and write it while training continues."""
         if not is_writer():
             return
         self.wait()
@@ -177,23 +182,29 @@ class States:
             for name, found in self._tensors().items()
         }
         if self.best is not None:
-            tensors["best"] = self.best.state_dict()  # changed by keep_best alone, which waits
+            tensors["best"] = self.best.state_dict()  # only keep_best changes it, and that waits
         text = json.dumps(asdict(progress))
         self._writing = self._thread.submit(self._write, progress.step, tensors, text, progress.metrics)
 
     def wait(self) -> None:
-        """Until nothing is being written; warns where that failed."""
+        """Wait until nothing is being written, and warn if writing failed."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
         try:
             writing.result()
         except OSError as error:
-            warn(f"{self.run}: the state cannot be saved ({error}); training goes on, and it is tried again")
+            warn(
+                f"{self.run}: the state cannot be saved ({error}); training continues, and the next save "
+                "tries again"
+            )
 
     def close(self, progress: Progress) -> Path:
-        """Have the last state and the best model on the disk. The run's folder; another one, in which the run
-        can be gone on with, where that takes nothing any more. OSError where no place does."""
+        """Make sure that the last state and the best model are on disk, and return the folder they are in.
+
+        It is the run's folder, or if that cannot be written, another one from which the run can be resumed.
+        Raises OSError if no folder can be written.
+        """
         self._finish(progress)
         if self._is_whole(progress) or not is_writer():
             return self.run
@@ -204,12 +215,12 @@ class States:
                 self._finish(progress)
                 if self._is_whole(progress):
                     return self.run
-        raise OSError("the last state could be written nowhere")
+        raise OSError("the last state could not be written anywhere")
 
     def _finish(self, progress: Progress) -> None:
         self.wait()
         if self._published is not None and digests(self.run / "best") != self._published:
-            warn(f"{self.run / 'best'}: is not as it was written; writing it again")
+            warn(f"{self.run / 'best'}: has changed since it was written; writing it again")
             self._published = None
         if not self._is_whole(progress):
             self.save(progress)
@@ -242,7 +253,7 @@ class States:
         self._written = step
 
     def _publish(self) -> None:
-        """best/ from the best model."""
+        """Write best/ from the best model."""
         if self.best is not None:
             write_folder(self.run / "best", self.best.save)
             self._published = digests(self.run / "best")
@@ -250,9 +261,11 @@ class States:
     # Loading
 
     def load(self, fresh: Progress) -> Progress | None:
-        """Put the newest whole state into the parts and the optimizer, and write anew what is drawn from it;
-        None where nothing has been saved. `fresh` has the fingerprints that a state must have. InputError
-        where there are states but none can be gone on with."""
+        """Load the newest intact state into the parts and the optimizer, and return its progress.
+
+        Rewrites best/ and metrics.jsonl from that state. Returns None if nothing has been saved. `fresh` has
+        the fingerprints that a state must have. Raises InputError if there are states but none is usable.
+        """
         problems = []
         for folder in _newest_first(self.run):
             try:
@@ -261,18 +274,18 @@ class States:
                 problems.append(f"{folder}: {' '.join(str(error).split())}")
                 continue
             for problem in problems:
-                warn(f"{problem}; going on from the state before it")
+                warn(f"{problem}; resuming from the state before it")
             self._kept = [folder]
             self._restore_files(progress)
             return progress
         if problems:
             raise InputError(
-                f"no saved state can be gone on with: {'; '.join(problems)}; bring back what has changed, or "
+                f"no saved state can be resumed: {'; '.join(problems)}; restore what has changed, or "
                 "start again with another --out"
             )
         if (self.run / "metrics.jsonl").exists():
             raise InputError(
-                f"{self.run}: was saved before, but its folder state/ is gone; bring that back, or start "
+                f"{self.run}: was saved before, but its folder state/ is gone; restore it, or start "
                 "again with another --out"
             )
         return None
@@ -287,14 +300,12 @@ class States:
             changed = sorted(
                 name for name in found.keys() | manifest.keys() if found.get(name) != manifest.get(name)
             )
-            raise ValueError(f"not as it was written ({', '.join(changed)})")
+            raise ValueError(f"changed since it was written ({', '.join(changed)})")
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
         if progress.data != fresh.data:
-            raise ValueError(
-                "the tables are not those the run was started with, or its teacher's outputs are not"
-            )
+            raise ValueError("the tables or the teacher's outputs are not those the run was started with")
         if progress.config != fresh.config:
-            raise ValueError("its settings are not the run's")
+            raise ValueError("its settings differ from the run's")
         for name, module in self.parts.items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         _set_moments(self.parts["model"], self.optimizer, load_file(folder / "optimizer.safetensors"))
@@ -304,7 +315,7 @@ class States:
         return progress
 
     def _restore_files(self, progress: Progress) -> None:
-        """best/ and metrics.jsonl, as this state has them."""
+        """Write best/ and metrics.jsonl from this state."""
         if not is_writer():
             return
         before = digests(self.run / "best")
@@ -315,7 +326,7 @@ class States:
         except OSError as error:
             warn(f"{self.run}: cannot be written ({error}); the next save tries again")
         if self._published is not None and before != self._published:
-            warn(f"{self.run / 'best'}: was not the best model of the state; written anew from it")
+            warn(f"{self.run / 'best'}: was not the best model of the saved state; rewritten from it")
 
     def _tensors(self) -> Tensors:
         model = {name: module.state_dict() for name, module in self.parts.items()}
@@ -323,7 +334,7 @@ class States:
 
 
 def warn(line: str) -> None:
-    """A line on standard error, above the progress bar where there is one."""
+    """Print a warning on standard error, above the progress bar if there is one."""
     tqdm.write(f"warning: {line}", file=sys.stderr)
     sys.stderr.flush()
 
@@ -333,11 +344,12 @@ def _folder(run: Path, step: int) -> Path:
 
 
 def _saved(run: Path) -> list[Path]:
+    """Return the folders of a run's states, oldest first."""
     return sorted(path for path in run.glob("state/step-*") if path.name.removeprefix("step-").isdigit())
 
 
 def _newest_first(run: Path) -> Iterator[Path]:
-    """The state that the pointer names, then the others."""
+    """Yield the state that the pointer names, then the others, newest first."""
     saved = _saved(run)[::-1]
     with suppress(OSError):
         named = (run / "state" / "latest").read_text(encoding="utf-8", errors="replace")
@@ -346,7 +358,7 @@ def _newest_first(run: Path) -> Iterator[Path]:
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """AdamW's memory as named tensors: PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step."""
+    """Return AdamW's state as named tensors: PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -355,6 +367,7 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _set_moments(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Set AdamW's state from what `_moments` returned."""
     optimizer.state.clear()
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():

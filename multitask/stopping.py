@@ -1,5 +1,5 @@
-"""SIGTERM and Ctrl-C: a run that trains finishes its step and saves first; asked a second time, it ends at
-once, as programs do."""
+"""SIGTERM and Ctrl-C: a run that is training first finishes its step and saves. A second signal stops it at
+once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ Result = TypeVar("Result")
 
 
 class Stopped(BaseException):
-    """A signal has asked the program to end; `run` is the folder that can be gone on with, where there is
-    one."""
+    """A signal has asked the program to stop. `run` is the folder of the run that can be resumed, if any."""
 
     def __init__(self, number: int, run: Path | None = None):
         super().__init__(number)
@@ -27,15 +26,15 @@ class Stopped(BaseException):
 
 
 class _GivenUp(BaseException):
-    """What was under way need not be finished."""
+    """Interrupts work that need not be finished."""
 
 
 class Stop:
-    """Inside it, a signal is noted in `number`, and the next one ends the process."""
+    """A context in which a first signal only sets `number`, and a second one ends the process."""
 
     def __init__(self) -> None:
         self.number = 0
-        self._idle = False  # nothing under way whose end is worth waiting for
+        self._idle = False  # whether the work in progress may be interrupted
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -53,13 +52,16 @@ class Stop:
         self.number = number
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
-        with suppress(OSError):  # print() may be at work where the signal came
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal ends at once\n")
+        with suppress(OSError):  # not print(), which the signal may have interrupted
+            os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")
         if self._idle:
             raise _GivenUp
 
     def unless_asked(self, work: Callable[[], Result]) -> Result | None:
-        """The result of work that leaves nothing behind, so that a signal may cut it off: then None."""
+        """Return the result of `work`, or None if a signal comes before it ends.
+
+        The work is then interrupted, so it must leave nothing behind.
+        """
         if self.number:
             return None
         try:
@@ -74,7 +76,7 @@ class Stop:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt."""
+    """A context in which SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)

@@ -1,13 +1,13 @@
-"""Sentences as flat arrays, and the cache on disk from which later starts map them into memory.
+"""Sentences as flat arrays, and the cache on disk from which later runs map them into memory.
 
-A million pairs as Python lists of numbers would take some ten gigabytes. Here the token ids of all rows stand
-one after the other in one array, `offsets` says where each row begins, and `firsts` how many of its tokens
-have type 0: 60 bytes a pair.
+As Python lists of numbers, a million pairs would take about ten gigabytes. Here one array holds the token ids
+of all rows, one row after another; `offsets` says where each row begins, and `firsts` how many of its tokens
+have type 0. That takes 60 bytes per pair.
 
-An entry of the cache is one safetensors file. Its name is the hash of all that its arrays depend on, so that
-it can be missing or unused but never out of date; a checksum over the arrays tells a torn or damaged one,
-which is built anew. It appears by a rename, so two processes may build it at once. The folder may be deleted
-at any time.
+An entry of the cache is one safetensors file, named by a hash of everything its arrays depend on. It can be
+missing or unused, but never out of date. A checksum over the arrays detects a truncated or damaged entry,
+which is then rebuilt. An entry appears by a rename, so two processes may build the same one at once. The
+folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from minbert.files import write_tensors
 TokenIds = tuple[list[int], list[int]]  # (input_ids, token_type_ids) of one example, unpadded
 Arrays = Mapping[str, np.ndarray]
 
-CHECKSUM = "sha256"  # the array beside the others that holds their hash
-PARTIAL = ".partial-"  # prefix of the folders in which entries are written
-KEPT_SECONDS = 60 * 24 * 60 * 60  # an entry that nobody has used for so long is removed
+CHECKSUM = "sha256"  # name of the array that holds the hash of the others
+PARTIAL = ".partial-"  # prefix of the temporary folders in which entries are written
+KEPT_SECONDS = 60 * 24 * 60 * 60  # an entry unused for longer than this is removed
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of N examples, T in all."""
+    """The T tokens of N examples."""
 
-    ids: np.ndarray  # (T,) uint16 where the vocabulary allows, else int32
+    ids: np.ndarray  # (T,) uint16 if the vocabulary is small enough, else int32
     offsets: np.ndarray  # (N + 1,) int64: example i is ids[offsets[i] : offsets[i + 1]]
-    firsts: np.ndarray  # (N,) int32: how many of its tokens have type 0; all that follow have type 1
+    firsts: np.ndarray  # (N,) int32: how many of an example's tokens have type 0; the rest have type 1
 
     @classmethod
     def join(cls, chunks: Iterable[Sequence[TokenIds]], vocab_size: int) -> Tokens:
-        """What `BertTokenizer.token_ids` gives, in one piece or several."""
+        """Join the output of one or more calls of `BertTokenizer.token_ids`."""
         dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
         ids, lengths, firsts = [np.empty(0, dtype)], array("q", [0]), array("i")
         for chunk in chunks:
@@ -67,27 +67,29 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens of each example."""
+        """The number of tokens of each example, (N,)."""
         return np.diff(self.offsets)
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of these examples, without looking at the others."""
+        """Return the number of tokens of these examples, without looking at the others."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def head(self, count: int) -> Tokens:
-        """The first `count` examples, or all."""
+        """Return the first `count` examples, or all if there are fewer."""
         offsets = self.offsets[: count + 1]
         return Tokens(self.ids[: offsets[-1]], offsets, self.firsts[:count])
 
     def take(self, rows: np.ndarray) -> Tokens:
-        """These examples alone, in the order given."""
+        """Return only these examples, in the order given."""
         places = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
         offsets = np.cumsum([0, *self.lengths_of(rows)], dtype=np.int64)
         return Tokens(self.ids[np.concatenate(places)], offsets, self.firsts[rows])
 
     def batch(self, rows: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask and token_type_ids of these examples, each (B, L) int64, padded to the
-        longest: what `BertTokenizer.pad` makes of lists."""
+        """Return input_ids, attention_mask and token_type_ids of these examples, each (B, L) int64.
+
+        They are padded to the longest example, as `BertTokenizer.pad` does for lists.
+        """
         rows = np.asarray(rows, dtype=np.int64)
         starts, ends = self.offsets[rows, None], self.offsets[rows + 1, None]
         places = starts + np.arange((ends - starts).max(initial=0))  # (B, L)
@@ -102,8 +104,10 @@ class Tokens:
 
 
 def length_sorted_batches(lengths: np.ndarray, batch_size: int, max_tokens: int) -> list[np.ndarray]:
-    """All rows in batches of like length, longest first (so that memory fails early or never): `batch_size`
-    rows, or as many as `max_tokens` hold where that is less; at least one."""
+    """Split all rows into batches of similar length, longest first, so that memory runs out early or never.
+
+    A batch holds `batch_size` rows, or fewer if more would exceed `max_tokens`, but at least one.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
@@ -114,7 +118,7 @@ def length_sorted_batches(lengths: np.ndarray, batch_size: int, max_tokens: int)
 
 
 class Strings(Sequence[str]):
-    """Many short strings, their UTF-8 in one array."""
+    """Many short strings, stored as UTF-8 in one array."""
 
     def __init__(self, data: np.ndarray, ends: np.ndarray):
         self.data, self.ends = data, ends  # (bytes,) uint8; (N,) int64: where each string ends
@@ -135,19 +139,21 @@ class Strings(Sequence[str]):
 
 
 def cache_folder() -> Path:
-    """`tables` in MINBERT_CACHE, else in `minbert` in the user's cache."""
+    """Return the folder `tables` in MINBERT_CACHE, or else in `minbert` in the user's cache."""
     home = os.environ.get("MINBERT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "minbert")
     return Path(home, "tables").expanduser()
 
 
 def key_of(*parts: object) -> str:
-    """A hash of everything that an entry depends on; equal parts must have equal `repr`s."""
+    """Return a hash of everything that an entry depends on. Equal parts must have equal `repr`s."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
-    """What `build` gives, memory-mapped from the cache; built only where the cache has no sound entry. A
-    cache that cannot be written costs a line of warning, and the arrays stay in memory."""
+    """Return the arrays of a cache entry, memory-mapped; call `build` only if there is no intact entry.
+
+    If the cache cannot be written, print one line of warning and keep the arrays in memory.
+    """
     path = cache_folder() / f"{key}.safetensors"
     found = _read(path)
     if found is not None:
@@ -158,11 +164,11 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
     except OSError as error:
         _warn(path.parent, error.strerror or str(error))
         return built
-    return _read(path) or built  # mapped, as at every later start, and what was built can be freed
+    return _read(path) or built  # mapped, as in every later run, so the built arrays can be freed
 
 
 def _read(path: Path) -> Arrays | None:
-    """The arrays of an entry; None where it is missing or damaged."""
+    """Return the arrays of an entry, or None if it is missing or damaged."""
     try:
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
         checksum = arrays.pop(CHECKSUM).tobytes()
@@ -170,13 +176,13 @@ def _read(path: Path) -> Arrays | None:
         return None
     if checksum != _checksum(path.stem, arrays):
         return None
-    with suppress(OSError):  # of another owner
+    with suppress(OSError):  # the file may belong to another user
         os.utime(path)
     return arrays
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the tokens tell the texts
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # private: the tokens reveal the texts
     _sweep(path.parent)
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     tensors[CHECKSUM] = torch.frombuffer(bytearray(_checksum(path.stem, arrays)), dtype=torch.uint8)
@@ -187,7 +193,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _checksum(key: str, arrays: Arrays) -> bytes:
-    """SHA-256 over an entry's name and arrays."""
+    """Return a SHA-256 over an entry's name and arrays."""
     digest = hashlib.sha256(key.encode())
     for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
@@ -196,18 +202,18 @@ def _checksum(key: str, arrays: Arrays) -> bytes:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what nobody has used for long, such as the entries of tables that have changed since."""
+    """Remove entries that have long been unused, such as those of tables that have since changed."""
     ours = (*folder.glob(f"{PARTIAL}*"), *folder.glob("[0-9a-f]" * 64 + ".safetensors"))
     for path in ours:
-        with suppress(OSError):  # another process sweeps too
+        with suppress(OSError):  # another process may be sweeping too
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@lru_cache  # once a folder
+@lru_cache  # warn once per folder
 def _warn(folder: Path, reason: str) -> None:
     print(
-        f"{folder}: cannot keep tables there ({reason}), so the next start reads them anew; "
-        "free it, or name another folder with MINBERT_CACHE",
+        f"{folder}: cannot cache tables there ({reason}), so the next run will read them again; "
+        "make it writable, or name another folder with MINBERT_CACHE",
         file=sys.stderr,
     )

@@ -1,5 +1,8 @@
-"""What a student is taught: its teacher's logits on the training and dev rows, computed once and kept in the
-run's folder, so that a stopped run needs neither the teacher nor the computation again."""
+"""What a student learns: its teacher's logits on the training and dev rows.
+
+They are computed once and kept in the run's folder, so resuming the run needs neither the teacher nor the
+computation again.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from multitask.data import Table
 from multitask.predictor import Predictor
 from multitask.tasks import Task
 
-FILE = "teacher.safetensors"  # in a run's folder: a tensor (N, C) for each SPLIT/TASK
+FILE = "teacher.safetensors"  # in a run's folder: one tensor (N, C) per SPLIT/TASK
 Targets = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C), float32
 
 
@@ -31,6 +34,7 @@ def compute_targets(teacher: Predictor, tables: Mapping[str, Mapping[str, Table]
 
 
 def write_targets(run: Path, targets: Targets) -> None:
+    """Write the logits into a run's folder."""
     tensors = {
         f"{split}/{name}": logits for split, found in targets.items() for name, logits in found.items()
     }
@@ -61,7 +65,7 @@ def read_targets(run: Path, tasks: Mapping[str, Task], tables: Mapping[str, Mapp
         return targets
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"{path}: not the outputs of this run's teacher ({short_line(error)}); bring the file back, or "
+            f"{path}: not the outputs of this run's teacher ({short_line(error)}); restore the file, or "
             "start again with another --out"
         ) from None
 

@@ -1,5 +1,4 @@
-"""What differs between tasks, as data: columns, kind, labels, files. Nothing else branches on a task's
-name."""
+"""Tasks as data: columns, kind, labels and files. No other code branches on a task's name."""
 
 from __future__ import annotations
 
@@ -12,36 +11,36 @@ from typing import Any
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import load_toml
 
-# kind -> the metric that is reported; losses.py and evaluate.py hold what each kind computes.
+# kind -> the metric that is reported. losses.py and evaluate.py define what each kind computes.
 METRICS = {"classification": "accuracy", "binary": "accuracy", "regression": "pearson"}
-OVERALL = ("score", "worst", "spread")  # beside the tasks in their scores
-RESERVED = ("all", *OVERALL)  # what stands beside the tasks' names in a run's records
+OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
+RESERVED = ("all", *OVERALL)  # keys beside the tasks' names in a run's records, so no task may use them
 MOST_CLASSES = 10_000
-LARGEST_INTEGER = 2**53  # that a float holds exactly
-LONGEST_NAME = 100  # of tasks and files, which a file system must be able to hold
+LARGEST_INTEGER = 2**53  # up to here a float holds every integer exactly
+LONGEST_NAME = 100  # of tasks and files, in bytes: a file system must accept it
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: where its tables are, what their columns mean, and how it is learned and scored.
+    """One task: where its tables are, what their columns mean, and how it is trained and scored.
 
-    kind "classification": integer labels 0..num_classes-1, cross-entropy, accuracy. "binary": labels 0 and 1,
-    one logit, binary cross-entropy, accuracy. "regression": labels are numbers from low to high, squared
-    error, Pearson correlation.
+    The kinds are "classification" (integer labels 0..num_classes-1, cross-entropy, accuracy), "binary"
+    (labels 0 and 1, one logit, binary cross-entropy, accuracy) and "regression" (labels are numbers from low
+    to high, squared error, Pearson correlation). Raises InputError if the fields do not make a valid task.
     """
 
     name: str
     kind: str
-    texts: tuple[str, ...]  # the text columns: one sentence, or two that are encoded together
+    texts: tuple[str, ...]  # the text columns: one sentence, or two that are tokenised together
     label: str  # the label's column
-    files: str  # a table's file name, with {split} for train, dev and test-student
+    files: str  # a table's file name, with {split} in place of train, dev or test-student
     output: str = (
-        ""  # its submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; the name if empty
+        ""  # submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; default: the name
     )
-    header: str = "Prediction"  # the value's name in a submission file
-    id: str = "id"  # the column of unique row names
-    num_classes: int = 0  # of a classification
-    low: float = -math.inf  # of a regression, as is high
+    header: str = "Prediction"  # the prediction's column in a submission file
+    id: str = "id"  # the column that identifies each row
+    num_classes: int = 0  # for a classification only
+    low: float = -math.inf  # low and high: for a regression only
     high: float = math.inf
 
     def __post_init__(self) -> None:
@@ -49,41 +48,41 @@ class Task:
             if not good:
                 raise InputError(f"task {short_line(self.name)}: {problem}")
 
-        check(self.name.isidentifier(), "a name is letters, digits and underscores")
+        check(self.name.isidentifier(), "invalid name; use letters, digits and underscores")
         for name in (self.name, self.files, self.output):
-            check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes")
+            check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes each")
         for name in (self.files, self.output, self.header):
-            check(name.isprintable(), "files, output and header hold no control characters")
-        check(self.name not in RESERVED, "this name stands for all tasks together; choose another")
-        check(all(isinstance(column, str) for column in self.texts), "texts is a list of column names")
+            check(name.isprintable(), "files, output and header may not contain control characters")
+        check(self.name not in RESERVED, "this name is reserved for all tasks together; choose another")
+        check(all(isinstance(column, str) for column in self.texts), "texts must be a list of column names")
         check(
             Path(self.submission).name == self.submission,
-            "output is the start of a file name, without folders",
+            "output must be the start of a file name, without folders",
         )
-        check(self.kind in METRICS, f"kind is one of {', '.join(METRICS)}, not {shown(self.kind)}")
-        check(len(self.texts) in (1, 2), f"texts names one or two columns, not {len(self.texts)}")
-        check("{split}" in self.files, "files needs {split} where train, dev or test-student goes")
-        check(Path(self.files).name == self.files, "files is a file name, without folders")
+        check(self.kind in METRICS, f"kind must be one of {', '.join(METRICS)}, not {shown(self.kind)}")
+        check(len(self.texts) in (1, 2), f"texts must name one or two columns, not {len(self.texts)}")
+        check("{split}" in self.files, "files needs {split} in place of train, dev or test-student")
+        check(Path(self.files).name == self.files, "files must be a file name, without folders")
         check(self.low < self.high, "low must be below high")
         if self.kind == "classification":
-            check(self.num_classes >= 2, "a classification needs num_classes, at least 2")
-            check(self.num_classes <= MOST_CLASSES, f"num_classes is at most {MOST_CLASSES:,}")
+            check(self.num_classes >= 2, "a classification needs num_classes of at least 2")
+            check(self.num_classes <= MOST_CLASSES, f"num_classes may be at most {MOST_CLASSES:,}")
         else:
-            check(self.num_classes == 0, "num_classes belongs to a classification")
+            check(self.num_classes == 0, "num_classes is for a classification only")
         if self.kind != "regression":
-            check(math.isinf(self.low) and math.isinf(self.high), "low and high belong to a regression")
+            check(math.isinf(self.low) and math.isinf(self.high), "low and high are for a regression only")
         columns = (self.id, *self.texts, self.label)
         check(len(set(columns)) == len(columns), f"columns must differ: {short_line(', '.join(columns))}")
 
     @property
     def outputs(self) -> int:
-        """How many numbers the head gives."""
+        """The number of outputs of the task's head, C."""
         return self.num_classes if self.kind == "classification" else 1
 
     @property
     def unit(self) -> float:
-        """What the head counts in: a fifth of a regression's range, so that any range is learned as 0 to 5
-        is."""
+        """How much of a label one unit of the head's output stands for: a fifth of a regression's range, so
+        that every range is learned like 0 to 5. 1 if the range is unbounded, and for the other kinds."""
         width = self.high - self.low
         return width / 5 if math.isfinite(width) else 1.0
 
@@ -92,11 +91,11 @@ class Task:
         return METRICS[self.kind]
 
     def score(self, metric: float) -> float:
-        """The metric as a share of 1: accuracy as it is, a correlation r as (1 + r) / 2."""
+        """Return the metric on a scale from 0 to 1: accuracy as it is, a correlation r as (1 + r) / 2."""
         return (1 + metric) / 2 if self.metric == "pearson" else metric
 
     def parse_label(self, text: str) -> float:
-        """The label, an integer's value unless the kind is regression; ValueError says what is wrong."""
+        """Return the label as a number. Raises ValueError if the task does not allow it."""
         try:
             value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
@@ -136,7 +135,7 @@ BUILT_IN = {task.name: task for task in (SENTIMENT, PARAPHRASE, SIMILARITY)}
 
 
 def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[str, Task]:
-    """The tasks of these names, in the order given; all of them for no names."""
+    """Return the tasks of these names, in the order given, or all tasks if there are no names."""
     for name in names:
         if name not in known:
             raise InputError(f"unknown task {shown(name)}; known are {', '.join(known)}")
@@ -144,7 +143,7 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
 
 
 def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
-    """The task that mnrl trains on."""
+    """Return the first classification of single sentences, which is the task that mnrl trains on."""
     for task in selected.values():
         if task.kind == "classification" and len(task.texts) == 1:
             return task
@@ -152,10 +151,10 @@ def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
 
 
 def read_task_file(path: Path) -> dict[str, Task]:
-    """The tasks that a TOML file defines, one table `[NAME]` each with the fields of `Task`."""
+    """Read the tasks that a TOML file defines: one section `[NAME]` each, with the fields of `Task`."""
     tables = load_toml(path)
     if not tables or not all(isinstance(table, dict) for table in tables.values()):
-        raise InputError(f"{path}: holds no tables [NAME] that define tasks")
+        raise InputError(f"{path}: defines no tasks; give each one a section [NAME]")
     tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}
     check_outputs(tasks.values(), str(path))
     return tasks
@@ -168,9 +167,9 @@ def check_outputs(tasks: Collection[Task], source: str) -> None:
 
 
 def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
-    """A `Task` from a TOML table; InputError names the file and the field."""
+    """Return the `Task` that a section of a TOML file defines. Raises InputError with the file and field."""
     if not name.isidentifier():
-        raise InputError(f"{path}: {shown(name)}: a task's name is letters, digits and underscores")
+        raise InputError(f"{path}: {shown(name)}: invalid task name; use letters, digits and underscores")
     types = {field.name: field.type for field in fields(Task) if field.name != "name"}
     words = {
         "str": "text",
@@ -186,7 +185,7 @@ def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
         if isinstance(value, bool) or not isinstance(value, accepted[str(types[key])]):
             raise InputError(f"{path}: [{name}] {key} must be {words[str(types[key])]}, not {shown(value)}")
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            raise InputError(f"{path}: [{name}] {key} is a number out of all range")
+            raise InputError(f"{path}: [{name}] {key} is out of range (up to 2^53)")
     missing = [key for key in ("kind", "texts", "label", "files") if key not in table]
     if missing:
         raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")
@@ -198,6 +197,6 @@ def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
 
 
 def task_to_toml(task: Task) -> dict[str, Any]:
-    """The inverse of `task_from_toml`: the fields that are not at their defaults."""
+    """Return the fields that are not at their defaults: the inverse of `task_from_toml`."""
     defaults = {field.name: field.default for field in fields(Task)}
     return {key: value for key, value in asdict(task).items() if key != "name" and value != defaults[key]}

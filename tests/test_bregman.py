@@ -1,4 +1,4 @@
-"""bregman.py and its use in a run: the teacher is the average it should be, a copy, and survives a stop."""
+"""bregman.py and its use in a run: the teacher is the correct average, a copy, and survives a stop."""
 
 import json
 import tomllib
@@ -26,7 +26,7 @@ FINETUNE = Config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch
 
 
 def flat(module: nn.Module) -> np.ndarray:
-    """Every weight of a module, float64."""
+    """Return all weights of a module, flat, as float64."""
     return torch.cat([tensor.flatten() for tensor in module.state_dict().values()]).double().numpy()
 
 
@@ -54,7 +54,7 @@ def test_the_teacher_is_the_exponential_moving_average(beta, dtype, rtol):
 
 
 def test_the_teacher_is_a_copy():
-    """It shares no memory with the student, in neither direction, and moves only when it is told to."""
+    """It shares no memory with the student, and changes only when `update` is called."""
     student = nn.Linear(3, 2)
     teacher = MomentumTeacher(student, 0.5)
     before = flat(student)
@@ -105,8 +105,8 @@ def test_beta_lies_between_0_and_1(beta):
 
 
 def test_beta_at():
-    """.99 through the first tenth of 50 steps, which are five, .999 after; without a second value, always
-    .99. The tenth of 25 steps is rounded down to two."""
+    """.99 for the first tenth of 50 steps, which is five, then .999; always .99 without a second value. A
+    tenth of 25 steps is rounded down to two."""
     assert [beta_at(step, 50, 0.99, 0.999) for step in (0, 4, 5, 49)] == [0.99, 0.99, 0.999, 0.999]
     assert [beta_at(step, 50, 0.99) for step in (0, 4, 5, 49)] == [0.99] * 4
     assert beta_at(30, 50, 0.99, 0.0) == 0
@@ -122,14 +122,14 @@ def test_the_betas_of_a_config(text, betas):
 
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
-    """The method of a run on small tables."""
+    """Return the method of a run on small tables."""
     return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("task", range(3))
 def test_the_first_d_is_exactly_0(tiny, tmp_path, dropout, task):
-    """Teacher and model are equal, and D is taken without dropout even where the task's pass has it."""
+    """Teacher and model are equal, and D is computed without dropout even if the task's pass has dropout."""
     method = make_method(tiny, tmp_path, encoder_dropout=dropout, head_dropout=dropout)
     ((_, terms),) = method.losses(task)
     assert terms[f"bregman/{list(BUILT_IN)[task]}/d"] == 0
@@ -137,8 +137,8 @@ def test_the_first_d_is_exactly_0(tiny, tmp_path, dropout, task):
 
 @pytest.mark.parametrize("task", range(3))
 def test_the_loss_is_the_tasks_plus_mu_d(tiny, tmp_path, task):
-    """D is l between the model's logits and those of the teacher, which stayed where the model came from; its
-    gradient is that of l at the model's side."""
+    """D is l between the logits of the model and the teacher, which is still the model as it started. Its
+    gradient is that of l on the model's side."""
     method = make_method(tiny, tmp_path, bregman_weight=3.0)
     before = flat(method.model)
     move(method.model, 0.02)
@@ -160,14 +160,14 @@ def test_the_loss_is_the_tasks_plus_mu_d(tiny, tmp_path, task):
 
 
 def make_method_like(method, bregman_weight) -> Finetuning:
-    """Another method on the same model."""
+    """Return another method on the same model."""
     config = replace(method.config, bregman_weight=bregman_weight)
     return Finetuning(method.model, method.train, method.dev, config)
 
 
 @pytest.mark.parametrize("dropout, passes", [(0.0, 1), (0.1, 2)])
 def test_passes_of_an_update(tiny, tmp_path, dropout, passes):
-    """One of the model and one of the teacher: without dropout the task's pass serves D too."""
+    """One by the model and one by the teacher: without dropout, the task's pass is also used for D."""
     method, calls = make_method(tiny, tmp_path, encoder_dropout=dropout), []
     for name, model in (("model", method.model), ("teacher", method.teacher.model)):
         model.encoder.layers[0].register_forward_hook(lambda *_, name=name: calls.append(name))
@@ -190,7 +190,7 @@ def test_the_teacher_follows_after_every_update_with_the_beta_of_its_step(tiny, 
 
 
 def test_the_averaged_weights_are_scored_beside_the_models(tiny, tmp_path):
-    """Not the model's own scores under a second name."""
+    """They are not the model's own scores under another name."""
     method = make_method(tiny, tmp_path, bregman_beta="0.5:0.9")
     move(method.model)
     found = method.evaluate(200)
@@ -221,7 +221,7 @@ def tensors(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 def test_a_run_saves_its_teacher_and_goes_on_to_the_bit(tiny, tmp_path, monkeypatch):
     """SMART, BPPO, annealed sampling, dropout and accumulation together, stopped in its eighth update. The
-    last two states hold the recursion: teacher_12 = .1 theta_12 + .9 teacher_11."""
+    last two states must satisfy the recursion: teacher_12 = .1 theta_12 + .9 teacher_11."""
     write_tables(tmp_path / "data")
     words = [
         "--option",

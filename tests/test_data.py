@@ -1,4 +1,4 @@
-"""data.py: every way in which a table can be wrong, what is accepted all the same, and the shipped sample."""
+"""data.py: every way in which a table can be wrong, what is accepted nevertheless, and the shipped sample."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ GOOD = [b"a\tfine\t3\n", b"z\tdull\t1\n"]
 
 
 def read(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> tuple[list[Row], int]:
-    """A table's rows, and how many bad ones it dropped; what is kept of them agrees with them."""
+    """Return a table's rows and the number of bad ones dropped. Its ids and labels must match the rows."""
     table = read_table(path, task, labelled, skip_bad_rows)
     rows = list(table.rows())
     assert list(table.ids) == [row.id for row in rows] and len(table) == len(rows)
@@ -52,16 +52,16 @@ def table(path: Path, *lines: bytes) -> Path:
         (b"b\t \xc2\xa0 \t3\n", "sentence is empty"),
         (b'b\t""\t3\n', "sentence is empty"),
         (b"\tgood\t3\n", "id is empty"),
-        (b'b\t"good\t3\n', 'a quote (") opens and does not close on its line'),
+        (b'b\t"good\t3\n', 'a quote (") is not closed on the same line'),
         (b'b\t"good" film\t3\n', 'text follows a closing quote (")'),
         (b"b\tcaf\xe9\t3\n", "not UTF-8 (byte 6 of the line)"),
-        (b"b\tgood\n", "2 tab-separated fields where the header has 3"),
-        (b"b\tgood\t3\t\n", "4 tab-separated fields where the header has 3"),
-        (b"\n", "0 tab-separated fields where the header has 3"),
-        (b"a\tgood\t3\n", "id a stands already on line 2"),
-        (b'"b\tc"\tgood\t3\n', r"id 'b\tc' holds a tab or breaks its line"),
-        (b'"b\rc"\tgood\t3\n', r"id 'b\rc' holds a tab or breaks its line"),
-        ("b\u2028c\tgood\t3\n".encode(), r"id 'b\u2028c' holds a tab or breaks its line"),
+        (b"b\tgood\n", "2 tab-separated fields, but the header has 3"),
+        (b"b\tgood\t3\t\n", "4 tab-separated fields, but the header has 3"),
+        (b"\n", "0 tab-separated fields, but the header has 3"),
+        (b"a\tgood\t3\n", "id a duplicates line 2"),
+        (b'"b\tc"\tgood\t3\n', r"id 'b\tc' contains a tab or a line break"),
+        (b'"b\rc"\tgood\t3\n', r"id 'b\rc' contains a tab or a line break"),
+        ("b\u2028c\tgood\t3\n".encode(), r"id 'b\u2028c' contains a tab or a line break"),
         (b"b\tgood\t\x1b[31m\n", r"sentiment '\x1b[31m' is not a number"),
         (b"b\tgood\t" + b"x" * 500 + b"\n", f"sentiment '{99 * 'x'}... is not a number"),
     ],
@@ -72,7 +72,7 @@ def test_a_bad_row_is_reported_with_its_line_or_dropped_alone(tmp_path, line, pr
         read(path, SENTIMENT, labelled=True)
     report = str(caught.value).split("\n")
     assert report[0].startswith(f"{path}:3: ") and problem in report[0]
-    assert report[1:] == [f"{path}: 1 bad rows of 3; mend them, or drop them with --skip-bad-rows"]
+    assert report[1:] == [f"{path}: bad rows: 1 of 3; fix them, or drop them with --skip-bad-rows"]
 
     rows, dropped = read(path, SENTIMENT, labelled=True, skip_bad_rows=True)
     assert rows == [Row(2, "a", ("fine",), 3), Row(4, "z", ("dull",), 1)]
@@ -96,11 +96,14 @@ def test_a_regression_label_outside_its_range(tmp_path, label):
         (b"id\tid\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"ID\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"", "the file is empty"),
-        (b"id\tsentence\tsentiment\ra\tgood\t3\r", ":1: the header line: a CR stands within the line; save"),
+        (
+            b"id\tsentence\tsentiment\ra\tgood\t3\r",
+            ":1: in the header: a carriage return (CR)",
+        ),
         (b"id;sentence;sentiment\n", "this looks comma-separated: save it as tab-separated text"),
         (b"\n", "needs exactly one column named id"),
-        (b"id\tsent\xe9nce\tsentiment\n", ":1: the header line: not UTF-8"),
-        (b'id\t"sentence\tsentiment\n', ":1: the header line: a quote"),
+        (b"id\tsent\xe9nce\tsentiment\n", ":1: in the header: not UTF-8"),
+        (b'id\t"sentence\tsentiment\n', ":1: in the header: a quote"),
     ],
 )
 @pytest.mark.parametrize("skip_bad_rows", [False, True])
@@ -119,7 +122,7 @@ def test_an_excel_export_in_utf16_is_recognised(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lines, problem", [([], "holds no rows below"), ([b"a\tgood\t9\n"], "holds no usable rows")]
+    "lines, problem", [([], "has no rows below"), ([b"a\tgood\t9\n"], "has no usable rows")]
 )
 def test_a_table_without_rows(tmp_path, lines, problem):
     path = table(tmp_path / "t.csv", HEADER, *lines)
@@ -156,7 +159,7 @@ def test_one_report_spells_out_the_first_20_problems_and_counts_all(tmp_path):
     problem = "sentiment 9 is not a whole number from 0 to 4"
     assert report[:20] == [f"{path}:{line}: {problem}" for line in range(3, 23)]
     assert report[20] == "... and 5 more"
-    assert report[21] == f"{path}: 25 bad rows of 26; mend them, or drop them with --skip-bad-rows"
+    assert report[21] == f"{path}: bad rows: 25 of 26; fix them, or drop them with --skip-bad-rows"
     assert len(report) == 22
     rows, dropped = read(path, SENTIMENT, labelled=True, skip_bad_rows=True)
     assert (len(rows), dropped) == (1, 25)
@@ -216,7 +219,7 @@ def test_plain_lines():
     good, empty, columns, encoding, last = parse_plain(lines, SENTIMENT)
     assert good == Row(1, "1", ('He said "no',), None)
     assert empty == Problem(2, "sentence is empty")
-    assert isinstance(columns, Problem) and "2 tab-separated fields where sentiment" in columns.message
+    assert isinstance(columns, Problem) and "2 tab-separated fields, but sentiment" in columns.message
     assert isinstance(encoding, Problem) and encoding.message.startswith("not UTF-8")
     assert last == Row(5, "5", ("last",), None)
 
@@ -224,7 +227,7 @@ def test_plain_lines():
 def test_plain_pairs():
     pair, single, half = parse_plain([b"one\t two \n", b"one\n", b"one\t\n"], SIMILARITY)
     assert pair == Row(1, "1", ("one", "two"), None)
-    assert isinstance(single, Problem) and "1 tab-separated fields where similarity takes 2" in single.message
+    assert isinstance(single, Problem) and "1 tab-separated fields, but similarity takes 2" in single.message
     assert half == Problem(3, "sentence2 is empty")
 
 
@@ -239,7 +242,7 @@ def test_read_split_leaves_out_tables_that_are_not_there_and_says_what_it_droppe
 
 
 def test_the_fingerprint_depends_on_every_byte_and_every_name(tmp_path):
-    """Not on where the table lies: a run may be gone on with after its data has moved."""
+    """But not on the table's folder: a run may be resumed after its data has moved."""
     first = read_table(table(tmp_path / "a.csv", HEADER, *GOOD), SENTIMENT, True)
     moved = read_table(table(tmp_path / "b.csv", HEADER, *GOOD), SENTIMENT, True)
     other = read_table(table(tmp_path / "c.csv", HEADER, GOOD[0], b"z\tdull\t2\n"), SENTIMENT, True)

@@ -1,4 +1,4 @@
-"""distillation.py: values and gradients by hand, and the limit that the paper derives."""
+"""distillation.py: values and gradients derived by hand, and the limit of Hinton et al. 2015, equation 4."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_one_logit_is_a_bernoulli_distribution():
 
 
 def test_the_loss_is_the_mean_over_the_batch():
-    """One row as above, and two in which student and teacher agree: a third of it."""
+    """One row as above and two in which student and teacher agree: a third of the loss."""
     student = torch.cat([STUDENT, tensor([[1.0, 2.0], [5.0, -5.0]])])
     teacher = torch.cat([TEACHER, tensor([[3.0, 4.0], [5.0, -5.0]])])  # a constant does not matter
     assert softened_kl(student, teacher, T).item() == pytest.approx(4 * KL / 3)
@@ -35,7 +35,7 @@ def test_the_loss_is_the_mean_over_the_batch():
 
 def test_the_gradient_pulls_the_student_towards_the_teacher():
     """d/dz of T^2 KL is T (p - q), over the B rows: T = 2 and p - q = (1/2 - 3/4, 1/2 - 1/4) give (-.5, .5).
-    For one logit z, d/dz of T^2 KL is T (p_1 - q_1) = -.5. The teacher gets none."""
+    For one logit z, d/dz of T^2 KL is T (p_1 - q_1) = -.5. The teacher gets no gradient."""
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
     softened_kl(student, teacher, T).backward()
     torch.testing.assert_close(student.grad, tensor([[-0.5, 0.5]]))
@@ -91,5 +91,5 @@ def test_values_are_learned_by_their_squared_error_at_any_temperature():
 @pytest.mark.parametrize("loss", [softened_kl, squared_distance])
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (2, 1)])
 def test_shapes_that_would_broadcast_are_refused(loss, shape):
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="of the same shape"):
         loss(torch.zeros(3, 1), torch.zeros(shape), 1.0)

@@ -1,4 +1,4 @@
-"""ensemble.py: who is a member, what is averaged; and the option end to end."""
+"""ensemble.py: which runs are members and what is averaged; and the option from end to end."""
 
 import json
 import math
@@ -57,8 +57,8 @@ def test_a_regression_averages_its_outputs():
     assert average("regression", [*values, torch.tensor([[4.0]])]).item() == pytest.approx(3, rel=1e-12)
 
 
-def test_weights_are_shares_up_to_a_factor():
-    """Weights 3 and 1, or 6 and 2, are shares of 3/4 and 1/4. Classes: 3/4 (.8, .2) + 1/4 (.4, .6) =
+def test_weights_are_fractions_up_to_a_factor():
+    """Weights 3 and 1, or 6 and 2, are fractions of 3/4 and 1/4. Classes: 3/4 (.8, .2) + 1/4 (.4, .6) =
     (.7, .3).
     Binary: sigmoid(ln 4) = .8 and sigmoid(0) = .5 give .725, whose logit is ln(.725 / .275). Values: 1 and 5
     give 2."""
@@ -73,8 +73,8 @@ def test_weights_are_shares_up_to_a_factor():
 
 
 def test_certainty_survives():
-    """A probability that rounds to 0 or 1 stays one. Its logit stays finite: two members of which one is sure
-    to give class 0 a probability of e^-2000, and the other likewise, give e^-2000 on average."""
+    """A probability that rounds to 0 or 1 stays so, and its logit stays finite: two members that both give
+    class 0 a probability of e^-2000 give it e^-2000 on average."""
     sure = [torch.tensor([[1000.0, -1000.0]])] * 2
     assert probabilities("classification", average("classification", sure)).tolist() == [[1.0, 0.0]]
     torch.testing.assert_close(

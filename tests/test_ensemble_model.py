@@ -1,4 +1,4 @@
-"""ensemble_model.py: an ensemble that is used like any run, its file, and folders that move."""
+"""ensemble_model.py: an ensemble used like any run, its file, and folders that are moved."""
 
 import json
 import math
@@ -27,14 +27,14 @@ PAIRS = [(sentence(number), sentence(number + 30)) for number in range(9)]
 
 
 def said_by(capsys, *words: object) -> str:
-    """What a command that succeeds prints."""
+    """Return what a successful command prints."""
     capsys.readouterr()
     assert main(list(map(str, words))) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys, *words: object) -> str:
-    """The one line that a command refuses its input with."""
+    """Return the one-line error with which a command fails."""
     capsys.readouterr()
     assert main(list(map(str, words))) == 2
     line = capsys.readouterr().err
@@ -44,8 +44,8 @@ def refused(capsys, *words: object) -> str:
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory, tiny) -> Path:
-    """Two models that share only sentiment: `a` reads at most 12 tokens and knows paraphrase, `b` pools
-    otherwise and knows similarity. Not to be changed."""
+    """Two models that have only sentiment in common: `a` reads at most 12 tokens and has paraphrase, `b`
+    pools differently and has similarity. Tests must not change them."""
     folder = tmp_path_factory.mktemp("members")
     a = make_model(tiny, {task.name: task for task in (SENTIMENT, PARAPHRASE)}, max_length=12)
     b = make_model(tiny, {task.name: task for task in (SENTIMENT, SIMILARITY)}, pooling="cls")
@@ -65,7 +65,7 @@ PANELS = {
 
 @pytest.fixture
 def both(members, tmp_path) -> Path:
-    """An ensemble of copies of these two."""
+    """An ensemble of copies of the two members."""
     shutil.copytree(members, tmp_path / "runs")
     folder = tmp_path / "runs" / "both"
     folder.mkdir()
@@ -77,7 +77,8 @@ def both(members, tmp_path) -> Path:
 
 
 def test_probabilities_are_the_members_weighted_mean(both, members):
-    """3/4 of a's and 1/4 of b's, each on its own tokens; a task of one member is that member's."""
+    """3/4 of a's and 1/4 of b's, each with its own tokens; a task with one member is predicted by that
+    one."""
     a, b, ensemble = load(members / "a"), load(members / "b"), load(both)
     assert list(ensemble.tasks) == ["sentiment", "paraphrase", "similarity"]
     rows = [torch.tensor(one.predict_proba("sentiment", SINGLES)) for one in (a, b)]
@@ -156,7 +157,7 @@ def test_every_spelling_of_a_run_is_one_member(members, monkeypatch, tmp_path, s
 
 
 def test_a_model_outside_a_run_keeps_its_name(members, tmp_path):
-    """A folder that is called best.old, as a replacement leaves it when cut off, is still the run's."""
+    """A folder best.old, left behind by an interrupted replacement, still belongs to the run."""
     shutil.copytree(members / "a" / "best", tmp_path / "saved")
     assert distinct_runs([str(tmp_path / "saved")]) == [str(tmp_path / "saved")]
     shutil.copytree(members / "a" / "best", tmp_path / "run" / "best.old")
@@ -189,7 +190,7 @@ def test_a_member_that_is_an_ensemble_is_refused(both, capsys, tmp_path):
 
 @pytest.mark.parametrize("task", [replace(SENTIMENT, num_classes=4), SIMILARITY])
 def test_a_member_that_defines_a_task_otherwise_is_refused(both, task):
-    """Of other classes, or without the task at all, as `a` is for similarity."""
+    """With other classes, or without the task, as `a` lacks similarity."""
     write_ensemble(both, {task.name: Panel(task, 0.5, ("../a",), (1.0,))})
     with pytest.raises(InputError, match=f"'../a' does not define task {task.name} as the ensemble does"):
         load(both)
@@ -214,27 +215,27 @@ def test_weights_are_equal_where_the_file_has_none(both):
     [
         ({"colour": "red"}, "has an unknown key 'colour'"),
         ({"threshold": None}, "lacks threshold"),
-        ({"threshold": "high"}, "threshold is a number, not 'high'"),
-        ({"threshold": True}, "threshold is a number"),
-        ({"threshold": math.nan}, "threshold is a number"),
-        ({"threshold": math.inf}, "threshold is a number"),
-        ({"threshold": 10**400}, "threshold is a number"),
-        ({"members": []}, "members is a list of folders"),
-        ({"members": "../a"}, "members is a list of folders"),
-        ({"members": ["x"] * 1001}, "members is a list of folders"),
+        ({"threshold": "high"}, "threshold must be a number, not 'high'"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"threshold": math.nan}, "threshold must be a number"),
+        ({"threshold": math.inf}, "threshold must be a number"),
+        ({"threshold": 10**400}, "threshold must be a number"),
+        ({"members": []}, "members must be a list"),
+        ({"members": "../a"}, "members must be a list"),
+        ({"members": ["x"] * 1001}, "members must be a list"),
         ({"members": [3, "../a"]}, "3 is not a folder"),
         ({"members": ["", "../a"]}, "'' is not a folder"),
         ({"members": ["x" * 1001, "../a"]}, "is not a folder"),
         ({"members": ["/etc", "../a"]}, "'/etc' must be relative"),
-        ({"members": ["../a", "../a"]}, "names a member twice"),
-        ({"weights": [1.0]}, "weights has one number for each member"),
-        ({"weights": 1.0}, "weights has one number for each member"),
-        ({"weights": [1.0, 0.0]}, "weights are numbers above 0"),
-        ({"weights": [1.0, -1.0]}, "weights are numbers above 0"),
-        ({"weights": [1.0, math.nan]}, "weights are numbers above 0"),
-        ({"weights": [1.0, 10**400]}, "weights are numbers above 0"),
-        ({"weights": [1.0, True]}, "weights are numbers above 0"),
-        ({"task": 3}, "task is not the table"),
+        ({"members": ["../a", "../a"]}, "lists a member twice"),
+        ({"weights": [1.0]}, "weights must have one number per member"),
+        ({"weights": 1.0}, "weights must have one number per member"),
+        ({"weights": [1.0, 0.0]}, "weights must be numbers above 0"),
+        ({"weights": [1.0, -1.0]}, "weights must be numbers above 0"),
+        ({"weights": [1.0, math.nan]}, "weights must be numbers above 0"),
+        ({"weights": [1.0, 10**400]}, "weights must be numbers above 0"),
+        ({"weights": [1.0, True]}, "weights must be numbers above 0"),
+        ({"task": 3}, "task must be a section"),
         ({"task": {"kind": "binary"}}, r"\[sentiment\] lacks texts"),
     ],
 )
@@ -267,7 +268,7 @@ def test_two_tasks_of_one_output_are_refused(both):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny) -> Path:
-    """Two short runs of all tasks, an ensemble that names them and one that holds them. Not to be changed."""
+    """Two short runs of all tasks, an ensemble that refers to them and one with copies."""
     folder = tmp_path_factory.mktemp("made")
     train = [
         "--option",
@@ -290,7 +291,7 @@ def made(tmp_path_factory, tiny) -> Path:
 
 
 def test_an_ensemble_names_its_members_relative_to_its_folder(made):
-    """`run-1` and `run-1/` are one, and `run-2/best` is `run-2`."""
+    """`run-1` and `run-1/` are the same run, and so are `run-2/best` and `run-2`."""
     panels = read_ensemble(made / "named" / ENSEMBLE)
     assert [panel.members for panel in panels.values()] == [("../run-1", "../run-2")] * 3
     assert [panel.weights for panel in panels.values()] == [(1.0, 1.0)] * 3
@@ -301,7 +302,7 @@ def test_an_ensemble_names_its_members_relative_to_its_folder(made):
 
 @pytest.mark.parametrize("name", ["named", "copied"])
 def test_evaluate_repeats_what_the_ensemble_found(made, tmp_path, capsys, name):
-    """The same files and scores from the folder alone as from the runs when it was made."""
+    """The folder alone gives the same files and scores as the runs did when it was made."""
     shutil.copytree(made, tmp_path / "moved")
     folder = tmp_path / "moved" / name
     shutil.rmtree(folder / "predictions")
@@ -326,8 +327,8 @@ def test_a_copied_ensemble_travels_without_its_runs(made, tmp_path, capsys):
 
 
 def test_copies_are_of_members_alone(made, tmp_path, capsys):
-    """A threshold between the two scores of sentiment keeps one run; with sentiment alone the other is none
-    of the ensemble's."""
+    """A threshold between the two runs' scores keeps one of them; if that is the only task, the other run is
+    not part of the ensemble."""
     scores = json.loads((made / "named" / "result.json").read_text())["tasks"]["similarity"]["scores"]
     assert len(set(scores.values())) == 2
     words = ["--option", "ensemble", "--run", *scores, "--copy", "--tasks", "similarity"]

@@ -1,4 +1,4 @@
-"""losses.py: values by hand, and shapes that would broadcast are refused."""
+"""losses.py: values derived by hand; shapes that would broadcast are refused."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_cross_entropy_of_even_logits():
 
 def test_binary_cross_entropy():
     """sigmoid(ln 3) = 3/4: label 1 costs ln 4/3, label 0 costs ln 4. sigmoid(0) = 1/2 costs ln 2 either way.
-    The mean of the three: (ln 4/3 + ln 4 + ln 2) / 3 = ln(32/3) / 3."""
+    The mean of the three is (ln 4/3 + ln 4 + ln 2) / 3 = ln(32/3) / 3."""
     logits = tensor([[math.log(3)], [math.log(3)], [0.0]])
     assert close(binary_cross_entropy(logits, tensor([1.0, 0.0, 1.0])), math.log(32 / 3) / 3)
 
@@ -81,8 +81,8 @@ def test_gradients_reach_the_logits(kind, columns):
 
 
 def test_symmetric_kl_of_two_classes():
-    """P = (3/4, 1/4) and Q = (1/4, 3/4): KL(P||Q) = 3/4 ln 3 - 1/4 ln 3 = ln 3 / 2, and KL(Q||P) is the same;
-    the sum is ln 3. Half of it would be ln 3 / 2."""
+    """P = (3/4, 1/4) and Q = (1/4, 3/4): KL(P||Q) = 3/4 ln 3 - 1/4 ln 3 = ln 3 / 2, and KL(Q||P) is equal.
+    The sum is ln 3; half of it would be ln 3 / 2."""
     p, q = tensor([[math.log(3), 0.0]]), tensor([[0.0, math.log(3)]])
     assert close(symmetric_kl(p, q), math.log(3))
 
@@ -150,7 +150,7 @@ def test_a_divergence_is_a_mean_over_examples(divergence, columns):
     "divergence, columns", [(symmetric_kl, 1), (symmetric_kl, 5), (squared_difference, 1)]
 )
 def test_a_divergences_gradient_on_both_sides_is_that_of_finite_differences(divergence, columns):
-    """gradcheck compares every entry of both Jacobians; a side that was detached would be 0 in ours only."""
+    """gradcheck compares every entry of both Jacobians; a detached side would be 0 in ours only."""
     p, q = (torch.randn(3, columns, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(divergence, (p, q))
     divergence(p, q).backward()
@@ -161,8 +161,8 @@ def test_a_divergences_gradient_on_both_sides_is_that_of_finite_differences(dive
 @pytest.mark.parametrize("columns", [1, 2, 5])
 @pytest.mark.parametrize("size", [50.0, 1e4])
 def test_symmetric_kl_of_large_logits_is_a_number(columns, size):
-    """Logits of +-s: P is sure of one thing and Q of its opposite. One column: (1 - 0) (s + s) = 2 s; more:
-    logarithms s + s apart on the two classes that matter, so 2 * 2 s."""
+    """Logits of +-s: P is certain of one class and Q of the other. One column gives (1 - 0) (s + s) = 2 s;
+    with more, the logarithms of the two classes that matter are s + s apart, which gives 2 * 2 s."""
     p = torch.full((2, columns), -size)
     p[:, 0] = size
     q = -p if columns == 1 else p.roll(1, dims=1)
@@ -178,5 +178,5 @@ def test_symmetric_kl_of_large_logits_is_a_number(columns, size):
     "p, q", [((3, 1), (3,)), ((3,), (3,)), ((3, 1), (1, 1)), ((3, 2), (3, 1)), ((2, 3, 1),) * 2]
 )
 def test_a_divergence_refuses_shapes_that_would_broadcast(divergence, p, q):
-    with pytest.raises(ValueError, match=r"two \(B, C\) of one shape"):
+    with pytest.raises(ValueError, match=r"two \(B, C\) of the same shape"):
         divergence(torch.zeros(p), torch.zeros(q))

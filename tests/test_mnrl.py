@@ -1,5 +1,5 @@
-"""mnrl.py: its loss by hand and beside sentence-transformers', groups without false negatives, its measures;
-and `--option mnrl`, whose encoder finetune starts from."""
+"""mnrl.py: its loss by hand and against sentence-transformers', groups without false negatives, its measures;
+and `--option mnrl`, whose encoder finetune can start from."""
 
 import json
 import math
@@ -44,8 +44,8 @@ def test_pairs_that_are_swapped():
 
 
 def test_it_ranks_b_for_each_a():
-    """a = (e_1, e_1), b = (e_1, e_2): S = C [[1, 0], [1, 0]]. By rows, with C = ln 3: ln 4/3 and ln 4, in the
-    mean ln(16/3) / 2. By columns it would be ln 2 for both."""
+    """a = (e_1, e_1), b = (e_1, e_2): S = C [[1, 0], [1, 0]]. By rows, with C = ln 3: ln 4/3 and ln 4, with
+    mean ln(16/3) / 2. By columns both would be ln 2."""
     a, b = tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
     assert multiple_negatives_ranking_loss(a, b, math.log(3)).item() == pytest.approx(math.log(16 / 3) / 2)
 
@@ -92,7 +92,7 @@ def test_its_gradient_reaches_both_sides():
 
 @pytest.mark.parametrize("a, b", [((3, 4), (2, 4)), ((3, 4), (3, 5)), ((4,), (4,)), ((2, 3, 4), (2, 3, 4))])
 def test_shapes_that_do_not_fit(a, b):
-    with pytest.raises(ValueError, match=r"two \(K, H\) of one shape"):
+    with pytest.raises(ValueError, match=r"two \(K, H\) of the same shape"):
         multiple_negatives_ranking_loss(torch.zeros(a), torch.zeros(b))
 
 
@@ -100,7 +100,7 @@ def test_shapes_that_do_not_fit(a, b):
 
 
 def grouped(vectors: Tensor, groups: int, classes: int) -> list[tuple[Tensor, Tensor]]:
-    """(a, b) of each group, cut by hand: a's K rows, then b's, group after group."""
+    """Return (a, b) of each group, split by hand: K rows of a, then K of b, group after group."""
     starts = [2 * classes * group for group in range(groups)]
     return [(vectors[s : s + classes], vectors[s + classes : s + 2 * classes]) for s in starts]
 
@@ -152,7 +152,7 @@ def test_sentences_of_one_class_are_never_each_others_negatives():
 
 
 def test_the_groups_that_are_drawn_are_those_that_are_scored():
-    """Vectors that stand for their rows' classes: the orders of `draw_groups` and `group_loss` agree."""
+    """Each vector encodes its row's class: `draw_groups` and `group_loss` must agree on the order."""
     labels = np.repeat(np.arange(5), 4)
     rows = draw_groups(labels, 3, np.random.default_rng(0))
     assert group_loss(torch.eye(5)[labels[rows]], 3).item() < 1e-6
@@ -162,7 +162,7 @@ def test_the_groups_that_are_drawn_are_those_that_are_scored():
 
 
 def at_degrees(*degrees: float) -> Tensor:
-    """Unit vectors in the plane."""
+    """Return unit vectors in the plane at these angles."""
     angles = tensor(degrees).deg2rad()
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
@@ -172,7 +172,7 @@ def test_retrieval_accuracy():
     right for all but the third. Lengths do not count."""
     vectors = at_degrees(0, 9, 20, 90, 100) * tensor([[1.0], [9.0], [0.1], [5.0], [1.0]])
     assert retrieval_accuracy(vectors, np.array([0.0, 0.0, 1.0, 1.0, 1.0])) == pytest.approx(4 / 5)
-    assert retrieval_accuracy(vectors, np.arange(5)) == 0  # nobody is their own neighbour
+    assert retrieval_accuracy(vectors, np.arange(5)) == 0  # no row is its own neighbour
 
 
 def test_knn_accuracy():
@@ -216,7 +216,7 @@ def words(tiny, data) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, words) -> Path:
-    """A run of 2 epochs of 6 updates; not to be changed."""
+    """A run of 2 epochs of 6 updates; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "mnrl"
     assert main([*words, "--out", str(run)]) == 0
     return run
@@ -248,7 +248,7 @@ def test_its_encoder_is_one_that_transformers_reads(finished, tiny):
 
 @pytest.mark.parametrize("flag, place", [("--weights", "best"), ("--init", ""), ("--init", "best")])
 def test_finetune_starts_from_it(finished, data, tmp_path, capsys, flag, place):
-    """With a rate of 0 the encoder that comes out is the one that went in."""
+    """With a learning rate of 0, the encoder stays as it was."""
     run = tmp_path / "finetune"
     command = ["--option", "finetune", flag, str(finished / place), "--data", str(data), "--out", str(run)]
     assert main([*command, *SMALL[:2], "--epochs", "1", "--steps-per-epoch", "3", "--lr", "0"]) == 0
@@ -285,8 +285,8 @@ def test_accumulation_and_groups_are_counted(words, tmp_path, capsys):
 
 
 def test_training_brings_sentences_of_one_class_together(tiny, tmp_path):
-    """Five classes that differ in one word: after some updates most sentences' nearest other is of their
-    class."""
+    """Five classes that differ in one word: after some updates, the nearest other sentence is mostly of the
+    same class."""
     fillers = ["the", "was", "a", "is", "very", "and"]
     openings = ["good", "bad", "man", "film", "guitar"]
     texts = [(" ".join([openings[n % 5], *fillers[n // 5 :]]), n % 5) for n in range(30)]
@@ -308,7 +308,7 @@ def test_training_brings_sentences_of_one_class_together(tiny, tmp_path):
 
 
 def test_a_table_without_pairs_ends_in_one_line(tiny, tmp_path, capsys):
-    """One sentence of class 4 is left."""
+    """Only one sentence of class 4 is left."""
     path = SENTIMENT.path(write_tables(tmp_path / "data"), "train")
     lines = path.read_text().splitlines(keepends=True)
     only = [line for line in lines if line.endswith("\t4\n")][:1]

@@ -1,4 +1,4 @@
-"""Figures by what is drawn in them, and the report as a reader and a browser get it."""
+"""Figures, tested by their contents, and the report as a reader and a browser see it."""
 
 import base64
 import contextlib
@@ -70,7 +70,7 @@ def test_learning_curves_show_smart_and_bppo_where_the_run_had_them():
     axes = figures.learning_curves(records).axes
     titles = ["Training loss", "Dev scores", "SMART", "BPPO", "BPPO's strength"]
     assert [one.get_title("left") for one in axes] == titles
-    assert [one.get_ylabel() for one in axes[2:]] == ["R", "D", "gradient / that of the task loss"]
+    assert [one.get_ylabel() for one in axes[2:]] == ["R", "D", "gradient relative to the task loss's"]
     for one, value in zip(axes[2:], (0.2, 0.1, 0.5), strict=True):
         (curve,) = one.lines[1:]
         np.testing.assert_equal(curve.get_ydata(), [value, np.nan])
@@ -86,7 +86,7 @@ def test_learning_curves_show_rate_and_beta():
 
 
 def test_training_rows_and_the_teacher_are_drawn_beside_dev():
-    """In the colours of dev's lines; of the teacher the score alone. `worst` and `spread` are no lines."""
+    """In the colours of the dev lines; for the teacher only the score. `worst` and `spread` have no lines."""
     records = [record(1, 0.4, train=record(1, 0.6)["dev"], teacher=record(1, 0.5)["dev"])]
     records[0]["dev"] |= {"worst": 0.2, "spread": 0.2}
     dev = figures.learning_curves(records).axes[1]
@@ -125,7 +125,7 @@ def test_names_at_the_ends_of_lines_keep_apart_and_in_order():
 
 
 def test_sampling_shares_are_stacked_to_one():
-    """Two epochs of two tasks: a's bars stand on 0, b's on a's; each task is named with its last share."""
+    """Two epochs of two tasks: a's bars stand on 0, b's on a's; each task is labelled with its last share."""
     (axes,) = figures.sampling_shares("annealed", ["a", "b"], np.array([[0.25, 0.75], [0.45, 0.55]])).axes
     a, b = ([bar.get_height() for bar in bars] for bars in axes.containers)
     assert a == pytest.approx([0.25, 0.45]) and b == pytest.approx([0.75, 0.55])
@@ -134,8 +134,8 @@ def test_sampling_shares_are_stacked_to_one():
     assert "annealed" in axes.get_title("left")
 
 
-def test_confusion_matrix_has_the_truth_down_and_shares_of_rows():
-    """True class 0 three times, twice taken for 1; class 1 once, right; class 2 never occurs."""
+def test_confusion_matrix_has_the_truth_down_and_fractions_of_rows():
+    """True class 0 three times, twice predicted as 1; class 1 once, correct; class 2 never."""
     labels, predictions = np.array([0.0, 0, 0, 1]), np.array([0.0, 1, 1, 1])
     (axes,) = figures.confusion_matrix(labels, predictions, ["0", "1", "2"]).axes
     assert texts(axes) == ["0.33", "0.67", "0.00", "0.00", "1.00", "0.00", "–", "–", "–"]
@@ -162,7 +162,7 @@ def test_similarity_scatter_has_every_point_and_the_line_of_equals():
 
 
 def test_comparison_draws_ours_with_its_spread_beside_the_papers():
-    """Two rows, three columns; the second row has not been run, and only the first column has a spread."""
+    """Two rows, three columns; the second row was not run, and only the first column has a spread."""
     paper = np.array([[0.9, 0.5, 0.7], [0.8, 0.6, 0.7]])
     ours = np.full((2, 3, 2), np.nan)
     ours[0] = [[0.7, 0.1], [0.4, np.nan], [0.6, np.nan]]
@@ -179,7 +179,7 @@ def test_comparison_draws_ours_with_its_spread_beside_the_papers():
 
 
 def test_tsne_draws_both_with_one_seed_and_says_when_the_perplexity_is_reduced():
-    """13 rows: at most (13 - 1) / 3 = 4 neighbours' worth."""
+    """13 rows allow a perplexity of at most (13 - 1) / 3 = 4."""
     vectors, labels = np.random.default_rng(0).normal(size=(13, 5)), np.arange(13) % 3.0
     figure = figures.tsne(vectors, vectors, labels, iterations=250, seed=2**40)
     assert [axes.get_title("left") for axes in figure.axes] == ["Before", "After"]
@@ -213,7 +213,7 @@ def test_names_are_never_read_as_formulas_and_equal_figures_are_equal_bytes(tmp_
 
 
 def test_worst_mistakes_are_the_surest_ones_first_and_no_right_answers():
-    """Rows 2 to 5; row 3 is right; of the others row 5 gives its true class 0 the least."""
+    """Rows 2 to 5: row 3 is correct; of the others, row 5 gives its true class 0 the lowest probability."""
     logits = torch.tensor([[0.0, 1], [2, 0], [0, 1.5], [0, 3]])
     logits = torch.cat([logits, torch.full((4, 3), -50.0)], dim=1)
     rows = [Row(number, "", (f"text {number}",), 0.0) for number in range(2, 6)]
@@ -235,7 +235,7 @@ def test_worst_mistakes_of_a_regression_are_the_farthest_at_most_ten():
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, all text, and the cells of all tables."""
+    """Collects elements with their attributes, all text, and the cells of all tables."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data, tiny) -> Path:
-    """A run of 2 epochs of 9 updates, not to be changed."""
+    """A run of 2 epochs of 9 updates; tests must not change it."""
     run = tmp_path_factory.mktemp("runs") / "<img src=x onerror=alert(4)>"
     run_quietly("--option", "finetune", "--weights", tiny, "--data", data, "--threads", 1, "--batch-size", 4,
                 "--epochs", 2, "--out", run)  # fmt: skip
@@ -381,7 +381,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def opened(path: Path) -> str:
-    """The page as a browser has it once its scripts have run and its images are there."""
+    """Return the page as a browser has it after running its scripts and loading its images."""
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
     profile = f"--user-data-dir={path.parent / 'profile'}"
     done = subprocess.run([BROWSER, *words, profile, path.as_uri()], capture_output=True, timeout=300)
@@ -392,8 +392,8 @@ def opened(path: Path) -> str:
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_network(finished, page, tmp_path):
-    """The run's own report; and two pages that forgot to escape. Of those the one without a policy shows that
-    the trap works, the one with it that the policy would hold even then."""
+    """The run's own report, and two pages that are not escaped: one without the policy, to show that the trap
+    works, and one with it, to show that the policy would protect a reader even then."""
     asked = []
 
     class Beacon(BaseHTTPRequestHandler):
@@ -425,7 +425,7 @@ def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_netw
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "\udcff.tsv", "a" * 10_000, "'", "&lt;b&gt;"])
 def test_escaped_text_is_only_text(hostile):
-    """Also where a file name is not UTF-8, as Python reads it."""
+    """Also when a file name is not UTF-8, as Python reads it."""
     page = parse(f'<p title="{report.escape(hostile)}">{report.escape(hostile)}</p>')
     shown = hostile.replace("\udcff", "?")
     shown = shown if len(shown) <= 600 else shown[:600] + " …"
@@ -441,12 +441,12 @@ def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
     (run / "config.toml").write_text("\n".join([*kept, 'weights = "minilm-l6"']))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        record["dev"]["score"] += 0.5  # no chance that a barely trained model scores as it did on its tables
+        record["dev"]["score"] += 0.5  # a barely trained model cannot score this on its own tables
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = parse(report.write_report(run, None, CPU).read_text()).text
-    assert "This is the shipped sample: too small for its scores to mean anything" in text
+    assert "This is the shipped sample, too small for its scores to mean anything" in text
     assert "scores on QQP are not clean" in text
-    assert "these are not its tables" in text
+    assert "these are not its own dev tables" in text
 
 
 def test_a_run_from_a_run_names_the_checkpoint_it_began_with(tmp_path):
@@ -515,7 +515,7 @@ def test_records_without_the_scores_of_the_runs_tasks_are_refused(finished, tmp_
 
 
 def test_the_report_of_a_run_that_chose_by_its_worst_task(finished, tmp_path):
-    """The first epoch has the better worst task, the second the better score."""
+    """The first epoch is better by the worst task, the second by the score."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     text = (run / "config.toml").read_text()
@@ -533,8 +533,8 @@ def test_the_report_of_a_run_that_chose_by_its_worst_task(finished, tmp_path):
 
 
 def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_task(finished, data, tmp_path):
-    """Two copies of one run average to that run's predictions; each has half the share. Every sentiment score
-    reaches the threshold 0, and the figures are those of the run."""
+    """Two copies of one run average to that run's predictions; each has half the weight. Every sentiment
+    score reaches the threshold 0, and the figures are those of the run."""
     shutil.copytree(finished, tmp_path / "<b>twin")
     out = tmp_path / "both"
     run_quietly("--option", "ensemble", "--run", finished, tmp_path / "<b>twin", "--copy", "--out", out)
@@ -544,7 +544,7 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
     starts = page.cells.index(head), single.cells.index([*head, "training rows", "train − dev"])
     own, theirs = (one.cells[start : start + 7] for one, start in zip((page, single), starts, strict=True))
     assert own == [row[:5] for row in theirs]
-    start = page.cells.index(["task", "member", "share", "score", "threshold"])
+    start = page.cells.index(["task", "member", "weight", "score", "threshold"])
     score = single.cells[starts[1] + 1][4]
     assert page.cells[start + 1] == ["SST", f"members/1-{finished.name}", "0.500", score, "0"]
     assert page.cells[start + 2] == ["SST", "members/2-<b>twin", "0.500", score, "0"]
@@ -582,7 +582,8 @@ def refusal(run: Path, data: str | None = None) -> str:
 
 def test_a_missing_extra_is_one_line(finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert 'matplotlib, which draws reports, is missing: pip install "minbert[plots]"' in refusal(finished)
+    said = 'matplotlib, needed for figures, is not installed: pip install "minbert[plots]"'
+    assert said in refusal(finished)
     with pytest.raises(InputError, match="minbert"):
         figures.similarity_scatter(np.zeros(2), np.ones(2), 0.0)
 
@@ -622,6 +623,6 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
     (run / "config.toml").write_text('option = "evaluate"\n')
-    assert "config.toml: its option is none of pretrain, finetune, distill, mnrl" in refusal(run)
+    assert "config.toml: its option must be pretrain or finetune or distill or mnrl" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)

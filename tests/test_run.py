@@ -193,7 +193,7 @@ def test_predict_does_not_write_over_its_input(call, finished, tmp_path):
     texts.write_text("good\n")
     predict = ["--option", "predict", "--run", finished, "--task", "sentiment"]
     status, _, err = call(*predict, "--input", texts, "--output", texts)
-    assert status == 2 and "is the input too" in err
+    assert status == 2 and "is also the input" in err
     assert texts.read_text() == "good\n"
 
 
@@ -204,7 +204,7 @@ def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, dat
     words = [*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1]
     status, _, err = call(*words)
     assert status == 2 and not (tmp_path / "run").exists()
-    assert err.startswith(f"error: {path}:14: sentiment 9") and "1 bad rows of 13" in err
+    assert err.startswith(f"error: {path}:14: sentiment 9") and "bad rows: 1 of 13" in err
     status, out, err = call(*words, "--skip-bad-rows")
     assert (status, err) == (0, "")
     assert f"{path}: dropped 1 bad rows, kept 12" in out
@@ -332,7 +332,7 @@ def test_other_tables_on_resume_are_refused(call, finetune, data, tmp_path, spli
     path = SENTIMENT.path(tmp_path / "data", split)
     path.write_text(path.read_text().replace("\t3\n", "\t2\n"))
     status, _, err = call("--resume", "--out", tmp_path / "run")
-    assert status == 2 and "the tables are not those the run was started with" in err
+    assert status == 2 and "are not those the run was started with" in err
 
 
 def flip_a_bit(path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_run_never_starts_again_in_silence(call, finished, tmp_path):
     status, _, err = call("--resume", "--out", run)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(
-        f"error: no saved state can be gone on with: {run}/state/step-00000018: not as it was"
+        f"error: no saved state can be resumed: {run}/state/step-00000018: changed since it was"
     )
     shutil.rmtree(run / "state")
     status, _, err = call("--resume", "--out", run)
@@ -373,7 +373,7 @@ def test_a_state_of_other_settings_is_refused(call, finished, tmp_path):
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace("seed = 0", "seed = 1"))
     status, _, err = call("--resume", "--out", run)
-    assert status == 2 and "its settings are not the run's" in err
+    assert status == 2 and "its settings differ from the run's" in err
 
 
 def test_a_damaged_best_model_is_written_anew(call, finished, tmp_path):
@@ -381,7 +381,7 @@ def test_a_damaged_best_model_is_written_anew(call, finished, tmp_path):
     flip_a_bit(run / "best" / "model.safetensors")
     (run / "best" / "heads.safetensors").unlink()
     status, _, err = call("--resume", "--out", run)
-    assert status == 0 and f"{run}/best: was not the best model of the state; written anew" in err
+    assert status == 0 and f"{run}/best: was not the best model of the saved state; rewritten" in err
     assert contents(run / "best") == contents(finished / "best")
     assert contents(run / "predictions") == contents(finished / "predictions")
 
@@ -413,7 +413,7 @@ def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, nu
     )  # fmt: skip
     assert stopped.returncode == status
     assert stopped.stderr.splitlines() == [
-        "", "stopping after this step; a second signal ends at once",
+        "", "stopping after this step; a second signal stops at once",
         f"stopped; go on with --resume --out {tmp_path / 'run'}",
     ]  # fmt: skip
     status, out, err = call("--resume", "--out", tmp_path / "run")

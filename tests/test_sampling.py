@@ -1,5 +1,5 @@
-"""sampling.py: every row in its turn, the same order for the same seed, in the middle as from the start, and
-tasks as often as their probabilities say."""
+"""sampling.py: every row in its turn, the same order for the same seed wherever a run resumes, and each task
+as often as its probability says."""
 
 from collections.abc import Iterator, Sequence
 
@@ -34,7 +34,7 @@ from multitask.tasks import BUILT_IN
 def plan_by_rows(
     sampling: str, sizes: Sequence[int], batch_size: int, steps_per_epoch: int, epochs: int, seed: int = 0
 ) -> Plan:
-    """Updates of one batch of as many rows each."""
+    """Return a plan whose updates are one batch of a fixed number of rows each."""
     walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
     return Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
 
@@ -48,7 +48,7 @@ def schedule(
     seed: int,
     first_step: int = 0,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(step, task, rows) of every update of one batch from `first_step` on."""
+    """Yield (step, task, rows) of every update, of one batch each, from `first_step` on."""
     plan = plan_by_rows(sampling, sizes, batch_size, steps_per_epoch, epochs, seed)
     for step in range(first_step, epochs * steps_per_epoch):
         (rows,) = plan.batches(step)
@@ -59,13 +59,13 @@ REAL = [8544, 141498, 6040]  # sentiment, paraphrase, similarity
 
 
 def walk(sizes, rows_per_step, total_steps, seed=0, first_step=0, sampling="round-robin", epochs=1):
-    """The schedule of `epochs` epochs of `total_steps` updates each, as plain lists."""
+    """Return the schedule of `epochs` epochs of `total_steps` updates each, as plain lists."""
     planned = schedule(sampling, sizes, rows_per_step, total_steps, epochs, seed, first_step)
     return [(step, task, rows.tolist()) for step, task, rows in planned]
 
 
 def test_round_robin_advances():
-    """An epoch of 7 updates ends with task 0, so the next begins with task 1: no task gains from the cut."""
+    """An epoch of 7 updates ends with task 0, so the next begins with task 1: the cut favours no task."""
     tasks = [task for _, task, _ in walk([5, 6, 7], 2, 7, epochs=3)]
     assert tasks == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
 
@@ -90,7 +90,7 @@ def test_every_pass_takes_every_row_once(size, rows_per_step):
 def test_whatever_the_sampling_each_task_takes_whole_passes(
     sizes, rows_per_step, steps, epochs, sampling, seed
 ):
-    """Every row once before any comes again, and as many rows as there are updates."""
+    """Every row comes once before any comes again, and every update takes rows."""
     taken = [[] for _ in sizes]
     for _, task, rows in walk(sizes, rows_per_step, steps, seed, sampling=sampling, epochs=epochs):
         assert len(rows) == rows_per_step
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_schedule(sampling):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("first_step", [0, 1, 5, 9, 10, 17, 29, 30])
 def test_a_resumed_schedule_is_the_tail_of_the_whole(sampling, first_step):
-    """Three epochs of ten updates, entered within an epoch and between two."""
+    """Three epochs of ten updates, resumed within an epoch and between two."""
     whole = walk([9, 4, 31], 4, 10, sampling=sampling, epochs=3)
     assert [step for step, _, _ in whole] == list(range(30))
     assert walk([9, 4, 31], 4, 10, 0, first_step, sampling, 3) == whole[first_step:]
@@ -139,8 +139,7 @@ LENGTHS = np.random.default_rng(3).integers(3, 60, size=101)
 
 @pytest.mark.parametrize("max_tokens", [1, 59, 64, 200, 10_000])
 def test_batches_by_tokens_take_every_row_once_a_pass(max_tokens):
-    """They hold as many rows as fit, padding included, and a row that is longer than the budget stands
-    alone."""
+    """They hold as many rows as fit, padding included; a row longer than the budget is a batch by itself."""
     batches, number = TokenBatches(0, 0, LENGTHS, max_tokens), 0
     for _ in range(3):
         taken = []
@@ -155,7 +154,7 @@ def test_batches_by_tokens_take_every_row_once_a_pass(max_tokens):
 
 
 def test_batches_by_tokens_depend_on_their_number_alone():
-    """Asked for in any order, and by one that has just come, as after a resume."""
+    """In whatever order they are asked for, also from a new object, as after a resume."""
     first = TokenBatches(7, 1, LENGTHS, 200)
     wanted = [first(number).tolist() for number in range(80)]
     assert len({number for batch in wanted[:30] for number in batch}) == len(LENGTHS)  # more than one pass
@@ -166,7 +165,7 @@ def test_batches_by_tokens_depend_on_their_number_alone():
 
 
 def test_mean_rows():
-    """Rows of 4, 4 and 4 tokens by budgets of 8: batches of two and of one."""
+    """Rows of 4, 4 and 4 tokens with a budget of 8: a batch of two and a batch of one."""
     assert TokenBatches(0, 0, np.array([4, 4, 4]), 8).mean_rows == 1.5
     assert RowBatches(0, 0, 3, 8).mean_rows == 8
 
@@ -198,7 +197,7 @@ def test_a_plan_of_endless_epochs_draws_only_those_it_is_asked_for():
 
 
 def test_expected_rows():
-    """Tasks in turn, of 2 and 4 rows an update: 3. By size, 1 to 3: (2 + 3 * 4) / 4 = 3.5."""
+    """2 and 4 rows per update: 3 if the tasks take turns; (2 + 3 * 4) / 4 = 3.5 by size, 1 to 3."""
     assert expected_rows("round-robin", [10, 30], [2, 4], 5) == 3
     assert expected_rows("proportional", [10, 30], [2, 4], 5) == 3.5
     assert expected_rows("annealed", REAL, [10, 10, 10], 25) == 10
@@ -214,8 +213,7 @@ def test_mean_probabilities_are_those_of_every_epoch():
     "epoch, epochs, alpha", [(1, 25, 1), (25, 25, 0.2), (13, 25, 0.6), (2, 5, 0.8), (1, 1, 1)]
 )
 def test_annealed_alpha(epoch, epochs, alpha):
-    """1 - 0.8 (e - 1) / (E - 1): from 1 down to 0.2, half-way 0.6; one epoch divides by nothing and takes
-    1."""
+    """1 - 0.8 (e - 1) / (E - 1) falls from 1 to 0.2, with 0.6 halfway; a single epoch has 1, not 0 / 0."""
     assert annealed_alpha(epoch, epochs) == pytest.approx(alpha)
 
 
@@ -232,7 +230,7 @@ def test_annealed_alpha(epoch, epochs, alpha):
     ],
 )
 def test_task_probabilities(alpha, wanted):
-    """Of sizes 100, 400 and 1600, which are as 1 to 4 to 16; their square roots as 1 to 2 to 4."""
+    """Sizes 100, 400 and 1600 are in the ratio 1 : 4 : 16, and their square roots 1 : 2 : 4."""
     assert task_probabilities([100, 400, 1600], alpha) == pytest.approx(wanted)
 
 
@@ -247,15 +245,15 @@ def test_task_probabilities(alpha, wanted):
     ],
 )
 def test_shares_of_an_epoch(sampling, first, last):
-    """The first and the last of 11 epochs of 4 updates, of sizes as 1 to 4 to 16. In turn, the first takes
-    tasks 0, 1, 2, 0, and the last, from update 40 = 13 x 3 + 1 on, tasks 1, 2, 0, 1."""
+    """The first and the last of 11 epochs of 4 updates, with sizes 1 : 4 : 16. In turn, the first epoch
+    takes tasks 0, 1, 2, 0, and the last, from update 40 = 13 x 3 + 1 on, tasks 1, 2, 0, 1."""
     plan = plan_by_rows(sampling, [100, 400, 1600], 1, 4, 11)
     assert plan.shares(1) == pytest.approx(first)
     assert plan.shares(11) == pytest.approx(last)
 
 
 def chi_square(tasks, probabilities) -> float:
-    """Sum of (drawn - expected)^2 / expected; with three tasks it passes 13.8 once in a thousand draws."""
+    """Return the sum of (drawn - expected)^2 / expected, which for three tasks exceeds 13.8 once in 1,000."""
     expected = probabilities * len(tasks)
     return float(((np.bincount(tasks, minlength=len(probabilities)) - expected) ** 2 / expected).sum())
 
@@ -263,7 +261,7 @@ def chi_square(tasks, probabilities) -> float:
 @pytest.mark.parametrize("sampling", ALPHAS)
 @pytest.mark.parametrize("epoch", [1, 5, 10])
 def test_tasks_come_as_often_as_their_probabilities_say(sampling, epoch):
-    """The probabilities are computed here from N ** alpha, and those of another alpha are far off."""
+    """The expected probabilities are computed here from N ** alpha; those of another alpha do not fit."""
     alphas = {"proportional": 1, "sqrt": 0.5, "annealed": 1 - 0.8 * (epoch - 1) / 9, "uniform": 0}
     tasks = plan_by_rows(sampling, REAL, 16, 6000, 10).tasks_of(epoch)
     assert len(tasks) == 6000
@@ -283,14 +281,14 @@ def test_round_robin_gives_every_task_the_same_number_of_updates():
 
 
 def test_turns_of_tasks_that_drop_out():
-    """Of 2, 4 and 1 turns: each in the first round, 0 and 1 in the second, then 1 alone."""
+    """With 2, 4 and 1 turns: all tasks in the first round, 0 and 1 in the second, then 1 alone."""
     assert turn_order([2, 4, 1]).tolist() == [0, 1, 2, 0, 1, 1, 1]
     assert turn_order([1, 1]).tolist() == [0, 1]
 
 
 def test_a_full_pass_takes_the_tasks_in_turn_until_each_is_exhausted():
-    """Of 5, 8 and 2 rows in batches of 2, passes are 3, 4 and 1 updates: an epoch of 8. Then all begin again,
-    and task 0 with the row that filled up its third batch: a row of the second pass."""
+    """With 5, 8 and 2 rows in batches of 2, passes are 3, 4 and 1 updates, an epoch 8. Then all begin again.
+    Task 0 is one row ahead: the last batch of its first pass was filled up with a row of the second."""
     planned = list(schedule("full-pass", [5, 8, 2], 2, 8, 2, 0))
     tasks = [task for _, task, _ in planned]
     assert tasks == 2 * [0, 1, 2, 0, 1, 0, 1, 1]
@@ -300,8 +298,7 @@ def test_a_full_pass_takes_the_tasks_in_turn_until_each_is_exhausted():
 
 
 def test_a_full_pass_is_the_same_order_however_it_is_cut_into_epochs():
-    """9 updates in a pass; epochs of 4 go on where the last one ended, and the second pass begins in the
-    third."""
+    """A pass is 9 updates. Epochs of 4 follow on from each other; the second pass begins in the third."""
     whole = [(step, task, rows.tolist()) for step, task, rows in schedule("full-pass", [5, 8, 4], 2, 9, 4, 3)]
     assert [task for _, task, _ in whole[:9]] == [0, 1, 2, 0, 1, 2, 0, 1, 1]
     cut = [(step, task, rows.tolist()) for step, task, rows in schedule("full-pass", [5, 8, 4], 2, 4, 9, 3)]
@@ -341,8 +338,8 @@ def test_the_plan_of_a_full_pass_in_shorter_epochs():
 
 
 def test_a_full_pass_by_tokens_and_with_accumulation():
-    """6 rows of 4 tokens by budgets of 8: batches of 2 rows, 4 rows an update, so a pass of 6 / 4 = 1.5, that
-    is 2 updates; of 2 rows, 1."""
+    """6 rows of 4 tokens with a budget of 8 are batches of 2 rows, 4 rows per update, so a pass is
+    6 / 4 = 1.5, rounded up to 2 updates. With 2 rows it is 1."""
     walks = [TokenBatches(0, task, np.full(size, 4), 8) for task, size in enumerate((6, 2))]
     plan = Plan("full-pass", [6, 2], walks, 2, 3, 2, 0)
     assert [plan.task(step) for step in range(6)] == [0, 1, 0, 0, 1, 0]
@@ -351,7 +348,7 @@ def test_a_full_pass_by_tokens_and_with_accumulation():
 
 
 def test_rows_of_an_update_on_average():
-    """Batches of 2 and 1 rows for the first task, of one for the others: (1.5 + 1 + 1) / 3."""
+    """Batches of 2 and 1 rows for the first task, of 1 row for the others: (1.5 + 1 + 1) / 3."""
     walks = [TokenBatches(0, 0, np.full(3, 4), 8), RowBatches(0, 1, 5, 1), RowBatches(0, 2, 5, 1)]
     assert Plan("round-robin", [3, 5, 5], walks, 1, 3, 1, 0).rows_per_step == 1.166667
 
@@ -363,7 +360,7 @@ def test_each_epoch_draws_its_tasks_anew():
 
 
 def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path):
-    """Tables of 24, 12 and 6 rows, not the numbers of the paper."""
+    """Tables of 24, 12 and 6 rows, not of the sizes in the paper."""
     sizes = {"sentiment": 24, "paraphrase": 12, "similarity": 6}
     for name, size in sizes.items():
         write_tables(tmp_path, {name: BUILT_IN[name]}, {"train": size, "dev": 6})
@@ -394,8 +391,8 @@ def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path):
     ],
 )
 def test_an_epoch_of_a_full_pass_is_not_capped(settings, steps):
-    """100,000 rows in 10,000 batches of 10, and 12 rows in 2. With five batches an update, 2,000 updates and
-    1. Round-robin with ten batches an update: 100,012 / 100, rounded up."""
+    """100,000 rows are 10,000 batches of 10, and 12 rows are 2. With five batches per update that is 2,000
+    updates and 1. Round-robin with ten batches per update: 100,012 / 100, rounded up."""
     train = {"a": range(100_000), "b": range(12)}
     plan = finetune.plan_over(train, Config("finetune", batch_size=10, **settings))
     assert plan.steps_per_epoch == steps
@@ -416,12 +413,8 @@ def test_plan_table_of_annealed_sampling():
     """Two epochs of 100 updates of 10 rows, sizes 100 and 3200, as 1 to 32. alpha 1: 1/33 = 3.0%; alpha 0.2:
     32 ** 0.2 = 2, so 1/3 and 2/3. Passes over a: (1/33 + 1/3) 1000 / 100 = 3.64."""
     lines = plan_by_rows("annealed", [100, 3200], 10, 100, 2).describe(["a", "b"]).splitlines()
-    assert (
-        "3.0% of updates at first" in lines[1] and "33.3% at last" in lines[1] and "3.64 passes" in lines[1]
-    )
-    assert (
-        "97.0% of updates at first" in lines[2] and "66.7% at last" in lines[2] and "0.51 passes" in lines[2]
-    )
+    assert "3.0% of updates in the first epoch, 33.3% in the last" in lines[1] and "3.64 passes" in lines[1]
+    assert "97.0% of updates in the first epoch, 66.7% in the last" in lines[2] and "0.51 passes" in lines[2]
 
 
 def test_random_seed_depends_on_every_argument():

@@ -1,4 +1,4 @@
-"""smart.py, and its use in finetune.py: one test for every mistake found in public implementations."""
+"""smart.py and its use in finetune.py: a test for every mistake found in public implementations."""
 
 import math
 from dataclasses import replace
@@ -31,7 +31,7 @@ from multitask.state import Progress
 from multitask.tasks import BUILT_IN
 
 FINETUNE = Config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=300, smart_weight=1.0)
-QUIET_STEP = 3  # of round-robin's, without the diagnostics that cost passes of their own
+QUIET_STEP = 3  # a step of round-robin without the diagnostics that need extra passes
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -39,12 +39,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def ascent(mode="ball", **changes):
-    """The search's settings: the defaults of `Config`, and what a test changes."""
+    """Return the settings of the ascent: the defaults of `Config` with a test's changes."""
     return {**Config("finetune", smart_mode=mode).ascent(32), "generator": seeded(), **changes}
 
 
 def on_tiny(tiny, name="sentiment", rows=3):
-    """The tiny model in float64, and what SMART gets from it: encode, embeddings, clean logits,
+    """The tiny model in float64, and what it passes to SMART: encode, embeddings, clean logits,
     divergence."""
     model = make_model(tiny).eval().double()
     columns = len(BUILT_IN[name].texts)
@@ -63,7 +63,7 @@ def on_tiny(tiny, name="sentiment", rows=3):
 
 
 def toy(mask=None, width=4, outputs=3):
-    """A small encode in float64, for (B, L, H) or, where there is a mask, for packed (T, H) too."""
+    """Return a small `encode` in float64, for (B, L, H), or with a mask also for packed (T, H)."""
     torch.manual_seed(1)
     matrix = torch.randn(width, outputs, dtype=torch.float64)
     packing = None if mask is None else Packing.from_mask(mask)
@@ -85,8 +85,8 @@ def toy(mask=None, width=4, outputs=3):
 @pytest.mark.parametrize("epsilon, step_size", [(1e-6, 0.5), (0.3, 0.2)])
 def test_the_search_equals_an_implementation_in_numpy(mode, norm, num_steps, epsilon, step_size):
     """f(x) = the sum of x_t^T M x_t over an example's real tokens, l = the mean of (f(x + n) - f(x))^2 over
-    the B examples, so dl/dn_t = 2 / B (f(x + n) - f(x)) (M + M^T) (x_t + n_t). Everything below is NumPy's,
-    but for the first noise."""
+    the B examples, so dl/dn_t = 2 / B (f(x + n) - f(x)) (M + M^T) (x_t + n_t). Everything below is in NumPy,
+    except the first noise."""
     mask = np.array([[1, 1, 1], [1, 1, 0]])
     random = np.random.default_rng(3)
     x, matrix = random.normal(size=(2, 3, 4)), random.normal(size=(4, 4))
@@ -141,7 +141,7 @@ def test_the_search_equals_an_implementation_in_numpy(mode, norm, num_steps, eps
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("noise_std, num_steps", [(1.0, 0), (1e-3, 1), (1.0, 3)])
 def test_in_ball_mode_every_token_stays_within_epsilon_and_padding_stays(norm, packed, noise_std, num_steps):
-    """Steps of five epsilon, and a first noise of up to hundreds of it: both are brought back."""
+    """Steps of five epsilon and a first noise of up to hundreds of epsilon: both are projected back."""
     mask = tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     encode, packing = toy(mask), Packing.from_mask(mask)
     x = torch.randn(2, 4, 4, dtype=torch.float64)
@@ -155,14 +155,14 @@ def test_in_ball_mode_every_token_stays_within_epsilon_and_padding_stays(norm, p
     assert sizes.max() <= 0.01 * (1 + 1e-9)
     assert torch.equal(sizes > 0, mask.bool())
     assert found.noise_norm == pytest.approx(sizes.sum().item() / 6)
-    if noise_std == 1:  # then the bound is reached, token by token
+    if noise_std == 1:  # then every token reaches the bound
         assert sizes[mask.bool()].min() > 0.0099
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_padding_stays_where_it_is_though_encode_looks_at_it(mode, norm):
-    """l has a slope at padding here, which must not move it; and R is l at just that noise."""
+    """Here l has a gradient at padding, which must not be perturbed; and R is l at exactly that noise."""
 
     def encode(x):
         return x.sin().sum(dim=1)
@@ -177,8 +177,8 @@ def test_padding_stays_where_it_is_though_encode_looks_at_it(mode, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_is_as_long_for_every_token(norm):
-    """||noise after - noise before||_p = step_size at each token, however much smaller a token's gradient is
-    than its neighbour's: norms are per token, not over the batch."""
+    """||noise after - noise before||_p = step_size at each token, however small its gradient is beside its
+    neighbour's: norms are per token, not over the batch."""
     scales = tensor([1.0, 1e-3, 1e-6, 10.0], dtype=torch.float64)[None, :, None]
 
     def encode(x):
@@ -197,7 +197,7 @@ def test_a_step_is_as_long_for_every_token(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_in_normalize_mode_every_token_has_norm_1(norm):
-    """||n / (||n|| + epsilon)|| = 1 but for epsilon, whatever the step: there epsilon bounds nothing."""
+    """||n / (||n|| + epsilon)|| is 1 up to epsilon, whatever the step: here epsilon bounds nothing."""
     encode, x = toy(), torch.randn(2, 4, 4, dtype=torch.float64)
     noise, found = adversarial_noise(
         encode, x, encode(x), symmetric_kl, **ascent("normalize", norm=norm, noise_std=1.0)
@@ -210,7 +210,7 @@ def test_in_normalize_mode_every_token_has_norm_1(norm):
 
 def test_project():
     """p = 2: (3, 4) has norm 5, so onto radius 1 it is (.6, .8), and (5, -12), of norm 13, (5, -12) / 13;
-    p = inf: each coordinate apart. What lies inside stays as it is."""
+    p = inf: each coordinate separately. Points inside the ball do not move."""
     noise = tensor([[3.0, 4.0], [0.3, -0.4], [5.0, -12.0], [0.0, 0.0]])
     wanted = tensor([[0.6, 0.8], [0.3, -0.4], [5 / 13, -12 / 13], [0.0, 0.0]])
     torch.testing.assert_close(project(noise, 1.0, 2.0), wanted)
@@ -222,7 +222,7 @@ def test_project():
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("num_steps", [0, 2])
 def test_packed_and_padded_give_the_same(mode, norm, num_steps, monkeypatch):
-    """The same first noise goes to both, in the layout that is asked for."""
+    """Both layouts start from the same first noise."""
     mask = tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
     encode, packing = toy(mask), Packing.from_mask(mask)
     x, first = torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -260,8 +260,8 @@ def test_unknown_modes_and_norms_are_refused(change):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_where_the_gradient_is_0_there_is_no_step(mode, norm):
-    """Only the first token counts here: the others keep their first noise, in `normalize` brought to norm
-    1."""
+    """Only the first token matters here: the others keep their first noise, scaled to norm 1 by
+    `normalize`."""
 
     def encode(x):
         return x[:, 0].sin() + 0 * x.sum(dim=1)
@@ -289,7 +289,7 @@ def test_without_any_noise_and_any_gradient_nothing_is_divided_by_0(mode, norm):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_skips_the_regulariser(mode, value):
-    """R is then 0 and adds nothing to a loss's gradient. One bad entry is enough."""
+    """A single bad entry makes R 0, with no effect on a loss's gradient."""
     weight = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
 
     def encode(x):
@@ -320,9 +320,9 @@ def test_r_is_0_at_zero_noise(tiny, name, mode):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_gradient_of_r_reaches_every_weight_through_both_passes(tiny, name):
-    """Beside finite differences along a random direction of all weights, with the noise held fixed. `.item()`
-    on R would leave no gradient, a target that is detached only a part of it, and embeddings that are
-    detached none for their own weights."""
+    """Compared with finite differences along a random direction of all weights, with fixed noise. `.item()`
+    on R would leave no gradient, a detached target only part of it, and detached embeddings none for their
+    own weights."""
     model, _, start = on_tiny(tiny, name)
 
     def regularizer():
@@ -369,7 +369,7 @@ def test_no_weight_gets_a_gradient_from_the_search(tiny, mode):
 
 
 def test_the_search_leaves_what_it_was_given_as_it_was(tiny):
-    """Also the graph of the clean pass, from which the task's loss is still to go backward."""
+    """This includes the graph of the clean pass, which the task's loss still needs to go backward."""
     _, _, start = on_tiny(tiny)
     encode, embeddings, logits, divergence = start()
     before = embeddings.detach().clone(), logits.detach().clone()
@@ -382,7 +382,7 @@ def test_the_search_leaves_what_it_was_given_as_it_was(tiny):
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("norm", NORMS)
 def test_in_ball_mode_the_ascent_raises_l_above_random_noise_of_the_same_norm(tiny, name, norm):
-    """Averaged over ten seeds, by far; here both are computed anew, and `ascent_gain` agrees."""
+    """By far, averaged over ten seeds. Both are recomputed here, and `ascent_gain` must agree."""
     _, _, start = on_tiny(tiny, name)
     encode, embeddings, logits, divergence = start()
     found, chance, said = [], [], []
@@ -402,7 +402,7 @@ def test_in_ball_mode_the_ascent_raises_l_above_random_noise_of_the_same_norm(ti
 
 
 def test_the_cosine_of_a_gradient_however_small():
-    """From no noise, a step in the 2-norm goes along the gradient."""
+    """Starting from no noise, a step in the 2-norm is along the gradient."""
     x, target = torch.randn(2, 3, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
     settings = ascent(norm="2", noise_std=0.0, num_steps=1)
     _, found = adversarial_noise(lambda x: 1e-8 * x.sum(dim=1), x, target, squared_difference, **settings)
@@ -426,7 +426,7 @@ def test_a_gain_that_is_lost_in_rounding_is_not_a_number(chance, gain):
 
 
 def test_the_gain_of_noise_that_never_ascended_is_about_1(tiny):
-    """Over forty seeds: random noise against other random noise of the same norm."""
+    """Random noise against other random noise of the same norm, over forty seeds."""
     encode, embeddings, logits, divergence = on_tiny(tiny)[2]()
     gains = []
     for seed in range(40):
@@ -440,15 +440,15 @@ def test_the_gain_of_noise_that_never_ascended_is_about_1(tiny):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_r_is_not_0_for_a_single_logit(tiny, mode):
-    """A softmax over one logit is always 1, and R with it 0 for ever; Bernoulli distributions do move."""
+    """A softmax over one logit is always 1, so R would always be 0; a Bernoulli distribution changes."""
     encode, embeddings, logits, divergence = on_tiny(tiny, "paraphrase")[2]()
     assert logits.shape == (3, 1)
     assert smart_regularizer(encode, embeddings, logits, divergence, **ascent(mode)).item() > 1e-9
 
 
 def test_feeding_embeddings_back_in_as_word_embeddings_is_another_function(tiny):
-    """`encode` takes the embedding layer's output as it is. Through that layer again, as `inputs_embeds`
-    would go, positions and LayerNorm act twice, and the logits are others before any noise is added."""
+    """`encode` takes the output of the embedding layer. Passed through that layer again, as `inputs_embeds`
+    is, positions and LayerNorm would act twice, and the logits would differ even without noise."""
     model, inputs, start = on_tiny(tiny)
     encode, embeddings, _, _ = start()
     assert torch.equal(encode(embeddings), model("sentiment", inputs))
@@ -462,7 +462,7 @@ def test_feeding_embeddings_back_in_as_word_embeddings_is_another_function(tiny)
 
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
-    """The method of a run on small tables."""
+    """Return the method of a run on small tables."""
     return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
 
 
@@ -472,7 +472,7 @@ def one_loss(method, step=QUIET_STEP) -> tuple[Tensor, dict[str, float]]:
 
 
 def watch(monkeypatch):
-    """What `adversarial_noise` is given, and what it returns, call by call."""
+    """Record the arguments and results of every call of `adversarial_noise`."""
     calls = []
 
     def spy(encode, embeddings, logits, *rest, **settings):
@@ -525,8 +525,8 @@ def test_the_updates_gradient_has_lambda_times_that_of_r(tiny, tmp_path, monkeyp
 
 
 def test_a_pairs_two_halves_share_one_perturbation(tiny, tmp_path, monkeypatch):
-    """One search an update, on one joint input, in which every token of both sentences moves. (That R then
-    uses this very noise is the test before.)"""
+    """One ascent per update, on one joint input, that perturbs every token of both sentences. (The previous
+    test checks that R uses this noise.)"""
     calls, method = watch(monkeypatch), make_method(tiny, tmp_path)
     step = QUIET_STEP + list(BUILT_IN).index("similarity")
     one_loss(method, step)
@@ -553,7 +553,7 @@ def test_the_seam_gives_the_models_own_logits_at_zero_noise(tiny, tmp_path, monk
 @pytest.mark.parametrize("task", range(3))
 @pytest.mark.parametrize("dropout", [{"encoder_dropout": 0.3}, {"head_dropout": 0.3}])
 def test_dropout_is_off_in_every_pass_of_the_regulariser(tiny, tmp_path, task, dropout):
-    """At zero noise two passes with dropout would differ. Afterwards the model trains on with it."""
+    """At zero noise two passes with dropout would differ. Afterwards the model is back in training mode."""
     method = make_method(tiny, tmp_path, smart_steps=0, smart_noise_std=0.0, **dropout)
     _, terms = one_loss(method, QUIET_STEP + task)
     assert terms[f"smart/{list(BUILT_IN)[task]}/r"] == 0
@@ -572,7 +572,7 @@ def test_dropout_stays_on_in_the_tasks_own_pass(tiny, tmp_path):
 @pytest.mark.parametrize("dropout, passes", [(0.0, 3), (0.1, 4)])
 @pytest.mark.parametrize("mode", MODES)
 def test_passes_of_an_update(tiny, tmp_path, dropout, passes, mode):
-    """Without dropout the clean pass, the ascent and the adversarial pass; with it the task has its own."""
+    """The clean pass, the ascent and the adversarial pass; with dropout, the task's pass comes on top."""
     method = make_method(tiny, tmp_path, encoder_dropout=dropout, smart_mode=mode)
     calls = []
     method.model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(0))
@@ -583,7 +583,8 @@ def test_passes_of_an_update(tiny, tmp_path, dropout, passes, mode):
 
 
 def test_the_search_computes_no_gradient_of_weights(tiny):
-    """It costs the same multiplications as with frozen weights; with theirs it would cost a half more."""
+    """It takes as many multiplications as with frozen weights; with the weights' gradients, half as many
+    again."""
     counts = []
     for trains in (True, False):
         model, _, start = on_tiny(tiny)
@@ -610,7 +611,7 @@ def test_multiplications_of_an_update(tiny, tmp_path, dropout, most):
 
 
 def test_a_gradient_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path, monkeypatch):
-    """The divergence is a number, its gradient is not: the update is then that of the task alone."""
+    """The divergence is finite but its gradient is not: the update is then that of the task alone."""
     weights = []
     for broken in (True, False):
         method = make_method(tiny, tmp_path, smart_weight=float(broken))
@@ -629,7 +630,7 @@ def test_a_gradient_that_is_not_finite_is_counted_and_does_not_poison_the_update
 
 
 def test_an_r_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path, monkeypatch):
-    """As where the perturbation overflows what was finite before it."""
+    """For example if the perturbation makes a finite value overflow."""
     method = make_method(tiny, tmp_path)
     nan = dict.fromkeys(DIVERGENCES, lambda p, q: (p - q).sum() * 0 + math.nan)
     monkeypatch.setattr(finetune, "DIVERGENCES", nan)
@@ -639,7 +640,7 @@ def test_an_r_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny,
 
 
 def test_what_is_skipped_in_one_of_two_batches_counts_once(tiny, tmp_path, monkeypatch):
-    """And R is the mean over the batches that have one: here the first alone."""
+    """R is the mean over the batches that have one, here only the first."""
     method = make_method(tiny, tmp_path, accumulate=2)
     found = []
 
@@ -668,7 +669,7 @@ def test_the_rows_to_regularise_lie_at_even_distances(count, wanted, rows):
     "changes", [{}, {"encoder_dropout": 0.3}, {"bregman_weight": 1.0, "encoder_dropout": 0.3}]
 )
 def test_smart_on_some_rows_is_smart_on_a_batch_of_them(tiny, tmp_path, monkeypatch, task, changes):
-    """2 of 4 rows: 0 and 2. The search sees their tokens alone, and R is the mean over the two."""
+    """2 of 4 rows: 0 and 2. The ascent sees only their tokens, and R is the mean over the two."""
     calls = watch(monkeypatch)
     method = make_method(tiny, tmp_path, smart_rows=2, **changes)
     _, terms = one_loss(method, QUIET_STEP + task)
@@ -685,7 +686,7 @@ def test_smart_on_some_rows_is_smart_on_a_batch_of_them(tiny, tmp_path, monkeypa
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rows_noise_is_the_same_whatever_rows_are_regularised(tiny, tmp_path, monkeypatch, mode):
-    """Also in `normalize`, where the size of the gradient, that of the mean over the whole batch, decides."""
+    """Also in `normalize`, where the size of the gradient of the mean over the whole batch matters."""
     calls = watch(monkeypatch)
     for some in (None, 2):
         method = make_method(tiny, tmp_path, smart_rows=some, smart_mode=mode, smart_step_size=0.1)
@@ -713,8 +714,8 @@ def test_multiplications_of_an_update_with_one_of_four_rows(tiny, tmp_path, drop
 
 @pytest.mark.parametrize("task", range(3))
 def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
-    """The norms of the gradients of lambda R and mu D over that of the task's loss, each term computed anew
-    from the noise that was found and the teacher."""
+    """The norms of the gradients of lambda R and mu D over that of the task's loss, with each term
+    recomputed from the teacher and the noise that was found."""
     calls = watch(monkeypatch)
     weights = {"smart_weight": 2.0, "bregman_weight": 3.0, "smart_epsilon": 0.5}
     method = make_method(tiny, tmp_path, steps_per_epoch=3, **weights)
@@ -740,7 +741,7 @@ def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
 
 
 def test_an_idle_or_a_skipped_regulariser_is_named(tiny, tmp_path):
-    """Idle: under a hundredth, by the median of the epoch; a task without a measurement is not judged."""
+    """Idle means an epoch's median below .01. A task without a measurement is not judged."""
     method = make_method(tiny, tmp_path)
     record = {
         "smart": {"a": {"gradient_ratio": 0.009}, "b": {"gradient_ratio": 0.011}, "c": {"skipped": 2}},
@@ -754,7 +755,7 @@ def test_an_idle_or_a_skipped_regulariser_is_named(tiny, tmp_path):
 
 
 def test_an_r_that_was_skipped_has_no_gradient_ratio(tiny, tmp_path, monkeypatch):
-    """It would count as 0, and make a healthy epoch look idle."""
+    """Counted as 0, it would make a healthy epoch look idle."""
     method = make_method(tiny, tmp_path, steps_per_epoch=3)
     nan = dict.fromkeys(DIVERGENCES, lambda p, q: (p - q).sum() * 0 + math.nan)
     monkeypatch.setattr(finetune, "DIVERGENCES", nan)
@@ -773,7 +774,8 @@ def test_any_nonzero_value_of_the_mask_marks_a_real_token():
 
 
 def test_what_is_logged(tiny, tmp_path):
-    """What costs passes of its own only in each task's last update of an epoch and every hundredth before."""
+    """Diagnostics that need extra passes run in each task's last update of an epoch and every hundredth
+    before."""
     method = make_method(tiny, tmp_path, steps_per_epoch=600)
     for step, name in ((0, "sentiment"), (296, "similarity"), (299, "similarity"), (597, "sentiment")):
         _, terms = one_loss(method, step)

@@ -1,4 +1,4 @@
-"""state.py: what is saved comes back to the bit, and what was cut off half-way does no harm."""
+"""state.py: what is saved is restored exactly, and a save that is cut off halfway does no harm."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ class Model(nn.ModuleDict):
 
 
 def make(seed: int = 0) -> tuple[Model, AdamW]:
-    """Two layers, of which one stays idle."""
+    """Two layers, one of which is never used."""
     torch.manual_seed(seed)
     model = Model({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 2)})
     return model, AdamW(model.parameters(), lr=0.1)
@@ -45,7 +45,7 @@ def write(run, progress: Progress, parts, optimizer) -> None:
 
 
 def save(run, *numbers: int) -> None:
-    """A run's states of these steps, one after the other."""
+    """Save a run's states at these steps, one after another."""
     model, optimizer = make()
     with States(run, {"model": model}, optimizer) as states:
         for step in numbers:
@@ -101,7 +101,7 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_every_part_comes_back_and_the_moments_belong_to_the_model(tmp_path):
-    """A teacher beside the model, of the same shape: neither takes the other's place."""
+    """A teacher of the same shape as the model: the two are not mixed up."""
     parts = {"model": make(0)[0], "teacher": make(1)[0]}
     optimizer = AdamW(parts["model"].parameters(), lr=0.1)
     steps(parts["model"], optimizer, 2)
@@ -127,8 +127,8 @@ def test_a_part_that_was_not_saved_is_named(tmp_path):
 
 
 def test_progress_sums_up_each_term_over_its_own_updates():
-    """sentiment in two updates, 1 and 3; similarity in one; what was skipped is counted. The objectives 1 and
-    3 have the mean 2 and the variance (1 + 1) / (2 - 1); the ratios .1, .2 and .9 the median .2."""
+    """Two updates of sentiment, with objectives 1 and 3, and one of similarity; skipped updates are counted.
+    1 and 3 have mean 2 and variance (1 + 1) / (2 - 1); the ratios .1, .2 and .9 have median .2."""
     progress, ratio = Progress(), "bregman/similarity/gradient_ratio"
     first = {
         "loss/sentiment": 1.0,
@@ -176,7 +176,7 @@ def test_a_save_that_was_cut_off_is_ignored(tmp_path, name):
     model, optimizer = make()
     states = States(tmp_path, {"model": model}, optimizer)
     states.load(Progress())
-    states.close(Progress(9))  # and the next save of that step goes through, and clears up
+    states.close(Progress(9))  # the next save of that step succeeds, and cleans up
     assert folders(tmp_path) == ["step-00000002", "step-00000009"]
     progress = load(tmp_path)
     assert progress is not None and progress.step == 9
@@ -184,7 +184,7 @@ def test_a_save_that_was_cut_off_is_ignored(tmp_path, name):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """A function that makes the disk full (or not any more) for everything below a folder."""
+    """Return a function that makes the disk full, or no longer full, for everything below a folder."""
     full: list[Path] = []
     real = files.write_bytes
 
@@ -207,7 +207,7 @@ def test_a_full_disk_costs_a_warning_and_the_next_save_tries_again(tmp_path, ful
     states.wait()
     err = capsys.readouterr().err
     assert err.startswith(f"warning: {tmp_path}: the state cannot be saved") and "No space left" in err
-    assert folders(tmp_path) == ["step-00000001"]  # what was half written gives its space back
+    assert folders(tmp_path) == ["step-00000001"]  # the half-written state no longer takes space
     full_disk.clear()
     assert states.close(Progress(3)) == tmp_path
     assert folders(tmp_path) == ["step-00000001", "step-00000003"]
@@ -229,7 +229,7 @@ def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_pat
     full_disk.append(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(OSError, match="could not be written anywhere"):
         states.close(Progress(4))
 
 
@@ -255,11 +255,11 @@ def test_a_best_model_that_was_changed_on_disk_is_written_again_at_the_end(tmp_p
     (tmp_path / "best" / "weights").write_bytes(before[:-1] + b"?")
     states.close(Progress(1, best_epoch=1, records=[{}]))
     assert (tmp_path / "best" / "weights").read_bytes() == before
-    assert "is not as it was written" in capsys.readouterr().err
+    assert "has changed since it was written" in capsys.readouterr().err
 
 
 def test_the_state_that_is_written_is_that_of_its_step(tmp_path, monkeypatch):
-    """The thread is held until the training has moved on."""
+    """The writing thread is held until the training has changed the weights."""
     model, optimizer = make()
     steps(model, optimizer, 1)
     wanted = model["used"].weight.detach().clone()
@@ -292,7 +292,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys, nam
     assert progress is not None and progress.step == 1
     assert capsys.readouterr().err.startswith(f"warning: {path.parent}: ")
 
-    model, optimizer = make()  # and the damaged one does not come to stand for a good one
+    model, optimizer = make()  # the damaged state must not count as a good one
     states = States(tmp_path, {"model": model}, optimizer)
     assert states.load(Progress()) == Progress(1)
     states.close(Progress(3))
@@ -304,7 +304,7 @@ def test_where_no_state_is_whole_nothing_starts_again(tmp_path):
     for name in folders(tmp_path):
         (tmp_path / "state" / name / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(
-        InputError, match=r"no saved state can be gone on with: .*02: .*01: .*another --out"
+        InputError, match=r"no saved state can be resumed: .*02: .*01: .*another --out"
     ) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
@@ -332,7 +332,7 @@ def test_a_damaged_pointer_costs_nothing(tmp_path, content):
 
 
 def test_the_pointer_decides(tmp_path):
-    """Cut off between a state and its pointer, a run goes on from the state before."""
+    """A run cut off between a state and its pointer resumes from the state before."""
     save(tmp_path, 1, 2)
     (tmp_path / "state" / "latest").write_text("step-00000001")
     progress = load(tmp_path)
@@ -341,16 +341,16 @@ def test_the_pointer_decides(tmp_path):
 
 def test_states_of_other_tables_or_settings_are_refused(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(InputError, match="the tables are not those the run was started with"):
+    with pytest.raises(InputError, match=r"the tables or .* are not those the run was started with"):
         load(tmp_path, fresh=Progress(data="other"))
-    with pytest.raises(InputError, match="its settings are not the run's"):
+    with pytest.raises(InputError, match="its settings differ from the run's"):
         load(tmp_path, fresh=Progress(config="other"))
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):
     save(tmp_path, 1)
     model = Model({"used": nn.Linear(4, 3)})
-    with pytest.raises(InputError, match="no saved state can be gone on with"):
+    with pytest.raises(InputError, match="no saved state can be resumed"):
         States(tmp_path, {"model": model}, AdamW(model.parameters())).load(Progress())
 
 
@@ -385,7 +385,7 @@ def test_recover_folder_undoes_a_replacement_that_was_cut_off_between_its_rename
     recover_folder(path)
     assert (path / "a").read_text() == "1" and not old.exists()
 
-    old.mkdir()  # the new one is in its place: the old one is only a leftover
+    old.mkdir()  # the new one is in place, so the old one is only a leftover
     recover_folder(path)
     assert (path / "a").read_text() == "1"
     recover_folder(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""store.py: flat arrays hold what lists would, and the cache never gives anything but what was built."""
+"""store.py: flat arrays hold what lists would, and the cache returns exactly what was built."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ ARRAYS = {"a": np.arange(6, dtype=np.uint16).reshape(2, 3), "b": np.array([0.5, 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """A cache of this test's own, still empty."""
+    """A cache for this test only, empty so far."""
     monkeypatch.setenv("MINBERT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tables"
 
@@ -49,7 +49,7 @@ def write_pairs(path: Path, count: int = 40) -> Path:
 
 
 def contents(path: Path, tokenizer: BertTokenizer, max_length: int = 64, task=PARAPHRASE) -> dict:
-    """Everything that is kept of a table."""
+    """Return everything that is kept of a table."""
     table = read_table(path, task, labelled=True)
     examples = make_examples(table, tokenizer, max_length)
     kept = {"labels": examples.labels, **vars(examples.tokens)}
@@ -127,7 +127,7 @@ def test_what_is_built_is_kept_and_mapped(cache):
     kept = cached("0" * 64, never)
     assert bytes_of(built) == bytes_of(kept) == bytes_of(ARRAYS)
     assert [path.name for path in entries(cache)] == ["0" * 64 + ".safetensors"]
-    assert cache.stat().st_mode & 0o077 == 0  # tokens tell texts
+    assert cache.stat().st_mode & 0o077 == 0  # tokens reveal the texts
 
 
 def damage_first(content: bytearray) -> bytearray:
@@ -176,12 +176,12 @@ def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path, monkeypatch, ca
     store._warn.cache_clear()
     if unwritable == "a file":
         home.write_text("")
-    else:  # root may write anywhere, so the refusal is made here
+    else:  # root may write anywhere, so the failure is simulated
         monkeypatch.setattr(store, "write_tensors", refuse)
     for key in ("0" * 64, "1" * 64):
         assert bytes_of(cached(key, lambda: ARRAYS)) == bytes_of(ARRAYS)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{home / 'tables'}: cannot keep tables there (") and "MINBERT_CACHE" in line
+    assert line.startswith(f"{home / 'tables'}: cannot cache tables there (") and "MINBERT_CACHE" in line
     assert not entries(home / "tables")
 
 
@@ -190,7 +190,7 @@ def refuse(path, tensors):
 
 
 def build_slowly(start, results):
-    """In another process: build when all are ready, and tell what the cache gave."""
+    """In another process: build once all are ready, and report what the cache returned."""
     start.wait()
     results.put(bytes_of(cached("0" * 64, lambda: time.sleep(0.2) or ARRAYS)))
 
@@ -239,7 +239,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_table_from_the_cache_is_the_table_to_the_byte(cache, tmp_path, tokenizer, monkeypatch):
     path = write_pairs(tmp_path / "t.csv")
-    monkeypatch.setattr(data, "CHUNK", 7)  # 40 rows, in six pieces
+    monkeypatch.setattr(data, "CHUNK", 7)  # 40 rows in six chunks
     first = contents(path, tokenizer)
     assert len(entries(cache)) == 2  # the check, and the tokens
     for name in ("parse", "tokenize"):
@@ -266,7 +266,7 @@ def test_another_file_tokenizer_or_option_is_another_entry(cache, tmp_path, toke
     count = len(entries(cache))
 
     def fresh() -> bool:
-        """Whether entries were added."""
+        """Return whether entries were added."""
         nonlocal count
         before, count = count, len(entries(cache))
         return count > before
@@ -292,12 +292,12 @@ def test_another_file_tokenizer_or_option_is_another_entry(cache, tmp_path, toke
 
 
 def test_a_table_with_bad_rows_is_never_taken_for_good(cache, tmp_path):
-    """Dropping its bad rows once must not make it pass the strict check, and the number is remembered."""
+    """Dropping its bad rows once must not make it pass the strict check, and their number is remembered."""
     path = write_table(tmp_path / "t.csv", [["id", "sentence", "sentiment"], ["a", "x", 1], ["a", "y", 9]])
     for _ in range(2):
         table = read_table(path, SENTIMENT, labelled=True, skip_bad_rows=True)
         assert (len(table), table.dropped) == (1, 1)
-        with pytest.raises(InputError, match="1 bad rows of 2"):
+        with pytest.raises(InputError, match="bad rows: 1 of 2"):
             read_table(path, SENTIMENT, labelled=True)
 
 
@@ -305,7 +305,7 @@ def test_a_table_that_changes_under_a_run_is_noticed(cache, tmp_path, tokenizer)
     path = write_pairs(tmp_path / "t.csv")
     table = read_table(path, PARAPHRASE, labelled=True)
     write_pairs(path, 41)
-    with pytest.raises(InputError, match=r"t\.csv: has changed since this run began to read it"):
+    with pytest.raises(InputError, match=r"t\.csv: has changed since this run first read it"):
         make_examples(table, tokenizer, 64)
     assert len(entries(cache)) == 1
 
@@ -315,7 +315,7 @@ def test_a_table_that_changes_under_a_run_is_noticed(cache, tmp_path, tokenizer)
 def test_a_large_table_costs_memory_by_its_tokens_and_starts_at_once_the_next_time(
     cache, tmp_path, tokenizer
 ):
-    """200,000 pairs: as Python lists their ids alone would take 100 MB and more."""
+    """200,000 pairs: as Python lists, their ids alone would take more than 100 MB."""
     path = write_pairs(tmp_path / "t.csv", 200_000)
     first, again = (seconds_and_memory(path, tokenizer) for _ in range(2))
     assert first[1] < 250 << 20
@@ -323,7 +323,7 @@ def test_a_large_table_costs_memory_by_its_tokens_and_starts_at_once_the_next_ti
 
 
 def seconds_and_memory(path: Path, tokenizer: BertTokenizer) -> tuple[float, int]:
-    """What reading and tokenising a table costs a process of its own, which ends with it."""
+    """Return what it costs to read and tokenise a table, in a process of its own."""
 
     def peak() -> int:
         fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

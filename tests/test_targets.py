@@ -1,4 +1,4 @@
-"""targets.py, and --option distill from end to end: what a student learns, and that it goes on without its
+"""targets.py, and --option distill from end to end: what a student learns, and that it resumes without its
 teacher."""
 
 import json
@@ -46,7 +46,7 @@ def distill(tiny, teacher, out, *more) -> int:
 
 
 def test_a_student_learns_from_the_ensembles_outputs_on_its_tables(folder, tiny, tmp_path, capsys):
-    """Neither data nor tasks are named: they are the teacher's. What is kept is what it says of every row."""
+    """Data and tasks default to the teacher's. What is kept is its logits for every row."""
     assert distill(tiny, folder / "both", tmp_path / "run") == 0
     said, kept = capsys.readouterr().out, load_file(tmp_path / "run" / FILE)
     teacher, model = load(folder / "both"), MultitaskBert.load(tmp_path / "run")
@@ -67,8 +67,8 @@ def test_a_student_learns_from_the_ensembles_outputs_on_its_tables(folder, tiny,
 @pytest.mark.parametrize("task", range(3))
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_the_loss_weighs_labels_and_teacher(tiny, tmp_path, task, weight):
-    """(1 - w) of the labels' loss and w of T^2 KL(teacher || student), or of the squared error; where w is 0
-    it is fine-tuning's."""
+    """(1 - w) times the loss on the labels plus w times T^2 KL(teacher || student), or the squared error.
+    With w = 0 it is the loss of fine-tuning."""
     config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, encoder_dropout=0.0)
     config = replace(config, distill_weight=weight, distill_temperature=3.0)
     plain = make_finetuning(config, tmp_path)
@@ -90,7 +90,7 @@ def test_the_loss_weighs_labels_and_teacher(tiny, tmp_path, task, weight):
 
 
 def test_a_range_of_values_weighs_as_0_to_5_does(tiny, tmp_path):
-    """From 0 to 10 a head counts in twos: logits 4 apart are 2 units apart, and 4 their square."""
+    """For a range of 0 to 10 a unit is 2: values 4 apart are 2 units apart, with a squared error of 4."""
     config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, distill_weight=1.0)
     method = make_finetuning(replace(config, encoder_dropout=0.0), tmp_path)
     method.model.tasks["similarity"] = replace(BUILT_IN["similarity"], high=10.0)
@@ -104,7 +104,7 @@ def test_a_range_of_values_weighs_as_0_to_5_does(tiny, tmp_path):
 
 
 def test_a_run_goes_on_without_its_teacher(folder, tiny, tmp_path, monkeypatch):
-    """Stopped in its eighth update, with SMART and BPPO; the teacher has gone in the meantime."""
+    """Stopped in its eighth update, with SMART and BPPO; the teacher is deleted in the meantime."""
     more = ["--smart-weight", "1", "--bregman-weight", "1", "--sampling", "annealed"]
     shutil.copytree(folder / "1", tmp_path / "teacher")
     assert distill(tiny, tmp_path / "teacher", tmp_path / "whole", *more) == 0
@@ -135,7 +135,7 @@ def test_a_run_goes_on_without_its_teacher(folder, tiny, tmp_path, monkeypatch):
             r"no train/similarity of shape \(12, 1\)",
         ),
         (lambda kept: kept["train/paraphrase"].fill_(torch.nan), "not finite"),
-        (lambda kept: kept["train/paraphrase"].add_(1), "or its teacher's outputs are not"),
+        (lambda kept: kept["train/paraphrase"].add_(1), "or the teacher's outputs are not"),
     ],
 )
 def test_outputs_that_are_not_the_teachers_are_refused(folder, tiny, tmp_path, capsys, change, said):
@@ -150,7 +150,7 @@ def test_outputs_that_are_not_the_teachers_are_refused(folder, tiny, tmp_path, c
 
 
 def test_a_run_that_was_killed_before_it_began_asks_the_teacher_that_is_named_now(folder, tiny, tmp_path):
-    """Its folder holds the outputs of another teacher, and no settings."""
+    """The folder holds another teacher's outputs, and no settings."""
     assert distill(tiny, folder / "1", tmp_path / "first") == 0
     (tmp_path / "run").mkdir()
     shutil.copy(tmp_path / "first" / FILE, tmp_path / "run")
@@ -180,7 +180,7 @@ def test_the_report_has_the_teachers_scores_beside_the_students(folder, tiny, tm
     assert str(folder / "both") in page
     other = write_tables(tmp_path / "other", sizes={"train": 12, "dev": 9})
     page = write_report(tmp_path / "run", str(other), torch.device("cpu")).read_text()
-    assert "Student and teacher" not in page  # whose outputs on these rows nobody has computed
+    assert "Student and teacher" not in page  # its outputs on these rows are not known
 
 
 def test_a_teacher_without_the_task_as_it_is_defined_is_refused(folder, tiny, tmp_path, capsys):

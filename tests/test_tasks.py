@@ -1,4 +1,4 @@
-"""tasks.py: what a Task may be, which labels it takes, and its way through TOML and back."""
+"""tasks.py: which tasks are valid, which labels they accept, and the way through TOML and back."""
 
 import math
 import tomllib
@@ -28,21 +28,21 @@ CLASSES = TOPIC.replace("binary", "classification")
 @pytest.mark.parametrize(
     "change, problem",
     [
-        ({"name": "my task"}, "name is letters"),
-        ({"name": ""}, "name is letters"),
-        ({"kind": "ranking"}, "kind is one of classification, binary, regression, not 'ranking'"),
+        ({"name": "my task"}, "invalid name"),
+        ({"name": ""}, "invalid name"),
+        ({"kind": "ranking"}, "kind must be one of classification, binary, regression, not 'ranking'"),
         ({"texts": ()}, "one or two columns, not 0"),
         ({"texts": ("a", "b", "c")}, "one or two columns, not 3"),
         ({"files": "train.csv"}, "files needs {split}"),
         ({"files": "../{split}.csv"}, "without folders"),
         ({"num_classes": 1}, "at least 2"),
         ({"num_classes": 10**9}, "at most 10,000"),
-        ({"output": "a\0b"}, "no control characters"),
-        ({"header": "a\nb"}, "no control characters"),
+        ({"output": "a\0b"}, "not contain control characters"),
+        ({"header": "a\nb"}, "not contain control characters"),
         ({"output": "a" * 101}, "up to 100 bytes"),
         ({"name": "a" * 101}, "up to 100 bytes"),
-        ({"kind": "binary"}, "num_classes belongs to a classification"),
-        ({"high": 5.0}, "low and high belong to a regression"),
+        ({"kind": "binary"}, "num_classes is for a classification only"),
+        ({"high": 5.0}, "low and high are for a regression only"),
         ({"low": 5.0, "high": 5.0}, "low must be below high"),
         ({"low": math.nan}, "low must be below high"),
         ({"texts": ("a", "a")}, "columns must differ"),
@@ -167,27 +167,30 @@ def test_a_task_file_defines_tasks(tmp_path):
     "text, problem",
     [
         ("[topic", "cannot be read as TOML"),
-        ("", "holds no tables"),
-        ("kind = 'binary'", "holds no tables"),
+        ("", "defines no tasks"),
+        ("kind = 'binary'", "defines no tasks"),
         (TOPIC + "colour = 1\n", "[topic] has an unknown key 'colour'; known are kind, texts"),
         (TOPIC + "name = 'x'\n", "[topic] has an unknown key 'name'"),
         (TOPIC + "num_classes = '7'\n", "[topic] num_classes must be a whole number, not '7'"),
         (TOPIC + "num_classes = true\n", "[topic] num_classes must be a whole number, not True"),
-        (TOPIC + f"num_classes = 0x{'f' * 5000}\n", "[topic] num_classes is a number out of all range"),
-        (TOPIC + f"low = -1{'0' * 400}\n", "[topic] low is a number out of all range"),
+        (TOPIC + f"num_classes = 0x{'f' * 5000}\n", "[topic] num_classes is out of range"),
+        (TOPIC + f"low = -1{'0' * 400}\n", "[topic] low is out of range"),
         (TOPIC + f"low = {'[' * 5000}", "cannot be read as TOML (nested too deeply)"),
-        (TOPIC.replace("[topic]", '["a\\u001bb"]'), r"'a\x1bb': a task's name is letters"),
+        (TOPIC.replace("[topic]", '["a\\u001bb"]'), r"'a\x1bb': invalid task name"),
         (TOPIC + "low = 'a'\n", "[topic] low must be a number, not 'a'"),
         (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be a list of columns, not 'text'"),
         (TOPIC.replace('label = "topic"\n', ""), "[topic] lacks label"),
         ("[topic]\n", "[topic] lacks kind, texts, label, files"),
-        (CLASSES, "task topic: a classification needs num_classes, at least 2"),
-        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes, at least 2"),
-        (TOPIC.replace('["text"]', "[1, 2]"), "task topic: texts is a list of column names"),
-        (TOPIC.replace('["text"]', '["text", 1]'), "task topic: texts is a list of column names"),
-        (TOPIC.replace("[topic]", "[score]"), "task score: this name stands for all tasks"),  # a key of dev
-        (TOPIC.replace("[topic]", "[all]"), "task all: this name stands for all tasks"),  # a key of loss
-        (TOPIC + "output = '../../topic'", "task topic: output is the start of a file name"),
+        (CLASSES, "task topic: a classification needs num_classes of at least 2"),
+        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes of at least 2"),
+        (TOPIC.replace('["text"]', "[1, 2]"), "task topic: texts must be a list of column names"),
+        (TOPIC.replace('["text"]', '["text", 1]'), "task topic: texts must be a list of column names"),
+        (
+            TOPIC.replace("[topic]", "[score]"),
+            "task score: this name is reserved",
+        ),  # a key of dev
+        (TOPIC.replace("[topic]", "[all]"), "task all: this name is reserved"),  # a key of loss
+        (TOPIC + "output = '../../topic'", "task topic: output must be the start of a file name"),
         (
             TOPIC + "output = 'x'\n" + TOPIC.replace("[topic]", "[other]") + "output = 'x'",
             "two tasks share an output",

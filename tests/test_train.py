@@ -202,7 +202,7 @@ def test_init_brings_encoder_and_heads(tiny, rows, tmp_path):
 @pytest.mark.parametrize(
     "tasks, pooling, problem",
     [
-        (BUILT_IN, "cls", "its --pooling is cls; take the same"),
+        (BUILT_IN, "cls", "its --pooling is cls; use the same"),
         (
             {"sentiment": replace(SENTIMENT, num_classes=3)},
             "mean",
