@@ -1,7 +1,12 @@
-"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), read from the top: attention, layer, model.
+"""BERT's encoder (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): attention, layer, embeddings, model.
 
-Axes: B examples, L positions, H width, h heads of d = H / h dimensions each. A batch (B, L) is padded to its
-longest sentence; its T real tokens are packed in one list (T, H), one sentence after another (packing.py).
+    ids (B, L) -> embed -> (T, H) -> every layer -> (T, H) -> unpack -> (B, L, H), or pool -> (B, H)
+
+B examples, L positions, H width, A heads of d = H / A dimensions; in BERT-base H = 768, A = 12, d = 64.
+Padding is never computed: of a batch such as [[a b c], [d e -]], all T = 5 real tokens are packed in one
+list, [a b c d e]. `packing.pack` makes it, `packing.unpack` lays it out as a batch again, zeros at padding,
+and `packing.first` has the place of each example's first token. Linear, Embedding and Dropout are torch's,
+only faster.
 """
 
 from __future__ import annotations
@@ -33,10 +38,10 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1).
 
-    query (B, h, Lq, d), key and value (B, h, L, d). The mask broadcasts to (B, h, Lq, L): boolean (or 0/1),
-    True where a key may be seen, or float, added to the scores. Returns the context (B, h, Lq, d) and the
-    weights (B, h, Lq, L) before dropout, which sum to 1 over the keys. Raises InputError if a boolean mask
-    lets a query see no key.
+    query (B, A, Lq, d), key and value (B, A, L, d); the mask broadcasts to (B, A, Lq, L). A boolean or
+    integer mask is True or 1 where a key may be seen; a float mask is added to the scores. Returns the
+    context (B, A, Lq, d) and the weights (B, A, Lq, L) before dropout, which sum to 1 over the keys. Raises
+    InputError if a boolean or integer mask lets a query see no key.
     """
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]))
     if mask is not None:
@@ -46,12 +51,12 @@ def attention(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention: h attentions side by side, each on its own d of the H dimensions."""
+    """Multi-head attention: A attentions side by side, each on its own d of the H dimensions."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
+        self.dropout_prob = config.attention_probs_dropout_prob
         self.query = Linear(config.hidden_size, config.hidden_size)
         self.key = Linear(config.hidden_size, config.hidden_size)
         self.value = Linear(config.hidden_size, config.hidden_size)
@@ -59,23 +64,23 @@ class SelfAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, packing: Packing, first_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(T, H) -> the context (T, H) and the weights (B, h, L, L); with `first_only` each example's first
-        token alone is a query: (B, H) and (B, h, 1, L)."""
+        """(T, H) -> the context (T, H) and the weights (B, A, L, L). With `first_only`, only the first token
+        of each example is a query: (B, H) and (B, A, 1, L)."""
         if first_only:
             query = self.query(hidden_states[packing.first]).unsqueeze(1)  # (B, 1, H)
         else:
             query = packing.unpack(self.query(hidden_states))  # (B, L, H)
         key = packing.unpack(self.key(hidden_states))
         value = packing.unpack(self.value(hidden_states))
-        query, key, value = (self.split_heads(rows) for rows in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        context, weights = attention(query, key, value, packing.attention_mask, dropout)
-        context = context.transpose(1, 2).flatten(2)  # (B, h, L, d) -> (B, L, H)
+        query, key, value = (self.split_heads(x) for x in (query, key, value))
+        dropout = self.dropout_prob if self.training else 0.0
+        context, weights = attention(query, key, value, packing.key_mask, dropout)
+        context = context.transpose(1, 2).flatten(2)  # (B, A, Lq, d) -> (B, Lq, H)
         return context[:, 0] if first_only else packing.pack(context), weights
 
-    def split_heads(self, rows: Tensor) -> Tensor:
-        """(B, L, H) -> (B, h, L, d)"""
-        return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, L, H) -> (B, A, L, d)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class BertLayer(nn.Module):
@@ -94,10 +99,10 @@ class BertLayer(nn.Module):
     def forward(
         self, hidden_states: Tensor, packing: Packing, first_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(T, H) -> (T, H) and the attention weights (B, h, L, L).
+        """(T, H) -> (T, H) and the attention weights (B, A, L, L).
 
-        With `first_only`, (B, H) and (B, h, 1, L): only each example's first token is computed. This is
-        exact: the other tokens reach it through their keys and values alone.
+        With `first_only`, (B, H) and (B, A, 1, L): only each example's first token is computed. That will do
+        in the last layer, which needs just the keys and values of the others.
         """
         context, weights = self.attention(hidden_states, packing, first_only)
         rows = hidden_states[packing.first] if first_only else hidden_states
@@ -131,8 +136,8 @@ class BertOutput:
 
     last_hidden_state: Tensor  # (B, L, H)
     pooler_output: Tensor  # (B, H)
-    hidden_states: tuple[Tensor, ...] | None = None  # layers + 1 of (B, L, H): embeddings, then each layer's
-    attentions: tuple[Tensor, ...] | None = None  # layers of (B, h, L, L)
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's: (B, L, H)
+    attentions: tuple[Tensor, ...] | None = None  # one (B, A, L, L) for each layer
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
@@ -165,13 +170,14 @@ class BertModel(nn.Module):
         fit, more positions or larger ids than the model has, and an example without a real token.
         """
         embeddings, packing = self.embed(input_ids, attention_mask, token_type_ids)
-        trace: list[tuple[Tensor, Tensor]] | None = [] if output_hidden_states or output_attentions else None
-        last = self.encode(embeddings, packing, trace=trace)
+        trace: list[tuple[Tensor, Tensor]] = []  # what each layer returns, kept only if it is asked for
+        kept = trace if output_hidden_states or output_attentions else None
+        last = self.encode(embeddings, packing, trace=kept)
         states = attentions = None
         if output_hidden_states:
-            states = tuple(map(packing.unpack, [embeddings, *(state for state, _ in trace or ())]))
-        if output_attentions:  # the weights are 0 where the query is padding
-            attentions = tuple(weights * packing.mask[:, None, :, None] for _, weights in trace or ())
+            states = tuple(packing.unpack(state) for state in (embeddings, *(state for state, _ in trace)))
+        if output_attentions:  # set to 0 where the query is padding
+            attentions = tuple(weights * packing.mask[:, None, :, None] for _, weights in trace)
         return BertOutput(packing.unpack(last), self.pool(last, packing, "cls"), states, attentions)
 
     def pooled(
@@ -181,8 +187,8 @@ class BertModel(nn.Module):
         token_type_ids: Tensor | None = None,
         pooling: str = "cls",
     ) -> Tensor:
-        """Return one vector for each example, (B, H), the fast way: inputs as in `forward`, pooling as in
-        `pool`. For second derivatives take `forward` (see `fast_products`)."""
+        """Return one vector for each example, (B, H), faster than `forward`; inputs as there, pooling as in
+        `pool`. It can be differentiated once; for second derivatives call `forward`."""
         return self.pooled_from_embeddings(*self.embed(input_ids, attention_mask, token_type_ids), pooling)
 
     def embed(
@@ -208,9 +214,8 @@ class BertModel(nn.Module):
 
         With `first_only` the last layer computes each example's first token alone, (B, H).
         """
-        for number, layer in enumerate(self.layers, start=1):
-            is_last = number == len(self.layers)
-            hidden_states, weights = layer(hidden_states, packing, first_only and is_last)
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, packing, first_only and layer is self.layers[-1])
             if trace is not None:
                 trace.append((hidden_states, weights))
         return hidden_states
@@ -225,10 +230,10 @@ class BertModel(nn.Module):
         raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing, pooling: str) -> Tensor:
-        """`encode` and `pool` in one, with the fastest products that the processor has; for "cls" the last
-        layer computes only the rows that are used."""
+        """`encode`, then `pool`, with the fastest matrix products of this processor; for "cls" the last layer
+        computes only the rows that are used."""
         with fast_products():
-            if pooling == "cls":
+            if pooling == "cls":  # as in `pool`, from rows (B, H)
                 return torch.tanh(self.pooler(self.encode(embeddings, packing, first_only=True)))
             return self.pool(self.encode(embeddings, packing), packing, pooling)
 
@@ -251,7 +256,7 @@ class BertModel(nn.Module):
                 raise InputError(f"{name} must lie in 0..{size - 1}; is this the tokenizer of another model?")
 
     def _initialize(self, module: nn.Module) -> None:
-        """Draw fresh weights; not on the meta device, where `from_pretrained` builds without memory."""
+        """Draw fresh weights, unless there is no memory for them: see `from_pretrained`."""
         if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):
@@ -270,10 +275,11 @@ class BertModel(nn.Module):
         config = replace(BertConfig.from_pretrained(directory), **config_changes)
         with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
             model = cls(config)
-        stored = checkpoint.find(directory, model.state_dict(), allow_pickle)
-        state = {name: torch.empty(tensor.shape, device="cpu") for name, tensor in model.state_dict().items()}
-        checkpoint.fill(state, stored)
-        model.load_state_dict(state, assign=True)
+        shapes = model.state_dict()
+        stored = checkpoint.find(directory, shapes, allow_pickle)  # raises if the file does not fit them
+        weights = {name: torch.empty(shape.shape, device="cpu") for name, shape in shapes.items()}
+        checkpoint.fill(weights, stored)
+        model.load_state_dict(weights, assign=True)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

@@ -146,9 +146,7 @@ def _open(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Stored]]
     if not path.is_file():
         raise InputError(f"{directory}: holds neither model.safetensors nor pytorch_model.bin")
     if not allow_pickle:
-        raise InputError(
-            f"{path}: a pickle, read only with allow_pickle=True (--allow-pickle); safetensors is better"
-        )
+        raise InputError(f"{path}: a pickle, read only with allow_pickle=True; safetensors is better")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a hostile one provokes

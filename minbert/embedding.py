@@ -31,13 +31,13 @@ class Embedding(nn.Embedding):
 
 
 class _Lookup(torch.autograd.Function):
-    """The rows table[ids]; the padding row gets no gradient."""
+    """The rows weight[ids]; the padding row gets no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.shape, ctx.padding_idx = table.shape, padding_idx
-        return table.index_select(0, ids)
+        ctx.shape, ctx.padding_idx = weight.shape, padding_idx
+        return weight.index_select(0, ids)
 
     @staticmethod
     @once_differentiable

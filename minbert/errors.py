@@ -25,7 +25,7 @@ def shown(value: object, width: int = 100) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a structure of many levels
-        text = f"a {type(value).__name__} too long to be shown"
+        text = f"{type(value).__name__} too long to be shown"
     return text if len(text) <= width else f"{text[:width]}..."
 
 

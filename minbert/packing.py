@@ -29,7 +29,7 @@ class Packing:
     tokens: Tensor  # (T,) int64, their places in the flattened batch, row after row
     positions: Tensor  # (T,) int64, their positions in their own rows
     first: Tensor  # (B,) int64, each example's first token, as a place in the packed list
-    attention_mask: Tensor  # (B, 1, 1, L) float32, as `attention` takes it: every query sees the real tokens
+    key_mask: Tensor  # (B, 1, 1, L) float32, the mask of `attention`: every query sees the real tokens
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> Packing:

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from minbert.errors import InputError, short_line, shown
+from minbert.fields import Field, check, did_you_mean, from_text
 from minbert.hub import CHECKPOINTS
 from minbert.reading import load_toml
 from multitask.config import (
+    DEFAULTS,
+    FIELDS,
     MACHINE,
     OPTIONS,
     PATHS,
     RESUMABLE,
     SETTINGS,
     Config,
-    check,
-    default_of,
     flag,
-    layered,
     looks_ahead,
-    read_recipe,
-    read_stages,
-    read_toml,
-    recipe_path,
 )
-
-PIPELINE = "pipeline.toml"  # in the folder of a pipeline: its stages as they were started
+from multitask.folder import CONFIG, PIPELINE
+from multitask.recipes import layered, read_recipe, read_settings, read_stages, recipe_path
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,11 @@ class Pipeline:
 
 
 def resolve(argv: Sequence[str]) -> Config | Pipeline:
-    """The command line's settings over a recipe's over the defaults. With --resume, the settings that the run
-    in --out was started with stand in for the defaults."""
-    given = _parse(argv)
-    recipe = given.pop("recipe", None)
+    """Return the command line's settings over a recipe's over the defaults. With --resume, the settings that
+    the run in --out was started with replace the defaults."""
+    flags = _parse(argv)
+    recipe = flags.pop("recipe", None)
     path = None if recipe is None else recipe_path(recipe)
-    flags = {name: check(name, value, flag(name)) for name, value in given.items()}
-    flags |= {name: _absolute(name, value) for name, value in flags.items() if name in PATHS}
     saved = Path(flags["out"]) / PIPELINE if flags.get("resume") and "out" in flags else None
     if saved is not None and os.path.isfile(saved):
         return _resumed_pipeline(saved, path, flags)
@@ -72,12 +67,13 @@ def _single(recipe: dict[str, Any], flags: dict[str, Any]) -> Config:
 
 
 def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline:
-    """Every stage with the flags that it uses. The stages say themselves what they do and start from."""
+    """Return every stage with the flags that it uses. What a stage does and starts from is its own."""
     fixed = [name for name in flags if name in ("option", "init", "run", "task", "input", "output")]
     if fixed:
-        raise InputError(f"{', '.join(map(flag, fixed))}: the stages of {path} say this themselves")
+        raise InputError(f"{', '.join(map(flag, fixed))}: the stages of {path} set this themselves")
     stages: dict[str, Config] = {}
-    unused = flags.keys() - {"out", "resume"}
+    shared = [name for name in flags if name not in ("out", "resume")]
+    unused = {*shared}
     for name, settings in read_stages(path).items():
         references = [settings.get("init", ""), *settings.get("run", ())]
         unknown = [ref for ref in references if ref.startswith("@") and ref[1:] not in stages]
@@ -85,20 +81,20 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
             raise InputError(
                 f"{path}: stage {name}: {short_line(', '.join(unknown))}: no stage of that name before it"
             )
-        option = settings.get("option")
-        own = {key: flags[key] for key in flags if key != "out" and option in SETTINGS[key]["options"]}
+        option = settings.get("option", "")
+        own = {key: flags[key] for key in shared if SETTINGS[key].used_by(option)}
         if "init" in settings:
             own.pop("weights", None)
-        own.pop("resume", None)
         values = layered(settings, own)
         values |= {key: _absolute(key, value) for key, value in values.items() if key in PATHS}
         try:
             if {"out", "resume"} & settings.keys():
-                raise InputError("out and resume are of the whole, on the command line")
+                raise InputError("out and resume belong to the whole recipe: set them on the command line")
             config = stages[name] = Config.of(values, named=values if named else own)
-            start = stages.get((config.init or "@")[1:])
-            if start is not None and start.pooling != config.pooling:
-                raise InputError(f"its pooling is {config.pooling}, that of {config.init} {start.pooling}")
+            first = stages.get((config.start.init or "@")[1:])
+            if first is not None and first.start.pooling != config.start.pooling:
+                ours, theirs = config.start.pooling, first.start.pooling
+                raise InputError(f"its pooling is {ours}, but that of {config.start.init} is {theirs}")
         except InputError as error:
             raise InputError(f"{path}: stage {name}: {error}") from None
         unused -= own.keys()
@@ -108,7 +104,7 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
 
 
 def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -> Pipeline:
-    """The pipeline as it was started; only the machine's flags may differ."""
+    """Return the pipeline as it was started; only the machine's flags may differ."""
     machine = {name: value for name, value in flags.items() if name in MACHINE | {"out", "resume"}}
     before = _pipeline(saved, machine, named=False)
     now = _pipeline(saved, flags, named=False) if recipe is None else _pipeline(recipe, flags)
@@ -126,24 +122,26 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
 
 
 def _absolute(name: str, value: str) -> str:
-    """The path from anywhere, since a run may be gone on with from another folder; a checkpoint's name
-    and a stage's stay."""
+    """Return a path that holds from every folder, since a run may be resumed from another one. The names of
+    checkpoints and stages stay."""
     is_name = name == "weights" and (value in CHECKPOINTS or not os.path.isdir(value))
     return value if is_name or value.startswith("@") else os.path.realpath(value)
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in `out`, with those of `values` that a resumed run may change. Raises
+    InputError for any other that differs."""
     if "out" not in values:
-        raise InputError("--resume needs --out, the folder of the run to go on with")
-    path = Path(values["out"]) / "config.toml"
+        raise InputError("--resume needs --out, the folder of the run to resume")
+    path = Path(values["out"]) / CONFIG
     if not os.path.isfile(path):
         if "option" not in values:
-            raise InputError(f"{values['out']}: holds no run to go on with (no config.toml)")
+            raise InputError(f"{values['out']}: holds no run to resume (no config.toml)")
         return values
-    saved = read_toml(path)
+    saved = read_settings(path)
     changeable = RESUMABLE - {"epochs"} if looks_ahead(saved) else RESUMABLE
     for name in values.keys() - changeable - {"out", "resume"}:
-        before = saved.get(name, default_of(name))
+        before = saved.get(name, FIELDS[name].default)
         if values[name] != before:
             raise InputError(
                 f"{path}: the run was started with {name} = {shown(before)}, not {shown(values[name])}; "
@@ -158,9 +156,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The flags that were given; --batch_size is --batch-size."""
+    """Return the settings that were given, checked. `finetune --data DIR` is `--option finetune --data DIR`,
+    and --batch_size is --batch-size."""
     words = [_with_hyphens(word) for word in argv]
-    return vars(_parser().parse_args(words))
+    if words and words[0] in OPTIONS:
+        words.insert(0, "--option")
+    given, unknown = _parser(_helped(words)).parse_known_args(words)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        names = [flag(known)[2:] for known in (*FIELDS, "recipe")]
+        hint = did_you_mean(name[2:], names, "--") if name.startswith("--") else ""
+        raise InputError(f"unknown argument {short_line(name)}{hint} (--help lists the flags)")
+    values = {name: _typed(name, value) for name, value in vars(given).items()}
+    return {name: x if name == "recipe" else check(x, FIELDS[name], flag(name)) for name, x in values.items()}
 
 
 def _with_hyphens(word: str) -> str:
@@ -170,13 +178,29 @@ def _with_hyphens(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _parser() -> argparse.ArgumentParser:
-    explained = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
+def _typed(name: str, value: Any) -> Any:
+    """Return the value of a word; switches and lists of words are typed already."""
+    return from_text(value, FIELDS[name]) if isinstance(value, str) and name in FIELDS else value
+
+
+def _helped(words: Sequence[str]) -> str | None:
+    """Return the option whose flags alone the help is to list: the one given beside --help."""
+    options = [word.removeprefix("--option=") for word in words if word.startswith("--option=")]
+    options += [value for word, value in pairwise(words) if word == "--option"]
+    return options[-1] if options and {"-h", "--help"} & {*words} and options[-1] in OPTIONS else None
+
+
+def _parser(option: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all flags, or of those that one option uses."""
+    explained = "\n".join(f"  {name:10} {one.meaning}" for name, one in OPTIONS.items())
+    whole = (
+        "Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
+        f"--option is one of\n{explained}\n\n--option OPTION --help lists the flags of one option."
+    )
     parser = _Parser(
         prog="python -m multitask.run",
-        usage="python -m multitask.run --option OPTION [--flag VALUE ...]",
-        description="Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
-        f"--option is one of\n{explained}",
+        usage=f"python -m multitask.run --option {option or 'OPTION'} [--flag VALUE ...]",
+        description=whole if option is None else f"--option {option}: {OPTIONS[option].meaning}.",
         epilog="A flag beats the recipe, and the recipe beats the defaults.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -187,21 +211,21 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe", metavar="NAME_OR_TOML", help="settings from a shipped recipe or a TOML file"
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, meta in SETTINGS.items():
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        default = default_of(name)
-        note = "" if default is None or default is False or default in ((), "") else f" (default {default})"
-        if meta["kind"] is bool:
-            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=meta["help"])
-            continue
-        metavar = "|".join(meta["choices"]) or {int: "N", float: "X"}.get(meta["kind"], name.upper())
-        if meta["many"] == " ":
-            group.add_argument(flag(name), nargs="+", action="extend", metavar=metavar, help=meta["help"])
-            continue
-        kind = (lambda text: tuple(text.split(","))) if meta["many"] else meta["kind"]
-        group.add_argument(
-            flag(name), type=kind, metavar=metavar, help=(meta["help"] + note).replace("%", "%%")
-        )
+    for name, setting in SETTINGS.items():
+        if option is None or setting.used_by(option):
+            if setting.title not in groups:
+                groups[setting.title] = parser.add_argument_group(setting.title)
+            _add_flag(groups[setting.title], name, setting.field, DEFAULTS.get(option or "", {}))
     return parser
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, field: Field, defaults: Mapping[str, Any]) -> None:
+    """Add a flag to the parser. Its words are checked later, like the values of a recipe."""
+    if field.kind is bool:
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=field.meaning)
+        return
+    default = defaults.get(name, field.default)
+    note = "" if default in (None, (), "") else f" (default {default})"
+    metavar = "|".join(field.choices) or {int: "N", float: "X"}.get(field.kind, name.upper())
+    many: dict[str, Any] = {"nargs": "+", "action": "extend"} if field.separator == " " else {}
+    group.add_argument(flag(name), metavar=metavar, help=(field.meaning + note).replace("%", "%%"), **many)

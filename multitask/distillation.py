@@ -51,10 +51,3 @@ def _log_probabilities(logits: Tensor) -> Tensor:
     if logits.shape[1] > 1:
         return logits.log_softmax(dim=1)
     return torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=1)
-
-
-DISTILLATION_LOSSES = {
-    "classification": softened_kl,
-    "binary": softened_kl,
-    "regression": squared_distance,
-}

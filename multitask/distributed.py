@@ -11,9 +11,9 @@ batch; all start from the same weights and take the same steps, and need not com
 of several forward passes (SMART, BPPO, accumulation), of which `DistributedDataParallel` would have to be
 told. Process 0 alone writes and speaks: the writer. In one process everything here is the identity.
 
-Whatever the processes do together they must all do, in the same order: decisions are taken on numbers that
-are the same everywhere (`total`), and a process without rows of its own goes through the motions with weight
-0.
+A process computes the loss on its own rows, weighted by n_r / n, and knows nothing of the others. Once an
+update, the loop adds up the terms of the loss (`add_up`), so that all processes take the same decisions, and
+the gradients (`sum_gradients`). A process without rows of its own computes one row with weight 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -45,8 +45,7 @@ Item = TypeVar("Item")
 def processes() -> Iterator[None]:
     """Join the processes that torchrun has started, where there are several; none but the writer prints.
 
-    The first that fails raises its error, and the others, who fail for its absence, end without a word and
-    with exit status 2.
+    The first that fails raises its error; the others, which then fail too, exit silently with status 2.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -122,78 +121,69 @@ def is_writer() -> bool:
 
 
 def part_of(count: int) -> tuple[slice, float]:
-    """Which of `count` rows are this process's, as near to count / size as whole rows go, and their share of
-    them all. Where there are fewer rows than processes, some take the first row with a share of 0."""
+    """Return which of `count` rows are this process's, as near to count / size as whole rows go, and their
+    fraction of all rows. If there are fewer rows than processes, some take the first row, with fraction 0."""
     start, stop = (count * number // size() for number in (rank(), rank() + 1))
     return (slice(start, stop), (stop - start) / count) if stop > start else (slice(0, 1), 0.0)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A process's part of a batch of packed examples (packing.py), and the random numbers that go with it.
+class Part:
+    """A process's part of a batch of packed examples (minbert/packing.py).
 
-    All rows of the batch count, or some of them; without a row that counts a process takes one with weight 0.
+    All rows of the batch count, or some of them. A process that has none of those takes a row with weight 0.
     """
 
     lengths: np.ndarray  # (B,) tokens of each of the batch's rows
     counting: np.ndarray  # the rows that count, in order
     rows: np.ndarray  # this process's, in order
-    weight: float  # its rows, as a share of those that count
-    generator: torch.Generator  # in the same state in every process
+    weight: float  # its rows, as a fraction of those that count
 
     @classmethod
-    def of(cls, lengths: Sequence[int], generator: torch.Generator) -> Share:
+    def of(cls, lengths: Sequence[int]) -> Part:
         """`lengths` are the numbers of tokens of all the batch's rows."""
         part, weight = part_of(len(lengths))
         rows = np.arange(len(lengths))
-        return cls(np.asarray(lengths), rows, rows[part], weight, generator)
+        return cls(np.asarray(lengths), rows, rows[part], weight)
 
-    def among(self, counting: np.ndarray) -> Share:
-        """This process's part of these rows of the batch alone."""
+    def among(self, counting: np.ndarray) -> Part:
+        """Return this process's part of these rows of the batch alone."""
         mine = np.intersect1d(self.rows, counting) if self.weight else counting[:0]
         rows, weight = (mine, len(mine) / len(counting)) if len(mine) else (self.rows[:1], 0.0)
-        return replace(self, counting=counting, rows=rows, weight=weight)
+        return Part(self.lengths, counting, rows, weight)
 
     @property
     def batch_weight(self) -> float:
-        """Its rows, as a share of the whole batch's."""
+        """Its rows, as a fraction of the whole batch."""
         return self.weight * len(self.counting) / len(self.lengths)
 
     @property
     def token_weight(self) -> float:
-        """Its tokens, as a share of those of all rows that count."""
+        """Its tokens, as a fraction of those of all rows that count."""
         mine, all_tokens = (self.lengths[rows].sum() for rows in (self.rows, self.counting))
         return float(mine / all_tokens) if self.weight else 0.0
 
-    def normal(self, embeddings: Tensor) -> Tensor:
-        """Standard normal numbers, shaped as this part's embeddings (T, H): drawn for the whole batch and cut
-        out of it, so that they are the same however many processes there are and however few rows count."""
+    def normal(self, width: int, generator: torch.Generator) -> Tensor:
+        """Draw standard normal numbers (T, width) for this part's T tokens. They are drawn for the whole
+        batch and cut out of it: from generators in equal states they do not depend on the number of
+        processes, nor on which rows count."""
         mine = np.repeat(np.isin(np.arange(len(self.lengths)), self.rows), self.lengths)
-        return torch.randn(
-            (len(mine), embeddings.shape[1]),
-            generator=self.generator,
-            dtype=embeddings.dtype,
-            device=embeddings.device,
-        )[torch.from_numpy(mine).to(embeddings.device)]
+        drawn = torch.randn((len(mine), width), generator=generator, device=generator.device)
+        return drawn[torch.from_numpy(mine).to(generator.device)]
 
 
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        whole = part.clone()
-        with _together():
-            dist.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def total(part: Tensor) -> Tensor:
-    """The sum of every process's part, the same number everywhere. The gradient of the sum flows to this
-    process's own part, so the weights get this process's part of the gradient: `sum_gradients` adds up."""
-    return _Total.apply(part) if several() else part
+def add_up(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return the sum over the processes of each number, the same everywhere; a process may lack some."""
+    if not several():
+        return dict(terms)
+    found: list[Any] = [None] * size()
+    with _together():
+        dist.all_gather_object(found, dict(terms))
+    sums: dict[str, float] = {}
+    for one in found:
+        for name, value in one.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 @torch.no_grad()
@@ -256,8 +246,8 @@ def from_writer(make: Callable[[], Item]) -> Item:
 
 
 def wait() -> None:
-    """Until every process is here."""
-    total(torch.zeros(()))
+    """Wait until every process is here."""
+    add_up({})
 
 
 @contextmanager
@@ -272,14 +262,20 @@ def first_on_machine() -> Iterator[None]:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """InputError in a process where one of these is not as in the writer."""
-    theirs = from_writer(lambda: dict(facts))
-    different = [name for name in facts if facts[name] != theirs[name]]
-    if different:
-        raise InputError(
-            f"process {rank()} has another {', '.join(different)} than process 0: start all machines with "
-            "the same command, on the same tables, with --out in a folder that they share"
-        )
+    """Raise InputError in every process if in one of them a fact differs from that of process 0, or is
+    missing."""
+    if not several():
+        return
+    found: list[Any] = [None] * size()
+    with _together():
+        dist.all_gather_object(found, dict(facts))
+    for number, theirs in enumerate(found):
+        different = [name for name in {**found[0], **theirs} if theirs.get(name) != found[0].get(name)]
+        if different:
+            raise InputError(
+                f"process {number} has another {', '.join(different)} than process 0: start all machines "
+                "with the same command, on the same tables, with --out in a folder that they share"
+            )
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -16,7 +16,7 @@ is computed with logarithms, so a probability close to 0 or 1 still gives a fini
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,15 +42,29 @@ def members(task: str, scores: Mapping[str, float], threshold: float, or_best: b
     return chosen
 
 
-def average(kind: str, logits: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """Return the logits (N, C) of the members' weighted mean probabilities, or the weighted mean (N, 1) of
-    their outputs for a regression, in float64. `logits` holds each member's (N, C)."""
+def average(
+    mean: Callable[[Tensor, Tensor], Tensor],
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Return the `mean` of the members' logits, (N, C) each, in float64: one of the means below, with these
+    weights, which need not sum to 1."""
     stacked = torch.stack(list(logits)).double()
     given = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64)
-    fractions = (given / given.sum())[:, None, None]
-    if kind == "classification":
-        return (stacked.log_softmax(dim=2) + fractions.log()).logsumexp(dim=0)
-    if kind == "binary":
-        log_p1, log_p0 = ((F.logsigmoid(z) + fractions.log()).logsumexp(dim=0) for z in (stacked, -stacked))
-        return log_p1 - log_p0
-    return (stacked * fractions).sum(dim=0)
+    return mean(stacked, (given / given.sum())[:, None, None])
+
+
+def mean_probabilities(logits: Tensor, weights: Tensor) -> Tensor:
+    """(M, N, C) -> (N, C), log p(c) of the members' mean probabilities; weights (M, 1, 1) that sum to 1."""
+    return (logits.log_softmax(dim=2) + weights.log()).logsumexp(dim=0)
+
+
+def mean_bernoulli(logits: Tensor, weights: Tensor) -> Tensor:
+    """(M, N, 1) -> (N, 1), the same with two classes that one logit tells apart: log p(1) - log p(0)."""
+    log_p1, log_p0 = ((F.logsigmoid(z) + weights.log()).logsumexp(dim=0) for z in (logits, -logits))
+    return log_p1 - log_p0
+
+
+def mean_outputs(outputs: Tensor, weights: Tensor) -> Tensor:
+    """(M, N, 1) -> (N, 1), the mean of a regression's outputs."""
+    return (outputs * weights).sum(dim=0)

@@ -15,7 +15,6 @@ Its folder holds `ensemble.toml`, with a section for each task:
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,18 +26,19 @@ import torch
 from torch import Tensor
 
 from minbert.errors import InputError, shown
-from minbert.files import write_folder, write_text
+from minbert.fields import check_table, field, fields_of
+from minbert.files import write_text
 from minbert.reading import load_toml
-from multitask import evaluate
-from multitask.data import Table
 from multitask.ensemble import average
+from multitask.inference import EVALUATION_BATCH
 from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitions
 from multitask.predictor import Predictor, Texts
+from multitask.replacement import write_folder
+from multitask.tables import Table
 from multitask.tasks import Task, check_outputs, task_from_toml, task_to_toml
 
 MOST_MEMBERS = 1000  # for one task
 LONGEST_PATH = 1000  # characters in a member's path
-LARGEST_WEIGHT = 1_000_000
 COPIES = "members"  # subfolder of an ensemble's folder for copies of its members' models
 
 LoadModel = Callable[[Path], MultitaskBert]
@@ -46,12 +46,12 @@ LoadModel = Callable[[Path], MultitaskBert]
 
 @dataclass(frozen=True)
 class Panel:
-    """Who predicts one task: members, as paths relative to the ensemble's folder, and their weights."""
+    """Who predicts one task."""
 
     task: Task
-    threshold: float  # the dev score that the members had to reach
-    members: tuple[str, ...]
-    weights: tuple[float, ...]
+    threshold: float = field(low=-1e9)  # the dev score that the members had to reach
+    members: tuple[str, ...] = field()  # paths relative to the ensemble's folder
+    weights: tuple[float, ...] = field(low=1e-6, most=1e6)
 
 
 class Ensemble(Predictor):
@@ -81,7 +81,7 @@ class Ensemble(Predictor):
                     )
         self._model = cache(lambda member: load_model(self.places[member]))
 
-    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+    def logits(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> Tensor:
         self.task_of(task)
         members = self.panels[task].members
         return self.mean(task, [self._model(member).logits(task, texts, batch_size) for member in members])
@@ -96,7 +96,7 @@ class Ensemble(Predictor):
     def mean(self, task: str, logits: Sequence[Tensor]) -> Tensor:
         """Return the ensemble's logits (N, C), given those of the task's members."""
         panel = self.panels[task]
-        return average(panel.task.kind, logits, panel.weights)
+        return average(panel.task.kind.average, logits, panel.weights)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -184,41 +184,24 @@ def _members(panels: Mapping[str, Panel]) -> list[str]:
     return list(dict.fromkeys(member for panel in panels.values() for member in panel.members))
 
 
-def _panel(name: str, table: Any, path: Path) -> Panel:
+def _panel(name: str, section: Any, path: Path) -> Panel:
+    """Return the panel that a section of an ensemble.toml defines."""
+    source = f"{path}: [{shown(name)[1:-1]}]"
+
     def check(good: bool, problem: str) -> None:
         if not good:
-            raise InputError(f"{path}: {shown(name)}: {problem}")
+            raise InputError(f"{source}: {problem}")
 
-    known = {"threshold", "members", "weights", "task"}
-    check(isinstance(table, dict), "must be a section")
-    for key in table:
-        check(key in known, f"has an unknown key {shown(key)}; known are {', '.join(sorted(known))}")
-    for key in sorted(known - {"weights"} - table.keys()):
-        check(False, f"lacks {key}")
-    threshold, members, task = table["threshold"], table["members"], table["task"]
-    check(_is_number(threshold), f"threshold must be a number, not {shown(threshold)}")
-    check(
-        isinstance(members, list) and 0 < len(members) <= MOST_MEMBERS,
-        f"members must be a list of 1 to {MOST_MEMBERS:,} folders",
-    )
+    check(isinstance(section, dict), "must be a section")
+    check(isinstance(section.get("task"), dict), "lacks the section task, which defines the task")
+    values = {key: value for key, value in section.items() if key != "task"}
+    values = check_table(values, fields_of(Panel), source, required=("threshold", "members"))
+    members = values["members"]
+    weights = values.setdefault("weights", (1.0,) * len(members))
+    check(0 < len(members) <= MOST_MEMBERS, f"members must be a list of 1 to {MOST_MEMBERS:,} folders")
     for member in members:
-        check(isinstance(member, str) and 0 < len(member) <= LONGEST_PATH, f"{shown(member)} is not a folder")
+        check(len(member) <= LONGEST_PATH, f"{shown(member)} is not a folder")
         check(not os.path.isabs(member), f"{shown(member)} must be relative to this file's folder")
     check(len(set(members)) == len(members), "lists a member twice")
-    weights = table.get("weights", [1.0] * len(members))
-    check(
-        isinstance(weights, list) and len(weights) == len(members), "weights must have one number per member"
-    )
-    good = all(_is_number(weight) and 0 < weight <= LARGEST_WEIGHT for weight in weights)
-    check(
-        good,
-        f"weights must be numbers above 0, up to {LARGEST_WEIGHT:,} (to leave a member out, delete both)",
-    )
-    check(isinstance(task, dict), "task must be a section that defines it")
-    return Panel(task_from_toml(name, task, path), threshold, tuple(members), tuple(map(float, weights)))
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether this is a number that a float can hold."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
+    check(len(weights) == len(members), "weights must have one number per member")
+    return Panel(task_from_toml(name, section["task"], path), **values)

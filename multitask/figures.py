@@ -103,7 +103,7 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
             axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
             ends[_label(name)] = (_last(values), colour)
         if part == "dev":
-            axes.set_ylabel(_draw_beside(axes, records, lines, colours))
+            axes.set_ylabel(_plot_beside(axes, records, lines, colours))
         axes.set_title(PANELS[part][0], pad=18)
         if PANELS[part][1]:
             axes.set_ylabel(PANELS[part][1])
@@ -120,7 +120,7 @@ def learning_curves(records: Records, choose_by: str = "score") -> Figure:
     return figure
 
 
-def _draw_beside(
+def _plot_beside(
     axes: Axes, records: Records, lines: Mapping[str, np.ndarray], colours: Mapping[str, str]
 ) -> str:
     """Plot the other scores in the colours of the dev lines. Return the legend.
@@ -232,11 +232,11 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     rows = counts.sum(axis=1)
-    shares = counts / np.maximum(rows, 1)[:, None]
+    fractions = counts / np.maximum(rows, 1)[:, None]
     side = min(1.2 + 0.62 * len(classes), 16)
     figure = Figure(figsize=(side + 0.7, side))
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes)
     axes.set_yticks(
         range(len(classes)), [f"{name}  (n = {n:,.0f})" for name, n in zip(classes, rows, strict=True)]
@@ -244,9 +244,9 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for (row, column), share in np.ndenumerate(shares) if len(classes) <= MANY_CLASSES else ():
-        text = f"{share:.2f}" if rows[row] else "–"
-        axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.65 else INK)
+    for (row, column), fraction in np.ndenumerate(fractions) if len(classes) <= MANY_CLASSES else ():
+        text = f"{fraction:.2f}" if rows[row] else "–"
+        axes.text(column, row, text, ha="center", va="center", color="white" if fraction > 0.65 else INK)
     return figure
 
 

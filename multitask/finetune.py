@@ -1,4 +1,5 @@
-"""Multitask fine-tuning: one task an update, task loss + lambda R + mu D (paper, sections 3.1 to 3.3)."""
+"""Multitask fine-tuning: one task an update, task loss + lambda R + mu D ("Jack of All Trades, Master of
+Some: Improving BERT for Multitask Learning", Stanford CS224N, sections 3.1 to 3.3)."""
 
 from __future__ import annotations
 
@@ -15,31 +16,46 @@ from torch import Tensor, nn
 from minbert.packing import Packing
 from multitask import evaluate
 from multitask.bregman import MomentumTeacher, beta_at
-from multitask.config import Config
-from multitask.data import Examples
-from multitask.distillation import DISTILLATION_LOSSES
-from multitask.distributed import Share, total
-from multitask.losses import DIVERGENCES, LOSSES
+from multitask.config import Batches, Bppo, Distillation, Smart, Training
+from multitask.distributed import Part
+from multitask.inference import to_device
 from multitask.model import MultitaskBert
 from multitask.sampling import (
     FULL_PASS,
-    Batches,
     Plan,
     RowBatches,
     TokenBatches,
+    Walk,
     expected_rows,
     pass_updates,
     random_generator,
     random_seed,
 )
-from multitask.smart import Divergence, adversarial_noise, ascent_gain
+from multitask.smart import TINY, adversarial_noise, ascent_gain
 from multitask.tasks import Task
+from multitask.tokens import Examples
 from multitask.train import Terms, epoch_steps
 
-IDLE = 1e-2  # of the task loss's gradient: a regulariser with a shorter one does nothing
-REGULARISERS = {"smart": "SMART", "bregman": "BPPO"}  # as metrics.jsonl and as a reader calls them
+IDLE = 1e-2  # of the norm of the task loss's gradient: below it a regulariser has no effect
+REGULARISERS = {"smart": "SMART", "bregman": "BPPO"}  # their names in metrics.jsonl and in messages
 DIAGNOSE_EVERY = 100  # updates of a task; what is measured then costs passes of its own
 SAMPLED_ROWS = 1000  # of each task's training rows, scored like dev's to show overfitting
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's rows of a batch, B of them, on the model's device."""
+
+    task: Task
+    inputs: Mapping[str, Tensor]  # input_ids, attention_mask, token_type_ids, each (B, L)
+    labels: Tensor  # (B,), in the task's unit
+    taught: Tensor | None  # a teacher's outputs (B, C), in the task's unit
+    part: Part  # of all the batch's rows
+    smoothed: Part  # of the rows that SMART takes
+    places: Tensor  # of the smoothed rows among the B
+    measured: bool  # whether to measure how strong the regularisers are
+    noise: Tensor | None  # standard normal (T, H) for the smoothed rows' tokens: where SMART's search starts
+    chance: Tensor | None  # another such draw, with which the search is compared, if the batch is measured
 
 
 @dataclass(frozen=True)
@@ -52,40 +68,43 @@ class Pass:
     outputs: Tensor  # (B, C)
 
     def encode(self, embeddings: Tensor) -> Tensor:
+        """Return the outputs (B, C) that other embeddings (T, H) would give."""
         return self.head(embeddings, self.packing)
 
     def take(self, rows: Tensor) -> Pass:
-        """The part of the pass that belongs to these rows, which are in order."""
-        taken = torch.zeros(len(self.outputs), dtype=torch.bool, device=rows.device).index_fill_(
-            0, rows, True
-        )
+        """Return the part of the pass that belongs to these rows, which are in order."""
+        if len(rows) == len(self.outputs):
+            return self
+        taken = torch.zeros(len(self.outputs), dtype=torch.bool, device=rows.device)
+        taken.index_fill_(0, rows, True)
         tokens = taken.repeat_interleave(self.packing.mask.sum(dim=1))
         packing = Packing.from_mask(self.packing.mask[rows])
         return Pass(self.head, self.embeddings[tokens], packing, self.outputs[rows])
 
 
 class Finetuning:
-    """The `Method` of pretrain, finetune and distill, where `taught` has a teacher's logits (N, C) on each
-    task's training rows."""
+    """The `Method` of pretrain, finetune and distill."""
 
     def __init__(
         self,
         model: MultitaskBert,
         train: Mapping[str, Examples],
         dev: Mapping[str, Examples],
-        config: Config,
+        plan: Plan,
+        smart: Smart = Smart(),
+        bppo: Bppo = Bppo(),
+        distillation: Distillation = Distillation(),
         taught: Mapping[str, Tensor] | None = None,
     ):
-        assert config.steps_per_epoch is not None, "resolved before training starts"
-        self.model, self.train, self.dev, self.config, self.taught = model, train, dev, config, taught
+        """`taught` are a teacher's logits (N, C) on each task's training rows, for distillation."""
+        self.model, self.train, self.dev, self.plan = model, train, dev, plan
+        self.smart, self.bppo, self.distillation, self.taught = smart, bppo, distillation, taught
         self.names = list(train)
         self.sample = {
             name: examples.take(sampled_rows(task, len(examples)))
             for task, (name, examples) in enumerate(train.items())
         }
-        self.teacher = MomentumTeacher(model, config.betas[0]) if config.bregman_weight else None
-        self.total_steps = config.epochs * config.steps_per_epoch
-        self.plan = plan_over(train, config)
+        self.teacher = MomentumTeacher(model, bppo.betas[0]) if bppo.weight else None
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -96,66 +115,62 @@ class Finetuning:
         times_dev = 1 if self.teacher is None else 2
         return [*self.sample.values(), *(times_dev * list(self.dev.values()))]
 
-    def planned(self, step: int) -> tuple[str, list[np.ndarray]]:
-        """The task of a step and the rows of its batches."""
-        return self.names[self.plan.task(step)], self.plan.batches(step)
-
-    def diagnoses(self, step: int) -> bool:
-        """Whether the regularisers are measured in this update: each task's last one of an epoch, when
-        the model has moved away from BPPO's teacher, and every hundredth before it."""
-        return self.plan.later(step) % DIAGNOSE_EVERY == 0
-
     def losses(self, step: int) -> Iterator[tuple[Tensor, Terms]]:
-        name, batches = self.planned(step)
         self.model.train()
         self.model.encoder.train(not self.model.frozen)
-        seed = random_seed(self.config.seed, "noise", step)
+        name = self.names[self.plan.task(step)]
+        measured = self.plan.later(step) % DIAGNOSE_EVERY == 0  # each task's last update of an epoch is
+        seed = random_seed(self.plan.seed, "noise", step)
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        for batch in batches:
-            share = Share.of(self.train[name].tokens.lengths_of(batch).tolist(), generator)
-            rows = batch[share.rows]
-            inputs, labels = collate(self.model, self.train[name], rows)
-            taught = None if self.taught is None else self.taught[name][rows].to(self.model.device)
-            yield self.objective(self.model.tasks[name], inputs, labels, taught, share, self.diagnoses(step))
+        starts = random_generator(self.plan.seed, "smoothed rows", step)
+        for rows in self.plan.batches(step):
+            smoothed = self.smoothed_rows(len(rows), starts)
+            yield self.objective(self.batch(name, rows, smoothed, generator, measured))
 
-    def objective(
-        self,
-        task: Task,
-        inputs: Mapping[str, Tensor],
-        labels: Tensor,
-        taught: Tensor | None,
-        share: Share,
-        diagnose: bool,
-    ) -> tuple[Tensor, Terms]:
-        """L + lambda R + mu D on one batch, of which `inputs`, `labels` and `taught` are this process's
-        share. With `diagnose`, also how strong R and D are: the norm of their gradient over that of L."""
-        clean = self.forward(task, inputs)
-        loss = total(LOSSES[task.kind](clean.outputs, labels / task.unit) * share.weight)
-        terms = {f"loss/{task.name}": loss.item()}
-        if taught is not None:
-            weight, temperature = self.config.distill_weight, self.config.distill_temperature
-            distance = DISTILLATION_LOSSES[task.kind](clean.outputs, taught / task.unit, temperature)
-            distance = total(distance * share.weight)
-            loss = (1 - weight) * loss + weight * distance
-            terms[f"distill/{task.name}"] = distance.item()
-        regularisers, found = self.regularisers(task, inputs, clean, share, diagnose)
-        whole = loss
-        for name, value in regularisers.items():
-            whole = whole + value
-            terms |= {f"{name}/{task.name}/{term}": known for term, known in found[name].items()}
-        if diagnose and regularisers:
-            for name, ratio in self.strengths(loss, regularisers).items():
-                terms[f"{name}/{task.name}/gradient_ratio"] = ratio
-        return whole, terms | {f"objective/{task.name}": whole.item()}
+    def smoothed_rows(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Return which of a batch's `count` rows SMART takes: the same in every process."""
+        if self.smart.rows is None:
+            return np.arange(count)
+        return spread_rows(count, self.smart.rows, int(generator.integers(count)))
 
-    def strengths(self, loss: Tensor, regularisers: Mapping[str, Tensor]) -> dict[str, float]:
-        """The norm of each regulariser's gradient over that of the loss; none for an R that was skipped,
-        which is a constant."""
-        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        of_loss = gradient_norm(loss, weights)
-        moving = {name: value for name, value in regularisers.items() if value.requires_grad and of_loss > 0}
-        ratios = {name: gradient_norm(value, weights) / of_loss for name, value in moving.items()}
-        return {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
+    def batch(
+        self, name: str, rows: np.ndarray, smoothed: np.ndarray, generator: torch.Generator, measured: bool
+    ) -> Batch:
+        """Return this process's part of these rows of a task's training table, of which SMART takes those at
+        the places `smoothed`. Its random numbers are drawn for the whole batch, in every process."""
+        task, examples, device = self.model.tasks[name], self.train[name], self.model.device
+        part = Part.of(examples.tokens.lengths_of(rows).tolist())
+        for_smart = part.among(smoothed)
+        places = torch.from_numpy(np.searchsorted(part.rows, for_smart.rows)).to(device)
+        width, smart = self.model.encoder.config.hidden_size, self.smart.weight > 0
+        noise = for_smart.normal(width, generator) if smart else None
+        chance = for_smart.normal(width, generator) if smart and measured else None
+        mine = rows[part.rows]
+        inputs = to_device(examples.tokens.batch(mine, self.model.tokenizer.pad_token_id), device)
+        labels = torch.as_tensor(examples.labels[mine], dtype=torch.float32).to(device) / task.unit
+        taught = None if self.taught is None else self.taught[name][mine].to(device) / task.unit
+        return Batch(task, inputs, labels, taught, part, for_smart, places, measured, noise, chance)
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """Return L + lambda R + mu D on this process's rows, weighted by its part of the batch, and what is
+        known of each term; of a measured batch also the norm of each regulariser's gradient over that of L.
+
+        R is left out if it is not finite (see `smoothness`). If L or D is not, neither is the whole, and the
+        loop skips the update.
+        """
+        training = self.forward(batch.task, batch.inputs)
+        loss, of_loss = self.task_loss(batch, training)
+        with without_dropout(self.model):
+            for_r, for_d = self.passes_without_dropout(batch, training)
+            r, of_r = self.smoothness(batch, for_r)
+            d, of_d = self.distance_to_teacher(batch, for_d)
+        whole = loss + self.smart.weight * r + self.bppo.weight * d
+        if batch.measured:
+            of_r |= self.strength(batch, loss, self.smart.weight * r)
+            of_d |= self.strength(batch, loss, self.bppo.weight * d)
+        name, parts = batch.task.name, {"smart": of_r, "bregman": of_d}
+        terms = {f"{part}/{name}/{term}": known for part, of in parts.items() for term, known in of.items()}
+        return whole, of_loss | terms | {f"objective/{name}": whole.item()}
 
     def forward(self, task: Task, inputs: Mapping[str, Tensor]) -> Pass:
         embeddings, packing = self.model.encoder.embed(**inputs)
@@ -165,66 +180,78 @@ class Finetuning:
 
         return Pass(head, embeddings, packing, head(embeddings, packing))
 
-    def regularisers(
-        self, task: Task, inputs: Mapping[str, Tensor], clean: Pass, share: Share, diagnose: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Terms]]:
-        """lambda R and mu D, of those that are on, and what is known of each. Dropout is off in all their
-        passes: where the model has none, `clean` serves them too, else a second clean pass does, of the rows
-        that are asked for."""
-        config, divergence = self.config, DIVERGENCES[task.kind]
-        if not config.smart_weight and self.teacher is None:
-            return {}, {}
-        smoothed = share.among(spread_rows(len(share.lengths), config.smart_rows))
-        places = torch.from_numpy(np.searchsorted(share.rows, smoothed.rows)).to(self.model.device)
-        values, found = {}, {}
-        with without_dropout(self.model):
-            if self.model.drops and self.teacher is None:
-                smooth = self.forward(task, {name: tensor[places] for name, tensor in inputs.items()})
-            else:
-                clean = self.forward(task, inputs) if self.model.drops else clean
-                smooth = clean if len(places) == len(share.rows) else clean.take(places)
-            if config.smart_weight:
-                r, found["smart"] = self.smoothness(smooth, divergence, smoothed, diagnose)
-                values["smart"] = config.smart_weight * r
-            if self.teacher is not None:
-                averaged = self.teacher(task.name, inputs) / task.unit
-                d = total(divergence(clean.outputs, averaged) * share.weight)
-                values["bregman"], found["bregman"] = config.bregman_weight * d, {"d": d.item()}
-        return values, found
+    def task_loss(self, batch: Batch, training: Pass) -> tuple[Tensor, Terms]:
+        """Return L: the loss on the labels or, of a student, its weighted mean with the loss on the teacher's
+        outputs."""
+        kind, name, part = batch.task.kind, batch.task.name, batch.part
+        loss = kind.loss(training.outputs, batch.labels) * part.weight
+        terms = {f"loss/{name}": loss.item()}
+        if batch.taught is not None:
+            weight, temperature = self.distillation.weight, self.distillation.temperature
+            distance = kind.distillation(training.outputs, batch.taught, temperature) * part.weight
+            loss = (1 - weight) * loss + weight * distance
+            terms[f"distill/{name}"] = distance.item()
+        return loss, terms
 
-    def smoothness(
-        self, clean: Pass, divergence: Divergence, share: Share, diagnose: bool
-    ) -> tuple[Tensor, Terms]:
-        """R on the rows of a clean pass, this process's `share`, and what is known of the search for it; 0
-        where a gradient was not finite, in whatever process."""
+    def passes_without_dropout(self, batch: Batch, training: Pass) -> tuple[Pass, Pass]:
+        """Return the pass that R starts from, of the smoothed rows, and the one that D compares, of all rows.
 
-        def whole_divergence(p: Tensor, q: Tensor) -> Tensor:
-            return total(divergence(p, q) * share.weight)
+        They are parts of the `training` pass if the model has no dropout. If it has, only the rows that are
+        needed are computed again.
+        """
+        smart, bppo = self.smart.weight > 0, self.teacher is not None
+        if self.model.drops and smart and not bppo:
+            inputs = {name: tensor[batch.places] for name, tensor in batch.inputs.items()}
+            return self.forward(batch.task, inputs), training
+        steady = self.forward(batch.task, batch.inputs) if self.model.drops and bppo else training
+        return steady.take(batch.places), steady
 
+    def smoothness(self, batch: Batch, clean: Pass) -> tuple[Tensor, Terms]:
+        """Return SMART's R on this process's smoothed rows, and what is known of the search for it.
+
+        If a gradient of the search or R itself is not finite, R is left out of this process's loss: 0, with
+        the term `skipped`. The other processes keep theirs, and the update takes place; the update's R and
+        objective then lack that part.
+        """
+        if batch.noise is None:
+            return clean.outputs.new_zeros(()), {}
+        part, divergence = batch.smoothed, batch.task.kind.divergence
+        # In mode "normalize" the size of the gradient matters: as in a mean over all rows of the batch.
         noise, found = adversarial_noise(
             clean.encode,
             clean.embeddings,
             clean.outputs,
-            lambda p, q: divergence(p, q) * share.batch_weight,
-            **self.config.ascent(clean.embeddings.shape[1]),
-            normal=share.normal(clean.embeddings),
+            lambda p, q: divergence(p, q) * part.batch_weight,
+            **self.smart.ascent(clean.embeddings.shape[1]),
+            normal=batch.noise,
         )
-        means = torch.tensor([found.noise_norm, found.cosine, not found.finite], dtype=torch.float64)
-        noise_norm, cosine, broken = total(means * share.token_weight).tolist()
-        if broken:
-            return clean.outputs.new_zeros(()), {"skipped": 1.0}
-        r = whole_divergence(clean.encode(clean.embeddings + noise), clean.outputs)
-        if not r.isfinite():
-            return clean.outputs.new_zeros(()), {"skipped": 1.0}
-        terms = {"r": r.item(), "noise_norm": noise_norm, "cosine": cosine, "skipped": 0.0}
-        if diagnose:
-            normal = share.normal(clean.embeddings)
-            gain = ascent_gain(
-                clean.encode, clean.embeddings, clean.outputs, whole_divergence, noise, r,
-                self.config.smart_norm, normal,
-            )  # fmt: skip
-            terms |= {"gain": gain} if math.isfinite(gain) else {}
-        return r, terms
+        r = divergence(clean.encode(clean.embeddings + noise), clean.outputs)
+        if not (found.finite and r.isfinite()):
+            return clean.outputs.new_zeros(()), {"skipped": float(part.weight > 0)}
+        norm, cosine = found.noise_norm * part.token_weight, found.cosine * part.token_weight
+        terms = {"r": r.item() * part.weight, "noise_norm": norm, "cosine": cosine, "skipped": 0.0}
+        if batch.chance is not None:
+            passed = clean.encode, clean.embeddings, clean.outputs, divergence
+            gain = ascent_gain(*passed, noise, r, self.smart.norm, batch.chance)
+            terms |= {"gain": gain * part.weight} if math.isfinite(gain) else {}
+        return r * part.weight, terms
+
+    def distance_to_teacher(self, batch: Batch, clean: Pass) -> tuple[Tensor, Terms]:
+        """Return BPPO's D on this process's rows, and its value as a term."""
+        if self.teacher is None:
+            return clean.outputs.new_zeros(()), {}
+        averaged = self.teacher(batch.task.name, batch.inputs) / batch.task.unit
+        d = batch.task.kind.divergence(clean.outputs, averaged) * batch.part.weight
+        return d, {"d": d.item()}
+
+    def strength(self, batch: Batch, loss: Tensor, regulariser: Tensor) -> Terms:
+        """Return the norm of a regulariser's gradient over that of the loss, as a term; none for one that is
+        off or was left out, which is a constant."""
+        if not regulariser.requires_grad:
+            return {}
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        ratio = gradient_norm(regulariser, weights) / max(gradient_norm(loss, weights), TINY)
+        return {"gradient_ratio": ratio * batch.part.weight} if math.isfinite(ratio) else {}
 
     def after_update(self, step: int) -> None:
         if self.teacher is not None:
@@ -232,11 +259,11 @@ class Finetuning:
             self.teacher.update()
 
     def beta(self, step: int) -> float:
-        return beta_at(step, self.total_steps, *self.config.betas)
+        return beta_at(step, self.plan.total_steps, *self.bppo.betas)
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """After `step` updates: scores and losses on dev, scores on the sampled training rows, and with BPPO
-        the dev scores of the teacher's averaged weights."""
+        """Return scores and losses on dev and scores on the sampled training rows, after `step` updates; with
+        BPPO also the dev scores of the teacher's averaged weights."""
         tasks = self.model.tasks
         dev, sample = (evaluate.all_logits(self.model, data) for data in (self.dev, self.sample))
         found: dict[str, Any] = {
@@ -261,7 +288,7 @@ class Finetuning:
             found = record.get(part, {})
             for task, terms in found.items():
                 if skipped := terms.get("skipped"):
-                    yield f"{name} was skipped in {skipped} updates of {task}: a gradient was not finite"
+                    yield f"{name} was left out of {skipped} updates of {task}: it was not finite"
             idle = [task for task, terms in found.items() if terms.get("gradient_ratio", 1.0) < IDLE]
             if idle:
                 yield (
@@ -270,60 +297,51 @@ class Finetuning:
                 )
 
     def rows(self, step: int) -> str:
-        name, batches = self.planned(step)
-        return f"rows {', '.join(map(str, np.concatenate(batches) + 1))} of {name}"
+        rows = np.concatenate(self.plan.batches(step)) + 1
+        return f"rows {', '.join(map(str, rows))} of {self.names[self.plan.task(step)]}"
 
 
-def plan_over(train: Mapping[str, Examples], config: Config) -> Plan:
-    """The updates of a run on these rows, in epochs as the settings want them."""
-    sizes, walks = [len(examples) for examples in train.values()], walks_over(train, config)
-    rows = [config.accumulate * walk.mean_rows for walk in walks]
-    if config.sampling == FULL_PASS:
-        steps = config.steps_per_epoch or sum(pass_updates(sizes, rows))
-    else:
-        steps = epoch_steps(sum(sizes), expected_rows(config.sampling, sizes, rows, config.epochs), config)
-    return Plan(config.sampling, sizes, walks, config.accumulate, steps, config.epochs, config.seed)
-
-
-def walks_over(train: Mapping[str, Examples], config: Config) -> list[Batches]:
-    """Each task's walk through its rows, in batches as the settings want them."""
-    return [
-        RowBatches(config.seed, task, len(examples), config.batch_size)
-        if config.max_tokens is None
-        else TokenBatches(config.seed, task, examples.tokens.lengths, config.max_tokens)
+def plan_over(train: Mapping[str, Examples], batches: Batches, training: Training) -> Plan:
+    """Return the updates of a run on these rows, in the epochs that the settings ask for."""
+    sizes = [len(examples) for examples in train.values()]
+    walks: list[Walk] = [
+        RowBatches(training.seed, task, len(examples), batches.batch_size)
+        if batches.max_tokens is None
+        else TokenBatches(training.seed, task, examples.tokens.lengths, batches.max_tokens)
         for task, examples in enumerate(train.values())
     ]
+    rows = [training.accumulate * walk.mean_rows for walk in walks]
+    if batches.sampling == FULL_PASS:
+        steps = training.steps_per_epoch or sum(pass_updates(sizes, rows))
+    else:
+        expected = expected_rows(batches.sampling, sizes, rows, training.epochs)
+        steps = epoch_steps(sum(sizes), expected, training.steps_per_epoch)
+    return Plan(batches.sampling, sizes, walks, training.accumulate, steps, training.epochs, training.seed)
 
 
 def sampled_rows(task: int, count: int) -> np.ndarray:
-    """The training rows of a task that are scored, the same whatever the run's seed."""
+    """Return the training rows of a task that are scored, the same for every seed of a run."""
     return np.sort(random_generator(0, "training sample", task).permutation(count)[:SAMPLED_ROWS])
 
 
-def spread_rows(count: int, wanted: int | None) -> np.ndarray:
-    """As many of a batch's rows as are wanted, all for None, at even distances. A batch's rows are in random
-    order, so these are a random choice; and each process gets as even a part of them as of the batch."""
-    wanted = min(count, wanted or count)
-    return np.arange(wanted) * count // wanted
+def spread_rows(count: int, wanted: int, start: int) -> np.ndarray:
+    """Return as many of a batch's `count` rows as are wanted, in order: evenly spaced from `start` on, and
+    from the last row back to the first. From a random start every row is as likely to be taken as any other,
+    and each process gets as even a part of the choice as of the batch."""
+    wanted = min(count, wanted)
+    return np.sort((start + np.arange(wanted) * count // wanted) % count)
 
 
 def gradient_norm(value: Tensor, weights: Sequence[Tensor]) -> float:
-    """The norm of a loss's gradient with respect to these weights, before clipping."""
+    """Return the norm of a loss's gradient with respect to these weights, before clipping."""
     gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
     flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-    return total(flat).norm().item()
-
-
-def collate(model: MultitaskBert, examples: Examples, rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-    """These rows as one padded batch and its labels, on the model's device."""
-    inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
-    labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
-    return evaluate.to_device(inputs, model.device), labels.to(model.device)
+    return flat.norm().item()
 
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and each module's own mode again after."""
+    """Set evaluation mode inside, and restore each module's own mode after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask import jobs, machine
+from multitask import machine
 from multitask.config import Config
-from multitask.evaluate import in_length_order, to_device
-from multitask.train import update
+from multitask.inference import in_length_order, to_device
+from multitask.model import MultitaskBert
+from multitask.preparation import prepare, tasks_of
+from multitask.tables import SPLITS, read_splits
+from multitask.train import TrainingRun, train_step
 
 TRIED = 5  # updates to time
 TRIED_ROWS = 64  # rows to time of each table that an evaluation reads
@@ -37,30 +40,30 @@ class Cost:
 
 
 def measure(config: Config) -> Cost:
-    """Time some updates of the run and part of an evaluation, without writing any files."""
+    """Carry out some updates of the run, and part of an evaluation, without writing anything of it."""
     started = time.perf_counter()
-    selected = jobs.selected_tasks(config)
-    rows = jobs.read_splits(config.data, jobs.SPLITS[:2], selected, config.skip_bad_rows)
-    training = jobs.PREPARE[config.option](config, selected, rows, machine.set_up(config))
+    selected = tasks_of(config)
+    rows = read_splits(config.tables.data, SPLITS[:2], selected, config.reading.skip_bad_rows)
+    prepared = prepare(config, selected, rows, machine.set_up(config.machine, config.products))
     start = time.perf_counter() - started
-    update_seconds = mean(_tried_updates(training)[1:])  # the first one warms up
-    steps = training.config.steps_per_epoch or 1
-    return Cost(start, update_seconds, _evaluation_seconds(training), config.epochs, steps)
+    run = prepared.training
+    update_seconds = mean(_tried_updates(run)[1:])  # the first one warms up
+    evaluation = _evaluation_seconds(run, prepared.model)
+    return Cost(start, update_seconds, evaluation, run.settings.epochs, run.steps_per_epoch)
 
 
-def _evaluation_seconds(training: jobs.Training) -> float:
-    """Return the seconds of an evaluation, extrapolated from the first rows of each table.
-
-    Only the passes through the encoder are timed; they take nearly all of the time.
-    """
-    model, seconds = training.model.eval(), 0.0
+def _evaluation_seconds(run: TrainingRun, model: MultitaskBert) -> float:
+    """Return the seconds of an evaluation's pass through the encoder, which is nearly all of it, timed on the
+    first rows of each table."""
+    seconds = 0.0
+    model.eval()
 
     @torch.inference_mode()
     def pooled(batch: Mapping[str, Tensor]) -> Tensor:
         embedded = model.encoder.embed(**to_device(batch, model.device))
         return model.pooled_from_embeddings(*embedded)
 
-    for examples in training.method.evaluated:
+    for examples in run.method.evaluated:
         some = examples.tokens.head(TRIED_ROWS)
         started = time.perf_counter()
         in_length_order(some, model.tokenizer.pad_token_id, pooled)
@@ -68,15 +71,12 @@ def _evaluation_seconds(training: jobs.Training) -> float:
     return seconds
 
 
-def _tried_updates(training: jobs.Training) -> list[float]:
+def _tried_updates(run: TrainingRun) -> list[float]:
     """Return the seconds of updates spread over the run, so that tasks occur in realistic proportions."""
-    config, method = training.config, training.method
-    optimizer = jobs.make_optimizer(training)
-    last = config.epochs * (config.steps_per_epoch or 1) - 1
     seconds = []
-    for step in np.linspace(0, last, TRIED + 2).astype(int)[:-1].tolist():  # the last has diagnostics
+    places = np.linspace(0, run.total_steps - 1, TRIED + 2).astype(int)
+    for step in places[:-1].tolist():  # the last has diagnostics
         started = time.perf_counter()
-        update(optimizer, method.losses(step), config.accumulate, config.clip_norm)
-        method.after_update(step)
+        train_step(run, step)
         seconds.append(time.perf_counter() - started)
     return seconds

@@ -48,10 +48,6 @@ def squared_difference(outputs_p: Tensor, outputs_q: Tensor) -> Tensor:
     return F.mse_loss(outputs_p, outputs_q)
 
 
-LOSSES = {"classification": cross_entropy, "binary": binary_cross_entropy, "regression": squared_error}
-DIVERGENCES = {"classification": symmetric_kl, "binary": symmetric_kl, "regression": squared_difference}
-
-
 def _check(logits: Tensor, labels: Tensor, columns: int | None = None) -> None:
     wanted = (labels.shape[0], columns or logits.shape[-1])
     if labels.ndim != 1 or logits.shape != wanted:

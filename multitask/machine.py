@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import time
 from functools import lru_cache
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -11,39 +14,39 @@ import torch
 from minbert.errors import InputError
 from minbert.linear import Linear, fast_products, onednn_is_faster
 from multitask import distributed
-from multitask.config import Config
+from multitask.config import Machine, Products
 from multitask.model import MultitaskBert
 
 WORTH = 1.05  # the least speed of bf16, relative to float32, at which it is accepted
 
 
-def set_up(config: Config) -> torch.device:
+def set_up(machine: Machine, products: Products = Products(), resume: bool = False) -> torch.device:
     """Set the number of threads and return the device; `auto` is the GPU if torch sees one.
 
     Each of several processes has its own GPU. Raises InputError if this machine does not support the
     settings, or would only be slowed down by them.
     """
-    threads = config.threads or distributed.default_threads()
+    threads = machine.threads or distributed.default_threads()
     if threads is not None:
         torch.set_num_threads(threads)
-    device = _device(config.device)
+    device = _device(machine.device)
     # A resumed run is not checked: a machine that happens to be busy should not stop it.
-    if config.precision == "bf16" and not config.resume:
+    if products.precision == "bf16" and not resume:
         _check_bf16(device)
-    if config.compile:
+    if products.compile:
         _check_compiler(device)
     return device
 
 
-def prepared(model: MultitaskBert, config: Config, device: torch.device) -> MultitaskBert:
+def place(model: MultitaskBert, products: Products, device: torch.device) -> MultitaskBert:
     """Return the model on its device, in the run's precision, with its layers compiled if --compile is set.
 
     They are not compiled if that would replace faster matrix products with torch's. Layers are compiled in
     place, so weights keep their names and a copy is an ordinary model.
     """
-    model.precision = config.precision
-    faster_as_it_is = device.type == "cpu" and config.precision == "float32" and onednn_is_faster()
-    if config.compile and not faster_as_it_is:
+    model.precision = products.precision
+    faster_as_it_is = device.type == "cpu" and products.precision == "float32" and onednn_is_faster()
+    if products.compile and not faster_as_it_is:
         for layer in model.encoder.layers:
             layer.compile(dynamic=True)
     return model.to(device)
@@ -102,3 +105,18 @@ def _check_compiler(device: torch.device) -> None:
     except Exception as error:  # each backend has its own exception types
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--compile: torch.compile does not work here ({reason})") from None
+
+
+def rounding() -> dict[str, str]:
+    """Return what the rounding of a run's numbers depends on: the processor and the version of torch."""
+    return {"processor": processor(), "torch": torch.__version__}
+
+
+def processor() -> str:
+    """Return the processor's name with its family and model, which tell one generation from the next."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
+    if len(found) < 3:
+        return platform.processor()
+    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"

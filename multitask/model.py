@@ -8,6 +8,7 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ from torch import Tensor, nn
 
 from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
-from minbert.config import LARGEST
-from minbert.errors import InputError, short_line, shown
-from minbert.files import previous, write_tensors, write_text
+from minbert.errors import InputError, short_line
+from minbert.fields import check_table, field, fields_of
+from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
-from multitask import evaluate
-from multitask.data import Examples, Table, make_examples
+from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
 from multitask.predictor import Predictor, Texts
-from multitask.store import Tokens
+from multitask.replacement import previous
+from multitask.tables import Table
 from multitask.tasks import Task, task_from_toml, task_to_toml
+from multitask.tokens import Examples, Tokens, make_examples
 
 ENSEMBLE = "ensemble.toml"  # in the folder of an ensemble; ensemble_model.py reads it
 
@@ -60,7 +62,7 @@ class MultitaskBert(nn.Module, Predictor):
         try:
             self.heads = nn.ModuleDict(heads)
         except KeyError as error:  # torch keeps modules as attributes
-            raise InputError(f"a task cannot be called so: {error.args[0]}; choose another name") from None
+            raise InputError(f"invalid task name: {error.args[0]}; choose another") from None
         if pooling not in POOLINGS:
             raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
@@ -100,16 +102,28 @@ class MultitaskBert(nn.Module, Predictor):
             pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
         return pooled.to(embeddings.dtype)
 
-    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+    def logits(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> Tensor:
         tokens = Tokens.join([self.token_ids(task, texts)], self.tokenizer.vocab_size)
-        return evaluate.predict_logits(self, task, tokens, batch_size)
+        return self.logits_of_tokens(task, tokens, batch_size)
 
     def logits_of_table(self, task: str, table: Table) -> Tensor:
-        return evaluate.predict_logits(self, task, self.examples(table).tokens)
+        return self.logits_of_tokens(task, self.tokenize_and_print_cuts(table).tokens)
 
-    def examples(self, table: Table) -> Examples:
-        """Tokenise a table for this model, and print how many rows fill the longest input: their texts may
-        have been cut."""
+    @torch.inference_mode()
+    def logits_of_tokens(self, task: str, tokens: Tokens, batch_size: int = EVALUATION_BATCH) -> Tensor:
+        """Return logits (N, C) of tokenised examples, on the CPU and in their own order; leave the model in
+        evaluation mode."""
+        self.eval()
+        if not len(tokens):
+            return torch.empty(0, self.tasks[task].outputs)
+
+        def logits(batch: Mapping[str, Tensor]) -> Tensor:
+            return self(task, to_device(batch, self.device))
+
+        return in_length_order(tokens, self.tokenizer.pad_token_id, logits, batch_size)
+
+    def tokenize_and_print_cuts(self, table: Table) -> Examples:
+        """Return a table's rows, tokenised. Print how many fill the longest input: they may be cut."""
         examples = make_examples(table, self.tokenizer, self.max_length)
         full = int((examples.tokens.lengths == self.max_length).sum())
         if full:
@@ -184,21 +198,23 @@ def best_folder(run: str | Path) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What tasks.toml holds beside the tasks."""
+
+    pooling: str = field(choices=POOLINGS)
+    head_dropout: float = field(below=1)
+    max_length: int = field(low=4, most=2**20)
+
+
 def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
     """Read the settings and the tasks in a saved model's tasks.toml. Raises InputError if they are not
-    right."""
-    settings = load_toml(path)
-    tables = settings.pop("tasks", None)
-    types = {"pooling": str, "head_dropout": float, "max_length": int}
-    known = {name: type(value) for name, value in settings.items()} == types and isinstance(tables, dict)
-    if not known or not all(isinstance(table, dict) for table in tables.values()):
-        raise InputError(f"{path}: not a saved model's (needs {', '.join(types)} and the tables of tasks)")
-    if settings["pooling"] not in POOLINGS:
-        raise InputError(f"{path}: not a saved model's (pooling is one of {', '.join(POOLINGS)})")
-    if not 0 <= settings["head_dropout"] < 1:
-        raise InputError(f"{path}: not a saved model's (head_dropout is at least 0 and below 1)")
-    if not 3 < settings["max_length"] <= LARGEST["max_position_embeddings"]:
-        raise InputError(f"{path}: not a saved model's (max_length is {shown(settings['max_length'])})")
+    valid."""
+    values = load_toml(path)
+    tables = values.pop("tasks", None)
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise InputError(f"{path}: not a saved model's: has no sections [tasks.NAME]")
+    settings = check_table(values, fields_of(Saved), str(path), required=fields_of(Saved))
     return settings, {name: task_from_toml(name, table, path) for name, table in tables.items()}
 
 

@@ -1,30 +1,30 @@
-"""A recipe of several stages: each a run in a folder of its own, started from what the stages before it made.
+"""A recipe of several stages: each is a run in a folder of its own, started from what earlier stages made.
 
-What is done is never done again: a stage with a result is passed over, and one that was stopped goes on.
+A stage that has a result is not run again, and one that was stopped is resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import tomli_w
 
-from minbert.errors import InputError
-from minbert.files import lock, write_text
-from multitask import distributed, jobs
-from multitask.command_line import PIPELINE, Pipeline
+from minbert.files import write_text
+from multitask import distributed, folder
+from multitask.command_line import Pipeline
 from multitask.config import TRAINING, Config
+from multitask.folder import CONFIG, PIPELINE, RESULT
 from multitask.forecast import measure
+from multitask.jobs import JOBS
 
 
 def run_pipeline(pipeline: Pipeline) -> None:
-    """Say how long it will take, then carry out every stage that is not done yet."""
-    out = Path(distributed.from_writer(lambda: str(claim(pipeline))))
+    """Print how long it will take, then carry out every stage that is not done yet."""
+    out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(
-        lambda: [name for name in pipeline.stages if not (out / name / jobs.RESULT).exists()]
+        lambda: [name for name in pipeline.stages if not (out / name / RESULT).exists()]
     )
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
@@ -33,52 +33,46 @@ def run_pipeline(pipeline: Pipeline) -> None:
     for name in left:
         print(f"stage {name}", flush=True)
         config = placed(pipeline.stages[name], out, name)
-        job = partial(jobs.JOBS[config.option], config)
-        job() if config.option in TRAINING else distributed.from_writer(job)
+        job = partial(JOBS[config.option], config)
+        if config.option in TRAINING:
+            job()
+        else:
+            distributed.from_writer(job)
 
 
-def claim(pipeline: Pipeline) -> Path:
-    """The pipeline's folder, with its stages in it as they were started."""
-    out = jobs.make_folder(Path("runs") if pipeline.out is None else Path(pipeline.out))
-    if pipeline.out is None:
-        out = jobs.next_free(out, pipeline.name)
-    lock(out)
-    saved = out / PIPELINE
-    if (out / "config.toml").exists():
-        raise InputError(f"{out}: holds a run of one stage; name another --out")
-    if saved.exists() and not pipeline.resume:
-        raise InputError(f"{out}: holds a run already; go on with it (--resume), or name another --out")
-    write_text(saved, tomli_w.dumps(pipeline.settings))
+def start(pipeline: Pipeline) -> Path:
+    """Claim the pipeline's folder, write its stages into it, and return it."""
+    out = folder.claim(pipeline.out, pipeline.name, PIPELINE, pipeline.resume)
+    write_text(out / PIPELINE, tomli_w.dumps(pipeline.settings))
     return out
 
 
 def placed(config: Config, out: Path, name: str) -> Config:
-    """The stage with its folder, and those of the stages that it names; resumed where it has begun."""
+    """Return the stage with its folder and those of the stages that it names; resumed if it has begun."""
 
-    def folder(value: str) -> str:
+    def folder_of(value: str) -> str:
         return str(out / value[1:]) if value.startswith("@") else value
 
-    begun = distributed.from_writer((out / name / "config.toml").exists)
-    return replace(
-        config,
-        init=None if config.init is None else folder(config.init),
-        run=tuple(map(folder, config.run)),
+    init = config.start.init
+    return config.changed(
+        init=None if init is None else folder_of(init),
+        run=tuple(map(folder_of, config.runs.run)),
         out=str(out / name),
-        resume=begun,
+        resume=distributed.from_writer((out / name / CONFIG).exists),
     )
 
 
 def standalone(stages: Mapping[str, Config], name: str) -> Config:
-    """The stage as it would start without the stages before it: from the encoder that the first of them
-    takes."""
-    config = first = stages[name]
-    while first.init is not None and first.init.startswith("@"):
-        first = stages[first.init[1:]]
-    return replace(config, init=first.init, weights=first.weights)
+    """Return the stage as it would start without the stages before it: from the encoder that the first of
+    them starts from."""
+    first = stages[name]
+    while first.start.init is not None and first.start.init.startswith("@"):
+        first = stages[first.start.init[1:]]
+    return stages[name].changed(init=first.start.init, weights=first.start.weights)
 
 
 def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> None:
-    """Measure the training stages that are left, and say how long they will take."""
+    """Measure the training stages that are left, and print how long they will take."""
     seconds = {}
     for name in left:
         if stages[name].option in TRAINING:
@@ -91,7 +85,7 @@ def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> 
 
 
 def duration(seconds: float) -> str:
-    """In hours, minutes or seconds."""
+    """Return a duration in hours, minutes or seconds."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds > 1.5 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
-from multitask import evaluate
-from multitask.data import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.predictor import Predictor
+from multitask.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.tasks import Task
 
 WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
@@ -103,12 +102,13 @@ def _windows(
 
 def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
     writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-    classes = 0 if task.kind == "regression" else max(2, task.outputs)
-    writer.writerow(["id", task.label, *(f"class_{number}" for number in range(classes))])
+    writer.writerow(["id", task.label, *(f"class_{number}" for number in range(task.classes))])
     for rows in windows:
         logits = model.logits(task.name, [row.texts for row in rows])
-        values = evaluate.decode(task.kind, logits).tolist()
-        shares = evaluate.probabilities(task.kind, logits).tolist() if classes else [[]] * len(rows)
-        for row, value, share in zip(rows, values, shares, strict=True):
-            writer.writerow([row.id, value, *(f"{number:.6f}" for number in share)])
+        values = task.kind.decode(logits).tolist()
+        of_classes: list[list[float]] = [[]] * len(rows)
+        if task.kind.probabilities is not None:
+            of_classes = task.kind.probabilities(logits).tolist()
+        for row, value, probabilities in zip(rows, values, of_classes, strict=True):
+            writer.writerow([row.id, value, *(f"{number:.6f}" for number in probabilities)])
         file.flush()

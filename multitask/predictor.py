@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from minbert.errors import InputError, shown
-from multitask import evaluate
-from multitask.data import Table
+from multitask.inference import EVALUATION_BATCH
+from multitask.tables import Table
 from multitask.tasks import Task
 
 Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences or pairs, depending on the task
@@ -21,7 +21,7 @@ class Predictor(ABC):
     tasks: Mapping[str, Task]
 
     @abstractmethod
-    def logits(self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH) -> Tensor:
+    def logits(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> Tensor:
         """Return logits (N, C) for N texts or pairs, on the CPU. Raises InputError if the task does not take
         such texts."""
 
@@ -29,21 +29,17 @@ class Predictor(ABC):
     def logits_of_table(self, task: str, table: Table) -> Tensor:
         """Return logits (N, C) for the N rows of a table, on the CPU and in the table's order."""
 
-    def predict(
-        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
-    ) -> list[int] | list[float]:
+    def predict(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[int] | list[float]:
         """Return the predicted class (int) of each text or pair, or its value (float) for a regression."""
-        return evaluate.decode(self.task_of(task).kind, self.logits(task, texts, batch_size)).tolist()
+        return self.task_of(task).kind.decode(self.logits(task, texts, batch_size)).tolist()
 
-    def predict_proba(
-        self, task: str, texts: Texts, batch_size: int = evaluate.EVALUATION_BATCH
-    ) -> list[list[float]]:
+    def predict_proba(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[list[float]]:
         """Return the probability of every class, for each text or pair. Raises InputError for a regression,
         which has no classes."""
-        kind = self.task_of(task).kind
-        if kind == "regression":
+        probabilities = self.task_of(task).kind.probabilities
+        if probabilities is None:
             raise InputError(f"{task} is a regression task: it has no classes; use predict")
-        return evaluate.probabilities(kind, self.logits(task, texts, batch_size)).tolist()
+        return probabilities(self.logits(task, texts, batch_size)).tolist()
 
     def task_of(self, name: str) -> Task:
         """Return the task of this name. Raises InputError if the model has none."""

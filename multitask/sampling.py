@@ -113,7 +113,7 @@ def _pass(seed: int, task: int, size: int, number: int) -> np.ndarray:
     return random_generator(seed, "pass", task, number).permutation(size)
 
 
-class Batches(Protocol):
+class Walk(Protocol):
     """A task's endless walk, in batches: call it with a batch's number, from 0, to get the rows."""
 
     @property
@@ -177,7 +177,7 @@ class Plan:
     """
 
     def __init__(
-        self, sampling: str, sizes: Sequence[int], walks: Sequence[Batches], accumulate: int,
+        self, sampling: str, sizes: Sequence[int], walks: Sequence[Walk], accumulate: int,
         steps_per_epoch: int, epochs: int, seed: int,
     ):  # fmt: skip
         self.sampling, self.sizes, self.walks, self.accumulate = sampling, sizes, walks, accumulate
@@ -212,6 +212,10 @@ class Plan:
             return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
         passes, rest = divmod(steps, len(self.turns))
         return passes * self._counts(self.turns) + self._counts(self.turns[:rest])
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
 
     @property
     def rows_per_step(self) -> float:

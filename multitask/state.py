@@ -34,9 +34,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from minbert.errors import InputError
-from minbert.files import digests, remove, write_folder, write_tensors, write_text
+from minbert.files import remove, write_tensors, write_text
 from multitask.distributed import is_writer
 from multitask.model import MultitaskBert
+from multitask.replacement import digests, write_folder
 
 KEPT = 2  # states on disk
 FORMAT = 2  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
@@ -199,7 +200,7 @@ class States:
                 "tries again"
             )
 
-    def close(self, progress: Progress) -> Path:
+    def finish_or_rescue(self, progress: Progress) -> Path:
         """Make sure that the last state and the best model are on disk, and return the folder they are in.
 
         It is the run's folder, or if that cannot be written, another one from which the run can be resumed.

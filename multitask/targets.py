@@ -17,8 +17,8 @@ from torch import Tensor
 from minbert.checkpoint import contents
 from minbert.errors import InputError, short_line
 from minbert.files import write_tensors
-from multitask.data import Table
 from multitask.predictor import Predictor
+from multitask.tables import Table
 from multitask.tasks import Task
 
 FILE = "teacher.safetensors"  # in a run's folder: one tensor (N, C) per SPLIT/TASK

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from minbert.errors import InputError, short_line, shown
+from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_toml
+from multitask.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, Kind
 
-# kind -> the metric that is reported. losses.py and evaluate.py define what each kind computes.
-METRICS = {"classification": "accuracy", "binary": "accuracy", "regression": "pearson"}
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
-RESERVED = ("all", *OVERALL)  # keys beside the tasks' names in a run's records, so no task may use them
+RESERVED = (
+    "all",
+    "skipped",
+    "gradient_ratio",
+    *OVERALL,
+)  # keys beside the tasks' names in a run's records, so no task may use them
 MOST_CLASSES = 10_000
-LARGEST_INTEGER = 2**53  # up to here a float holds every integer exactly
 LONGEST_NAME = 100  # of tasks and files, in bytes: a file system must accept it
 
 
@@ -30,46 +34,43 @@ class Task:
     """
 
     name: str
-    kind: str
-    texts: tuple[str, ...]  # the text columns: one sentence, or two that are tokenised together
-    label: str  # the label's column
-    files: str  # a table's file name, with {split} in place of train, dev or test-student
-    output: str = (
-        ""  # submission files are OUTPUT-dev-output.csv and OUTPUT-test-output.csv; default: the name
-    )
-    header: str = "Prediction"  # the prediction's column in a submission file
-    id: str = "id"  # the column that identifies each row
-    num_classes: int = 0  # for a classification only
-    low: float = -math.inf  # low and high: for a regression only
-    high: float = math.inf
+    kind: Kind = field(type="str", choices=KINDS)
+    texts: tuple[str, ...] = field()  # the text columns: one sentence, or two that are tokenised together
+    label: str = field()  # the label's column
+    files: str = field()  # a table's file name, with {split} in place of train, dev or test-student
+    output: str = field("", empty=True)  # submission files are OUTPUT-dev-output.csv ...; default: the name
+    header: str = field("Prediction", empty=True)  # the prediction's column in a submission file
+    id: str = field("id")  # the column that identifies each row
+    num_classes: int = field(0, most=MOST_CLASSES)  # for a classification only
+    low: float = field(-math.inf, low=-math.inf, most=math.inf)  # low and high: for a regression only
+    high: float = field(math.inf, low=-math.inf, most=math.inf)
 
     def __post_init__(self) -> None:
         def check(good: bool, problem: str) -> None:
             if not good:
                 raise InputError(f"task {short_line(self.name)}: {problem}")
 
+        check(isinstance(self.kind, Kind), f"kind must be one of KINDS, not {shown(self.kind)}")
         check(self.name.isidentifier(), "invalid name; use letters, digits and underscores")
         for name in (self.name, self.files, self.output):
             check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes each")
         for name in (self.files, self.output, self.header):
             check(name.isprintable(), "files, output and header may not contain control characters")
         check(self.name not in RESERVED, "this name is reserved for all tasks together; choose another")
-        check(all(isinstance(column, str) for column in self.texts), "texts must be a list of column names")
         check(
             Path(self.submission).name == self.submission,
             "output must be the start of a file name, without folders",
         )
-        check(self.kind in METRICS, f"kind must be one of {', '.join(METRICS)}, not {shown(self.kind)}")
         check(len(self.texts) in (1, 2), f"texts must name one or two columns, not {len(self.texts)}")
         check("{split}" in self.files, "files needs {split} in place of train, dev or test-student")
         check(Path(self.files).name == self.files, "files must be a file name, without folders")
         check(self.low < self.high, "low must be below high")
-        if self.kind == "classification":
-            check(self.num_classes >= 2, "a classification needs num_classes of at least 2")
-            check(self.num_classes <= MOST_CLASSES, f"num_classes may be at most {MOST_CLASSES:,}")
+        if self.kind == CLASSIFICATION:
+            classes = f"a classification needs num_classes from 2 to {MOST_CLASSES:,}"
+            check(2 <= self.num_classes <= MOST_CLASSES, classes)
         else:
             check(self.num_classes == 0, "num_classes is for a classification only")
-        if self.kind != "regression":
+        if self.kind != REGRESSION:
             check(math.isinf(self.low) and math.isinf(self.high), "low and high are for a regression only")
         columns = (self.id, *self.texts, self.label)
         check(len(set(columns)) == len(columns), f"columns must differ: {short_line(', '.join(columns))}")
@@ -77,7 +78,12 @@ class Task:
     @property
     def outputs(self) -> int:
         """The number of outputs of the task's head, C."""
-        return self.num_classes if self.kind == "classification" else 1
+        return self.num_classes or 1
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 for a regression."""
+        return 0 if self.kind.probabilities is None else self.num_classes or 2
 
     @property
     def unit(self) -> float:
@@ -86,28 +92,19 @@ class Task:
         width = self.high - self.low
         return width / 5 if math.isfinite(width) else 1.0
 
-    @property
-    def metric(self) -> str:
-        return METRICS[self.kind]
-
-    def score(self, metric: float) -> float:
-        """Return the metric on a scale from 0 to 1: accuracy as it is, a correlation r as (1 + r) / 2."""
-        return (1 + metric) / 2 if self.metric == "pearson" else metric
-
     def parse_label(self, text: str) -> float:
         """Return the label as a number. Raises ValueError if the task does not allow it."""
         try:
             value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
             raise ValueError(f"{self.label} {shown(text)} is not a number") from None
-        if self.kind == "regression":
+        if not self.classes:
             if not (math.isfinite(value) and self.low <= value <= self.high):
                 bounds = f"{self.low:g} to {self.high:g}"
                 raise ValueError(f"{self.label} {short_line(text)} is outside {bounds}")
             return value
-        classes = self.num_classes if self.kind == "classification" else 2
-        if value not in range(classes):
-            problem = f"is not a whole number from 0 to {classes - 1}"
+        if value not in range(self.classes):
+            problem = f"is not a whole number from 0 to {self.classes - 1}"
             raise ValueError(f"{self.label} {short_line(text)} {problem}")
         return value
 
@@ -120,15 +117,15 @@ class Task:
 
 
 SENTIMENT = Task(
-    "sentiment", "classification", ("sentence",), "sentiment", "ids-sst-{split}.csv",
+    "sentiment", CLASSIFICATION, ("sentence",), "sentiment", "ids-sst-{split}.csv",
     output="sst", header="Predicted_Sentiment", num_classes=5,
 )  # fmt: skip
 PARAPHRASE = Task(
-    "paraphrase", "binary", ("sentence1", "sentence2"), "is_duplicate", "quora-{split}.csv",
+    "paraphrase", BINARY, ("sentence1", "sentence2"), "is_duplicate", "quora-{split}.csv",
     output="para", header="Predicted_Is_Paraphrase",
 )  # fmt: skip
 SIMILARITY = Task(
-    "similarity", "regression", ("sentence1", "sentence2"), "similarity", "sts-{split}.csv",
+    "similarity", REGRESSION, ("sentence1", "sentence2"), "similarity", "sts-{split}.csv",
     output="sts", header="Predicted_Similiary", low=0.0, high=5.0,  # the course's own spelling
 )  # fmt: skip
 BUILT_IN = {task.name: task for task in (SENTIMENT, PARAPHRASE, SIMILARITY)}
@@ -145,7 +142,7 @@ def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[s
 def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
     """Return the first classification of single sentences, which is the task that mnrl trains on."""
     for task in selected.values():
-        if task.kind == "classification" and len(task.texts) == 1:
+        if task.kind == CLASSIFICATION and len(task.texts) == 1:
             return task
     raise InputError("--option mnrl needs a classification task with one text column; name one with --tasks")
 
@@ -170,33 +167,16 @@ def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """Return the `Task` that a section of a TOML file defines. Raises InputError with the file and field."""
     if not name.isidentifier():
         raise InputError(f"{path}: {shown(name)}: invalid task name; use letters, digits and underscores")
-    types = {field.name: field.type for field in fields(Task) if field.name != "name"}
-    words = {
-        "str": "text",
-        "int": "a whole number",
-        "float": "a number",
-        "tuple[str, ...]": "a list of columns",
-    }
-    accepted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
-    for key, value in table.items():
-        if key not in types:
-            known = ", ".join(types)
-            raise InputError(f"{path}: [{name}] has an unknown key {shown(key)}; known are {known}")
-        if isinstance(value, bool) or not isinstance(value, accepted[str(types[key])]):
-            raise InputError(f"{path}: [{name}] {key} must be {words[str(types[key])]}, not {shown(value)}")
-        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            raise InputError(f"{path}: [{name}] {key} is out of range (up to 2^53)")
-    missing = [key for key in ("kind", "texts", "label", "files") if key not in table]
-    if missing:
-        raise InputError(f"{path}: [{name}] lacks {', '.join(missing)}")
+    values = check_table(table, fields_of(Task), f"{path}: [{name}]", ("kind", "texts", "label", "files"))
     try:
-        values: dict[str, Any] = {**table, "texts": tuple(table["texts"])}
-        return Task(name, **values)
+        return Task(name, **values | {"kind": KINDS[values["kind"]]})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def task_to_toml(task: Task) -> dict[str, Any]:
     """Return the fields that are not at their defaults: the inverse of `task_from_toml`."""
-    defaults = {field.name: field.default for field in fields(Task)}
-    return {key: value for key, value in asdict(task).items() if key != "name" and value != defaults[key]}
+    values = {one.name: getattr(task, one.name) for one in fields(task) if one.name != "name"}
+    values["kind"] = task.kind.name
+    defaults = {name: known.default for name, known in fields_of(Task).items()}
+    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -5,15 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from minbert import BertModel, BertTokenizer
 from multitask import MultitaskBert
 from multitask.build import build_model
 from multitask.config import Config
-from multitask.data import make_examples, read_split
-from multitask.finetune import Finetuning
+from multitask.finetune import Finetuning, plan_over
+from multitask.tables import read_split
 from multitask.tasks import BUILT_IN, Task
+from multitask.tokens import Examples, make_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 12, "dev": 6, "test-student": 3}
@@ -37,7 +40,7 @@ def write_table(path: Path, rows: Iterable[Sequence[object]], end: str = "\n") -
 
 def table_rows(task: Task, split: str, count: int) -> list[list[object]]:
     """Header and rows of one table; the labels go through the task's range."""
-    labels = {"classification": task.num_classes, "binary": 2, "regression": 6}[task.kind]
+    labels = task.classes or 6
     rows: list[list[object]] = [[task.id, *task.texts] + [task.label] * (split != "test-student")]
     for number in range(count):
         texts = [sentence(number + 40 * place + len(split)) for place in range(len(task.texts))]
@@ -74,9 +77,15 @@ def make_model(checkpoint: Path, tasks: Mapping[str, Task] = BUILT_IN, **setting
     return MultitaskBert(encoder, tokenizer, tasks, **{"pooling": "mean"} | settings)
 
 
-def make_finetuning(config: Config, folder: Path) -> Finetuning:
+def make_config(option: str, **settings: Any) -> Config:
+    """The option's defaults, with other values for these settings."""
+    return Config(option).changed(**settings)
+
+
+def make_finetuning(config: Config, folder: Path, taught: Mapping[str, Tensor] | None = None) -> Finetuning:
     """The method of a run with this config, on small tables that it writes into the folder."""
-    model = build_model(config, BUILT_IN)
+    dropout = config.encoder_dropout.encoder_dropout, config.head_dropout.head_dropout
+    model = build_model(config.start, BUILT_IN, config.training.seed, *dropout)
     write_tables(folder)
     train, dev = (
         {
@@ -85,4 +94,30 @@ def make_finetuning(config: Config, folder: Path) -> Finetuning:
         }
         for split in ("train", "dev")
     )
-    return Finetuning(model, train, dev, config)
+    return method_of(config, model, train, dev, taught)
+
+
+def method_of(
+    config: Config,
+    model: MultitaskBert,
+    train: Mapping[str, Examples],
+    dev: Mapping[str, Examples],
+    taught: Mapping[str, Tensor] | None = None,
+) -> Finetuning:
+    """The method of a run with this config, on tokenised examples."""
+    plan = plan_over(train, config.batches, config.training)
+    return Finetuning(model, train, dev, plan, config.smart, config.bppo, config.distillation, taught)
+
+
+def planned(method: Finetuning, step: int) -> tuple[str, list[np.ndarray]]:
+    """The task of an update and the rows of its batches."""
+    return method.names[method.plan.task(step)], method.plan.batches(step)
+
+
+def collate(
+    model: MultitaskBert, examples: Examples, rows: Sequence[int] | np.ndarray
+) -> tuple[dict[str, Tensor], Tensor]:
+    """These rows as one padded batch, and their labels."""
+    rows = np.asarray(rows)
+    inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
+    return dict(inputs), torch.as_tensor(examples.labels[rows], dtype=torch.float32)

@@ -487,15 +487,21 @@ def test_unknown_pooling(model: BertModel) -> None:
     ("values", "message"),
     [
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size 30 is not a multiple of num_att.* 4"),
-        ({"vocab_size": 0}, "vocab_size must be at least 1, not 0"),
-        ({"num_hidden_layers": 257}, "num_hidden_layers must be at most 256, not 257"),
-        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a finite int, not 2.0"),
-        ({"num_hidden_layers": True}, "num_hidden_layers must be a finite int, not True"),
-        ({"intermediate_size": "64"}, "intermediate_size must be a finite int, not '64'"),
-        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be a finite float, not nan"),
-        ({"hidden_dropout_prob": 1.0}, "^dropout probabilities must be below 1$"),
-        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be at least 0"),
-        ({"pad_token_id": -1}, "pad_token_id must be at least 0"),
+        ({"vocab_size": 0}, "vocab_size must be a whole number, at least 1 and at most 100,000,000, not 0"),
+        (
+            {"num_hidden_layers": 257},
+            "num_hidden_layers must be a whole number, .* at most 256, not 257",
+        ),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a whole number, .*, not 2.0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number, .*, not True"),
+        ({"intermediate_size": "64"}, "intermediate_size must be a whole number, .*, not '64'"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be a number, at least 0 and at most 1, not nan"),
+        (
+            {"hidden_dropout_prob": 1.0},
+            "hidden_dropout_prob must be a number, .* below 1, not 1.0",
+        ),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be a number, at least 0"),
+        ({"pad_token_id": -1}, "pad_token_id must be a whole number, at least 0"),
     ],
 )
 def test_bad_config(values: dict[str, Any], message: str) -> None:

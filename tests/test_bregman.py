@@ -2,27 +2,34 @@
 
 import json
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_finetuning, make_model, metrics_without_clock, sentence, write_tables
+from helpers import (
+    collate,
+    make_config,
+    make_finetuning,
+    make_model,
+    method_of,
+    metrics_without_clock,
+    planned,
+    sentence,
+    write_tables,
+)
 from safetensors.torch import load_file
 from torch import nn
 
 from minbert import AdamW
 from multitask import train
 from multitask.bregman import MomentumTeacher, beta_at
-from multitask.config import Config
 from multitask.evaluate import all_logits, scores
-from multitask.finetune import Finetuning, collate
-from multitask.losses import DIVERGENCES
+from multitask.finetune import Finetuning
 from multitask.run import main
 from multitask.tasks import BUILT_IN
 
-FINETUNE = Config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=100, bregman_weight=1.0)
+FINETUNE = make_config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=100, bregman_weight=1.0)
 
 
 def flat(module: nn.Module) -> np.ndarray:
@@ -115,7 +122,7 @@ def test_beta_at():
 
 @pytest.mark.parametrize("text, betas", [("0.75", (0.75,)), ("0.99:0.999", (0.99, 0.999)), ("0:1", (0, 1))])
 def test_the_betas_of_a_config(text, betas):
-    assert Config("finetune", bregman_beta=text).betas == betas
+    assert make_config("finetune", bregman_beta=text).bppo.betas == betas
 
 
 # In the update
@@ -123,7 +130,7 @@ def test_the_betas_of_a_config(text, betas):
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
     """Return the method of a run on small tables."""
-    return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
+    return make_finetuning(FINETUNE.changed(weights=str(tiny), **changes), tmp_path)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -139,30 +146,26 @@ def test_the_first_d_is_exactly_0(tiny, tmp_path, dropout, task):
 def test_the_loss_is_the_tasks_plus_mu_d(tiny, tmp_path, task):
     """D is l between the logits of the model and the teacher, which is still the model as it started. Its
     gradient is that of l on the model's side."""
-    method = make_method(tiny, tmp_path, bregman_weight=3.0)
+    config = FINETUNE.changed(weights=str(tiny), bregman_weight=3.0)
+    method = make_finetuning(config, tmp_path)
     before = flat(method.model)
     move(method.model, 0.02)
     ((loss, terms),) = method.losses(task)
-    name, (rows,) = method.planned(task)
+    name, (rows,) = planned(method, task)
     inputs, _ = collate(method.model, method.train[name], rows)
     logits, target = method.model(name, inputs), method.teacher(name, inputs)
-    d = DIVERGENCES[BUILT_IN[name].kind](logits, target)
+    d = BUILT_IN[name].kind.divergence(logits, target)
     assert np.array_equal(flat(method.teacher.model), before)
     assert terms[f"bregman/{name}/d"] == pytest.approx(d.item()) and d.item() > 1e-4
     assert loss.item() == pytest.approx(terms[f"loss/{name}"] + 3 * d.item())
 
     weight = method.model.heads[name].weight
     (whole,) = torch.autograd.grad(loss, weight)
-    ((alone, _),) = make_method_like(method, 0.0).losses(task)
+    like = method_of(config.changed(bregman_weight=0.0), method.model, method.train, method.dev)
+    ((alone, _),) = like.losses(task)
     (plain,) = torch.autograd.grad(alone, weight)
     (of_d,) = torch.autograd.grad(d, weight)
     torch.testing.assert_close(whole, plain + 3 * of_d, rtol=1e-3, atol=1e-4)
-
-
-def make_method_like(method, bregman_weight) -> Finetuning:
-    """Return another method on the same model."""
-    config = replace(method.config, bregman_weight=bregman_weight)
-    return Finetuning(method.model, method.train, method.dev, config)
 
 
 @pytest.mark.parametrize("dropout, passes", [(0.0, 1), (0.1, 2)])

@@ -344,6 +344,11 @@ def test_a_config_may_say_what_goes_without_saying(tmp_path: Path) -> None:
     assert BertConfig.from_pretrained(tmp_path) == BertConfig()
 
 
+TOKENS = r"a whole number, at least 1 and at most 100,000,000"
+WIDTH = "a whole number, at least 1 and at most 65,536"
+LAYERS = "a whole number, at least 1 and at most 256"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -358,20 +363,26 @@ def test_a_config_may_say_what_goes_without_saying(tmp_path: Path) -> None:
             '{"position_embedding_type": "relative_key"}',
             "position_embedding_type is 'relative_key'; only 'absolute'",
         ),
-        ('{"hidden_size": "768"}', "hidden_size must be a finite int, not '768'"),
-        ('{"hidden_size": 768.5}', "hidden_size must be a finite int, not 768.5"),
-        ('{"num_hidden_layers": null}', "num_hidden_layers must be a finite int, not None"),
-        ('{"vocab_size": -1}', "vocab_size must be at least 1, not -1"),
-        ('{"vocab_size": 1000000000}', "vocab_size must be at most 1e[+]08, not 1000000000"),
-        ('{"num_hidden_layers": 1000000000}', "num_hidden_layers must be at most 256, not 1000000000"),
-        ('{"layer_norm_eps": 1%s}' % ("0" * 400), "layer_norm_eps must be at most 1, not 1000"),
+        ('{"hidden_size": "768"}', f"hidden_size must be {WIDTH}, not '768'"),
+        ('{"hidden_size": 768.5}', f"hidden_size must be {WIDTH}, not 768.5"),
+        ('{"num_hidden_layers": null}', f"num_hidden_layers must be {LAYERS}, not None"),
+        (
+            '{"num_attention_heads": 0}',
+            "num_attention_heads must be a whole number, at least 1 and .*, not 0",
+        ),
+        ('{"vocab_size": -1}', f"vocab_size must be {TOKENS}, not -1"),
+        ('{"vocab_size": true}', f"vocab_size must be {TOKENS}, not True"),
+        ('{"vocab_size": 1000000000}', f"vocab_size must be {TOKENS}, not 1000000000"),
+        ('{"num_hidden_layers": 1000000000}', f"num_hidden_layers must be {LAYERS}, not 1000000000"),
+        ('{"hidden_dropout_prob": 1}', "hidden_dropout_prob must be a number, at least 0 and below 1, not 1"),
+        ('{"layer_norm_eps": 1%s}' % ("0" * 400), "layer_norm_eps must be a number, .* at most 1, not 1000"),
         ('{"pad_token_id": 30522}', "pad_token_id 30522 is not one of 30522 tokens"),
         ("[" * 100_000, r"cannot be read as JSON \(nested too deeply\)"),
         (
             '{"hidden_size": "\\u001b' + "x" * 500 + '"}',
-            r"hidden_size must be a finite int, not '\\x1bx{95}\.\.\.$",
+            rf"hidden_size must be {WIDTH}, not '\\x1bx{{95}}\.\.\.$",
         ),
-        ('{"layer_norm_eps": NaN}', "layer_norm_eps must be a finite float, not nan"),
+        ('{"layer_norm_eps": NaN}', "layer_norm_eps must be a number, at least 0 and at most 1, not nan"),
         ('{"hidden_size": 100}', "hidden_size 100 is not a multiple of num_attention_heads 12"),
     ],
 )
@@ -380,6 +391,13 @@ def test_bad_config(text: str | bytes | None, message: str, tmp_path: Path) -> N
         (tmp_path / "config.json").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(InputError, match=f"config.json: {message}"):
         BertModel.from_pretrained(tmp_path)
+
+
+def test_a_config_in_the_program_has_the_bounds_of_one_in_a_file() -> None:
+    with pytest.raises(InputError, match=f"^hidden_size must be {WIDTH}, not 0$"):
+        BertConfig(hidden_size=0)
+    with pytest.raises(InputError, match=r"^hidden_size 770 is not a multiple of num_attention_heads 12$"):
+        BertConfig(hidden_size=770)
 
 
 def test_config_must_fit_the_weights(tiny: Path, folder: Path) -> None:

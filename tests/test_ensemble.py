@@ -8,8 +8,8 @@ import torch
 from helpers import write_tables
 
 from minbert.errors import InputError
-from multitask.ensemble import average, members
-from multitask.evaluate import decode, probabilities
+from multitask.ensemble import average, mean_bernoulli, mean_outputs, mean_probabilities, members
+from multitask.kinds import BINARY, CLASSIFICATION
 from multitask.run import main
 
 
@@ -37,24 +37,24 @@ def test_classes_average_their_probabilities():
     """(.75, .25), (.75, .25) and (.001, .999) give (.5003, .4997): class 0. The mean of the logits would say
     class 1, since ln .001 outweighs the rest."""
     rows = [[0.75, 0.25], [0.75, 0.25], [0.001, 0.999]]
-    logits = average("classification", [torch.tensor([row]).log() for row in rows])
+    logits = average(mean_probabilities, [torch.tensor([row]).log() for row in rows])
     torch.testing.assert_close(
-        probabilities("classification", logits).float(), torch.tensor([[0.50033, 0.49967]])
+        CLASSIFICATION.probabilities(logits).float(), torch.tensor([[0.50033, 0.49967]])
     )
-    assert decode("classification", logits).item() == 0
+    assert CLASSIFICATION.decode(logits).item() == 0
 
 
 def test_a_binary_task_averages_its_probabilities():
     """sigmoid(ln 3) = .75 and sigmoid(0) = .5: .625, whose logit is ln(5/3)."""
-    logits = average("binary", [torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])])
+    logits = average(mean_bernoulli, [torch.tensor([[math.log(3)]]), torch.tensor([[0.0]])])
     assert logits.item() == pytest.approx(math.log(5 / 3))
 
 
 def test_a_regression_averages_its_outputs():
-    assert average("regression", [torch.tensor([[1.0]]), torch.tensor([[4.0]])]).item() == 2.5
+    assert average(mean_outputs, [torch.tensor([[1.0]]), torch.tensor([[4.0]])]).item() == 2.5
     values = [torch.tensor([[1.0]]), torch.tensor([[4.0]])]  # (1 + 2 * 4) / 3, in double precision
-    assert average("regression", values, [1.0, 2.0]).item() == pytest.approx(3, rel=1e-12)
-    assert average("regression", [*values, torch.tensor([[4.0]])]).item() == pytest.approx(3, rel=1e-12)
+    assert average(mean_outputs, values, [1.0, 2.0]).item() == pytest.approx(3, rel=1e-12)
+    assert average(mean_outputs, [*values, torch.tensor([[4.0]])]).item() == pytest.approx(3, rel=1e-12)
 
 
 def test_weights_are_fractions_up_to_a_factor():
@@ -64,11 +64,11 @@ def test_weights_are_fractions_up_to_a_factor():
     give 2."""
     rows = [torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()]
     for weights in ([3.0, 1.0], [6.0, 2.0]):
-        mixed = probabilities("classification", average("classification", rows, weights))
+        mixed = CLASSIFICATION.probabilities(average(mean_probabilities, rows, weights))
         torch.testing.assert_close(mixed.float(), torch.tensor([[0.7, 0.3]]))
-        logit = average("binary", [torch.tensor([[math.log(4)]]), torch.tensor([[0.0]])], weights)
+        logit = average(mean_bernoulli, [torch.tensor([[math.log(4)]]), torch.tensor([[0.0]])], weights)
         assert logit.item() == pytest.approx(math.log(0.725 / 0.275))
-        value = average("regression", [torch.tensor([[1.0]]), torch.tensor([[5.0]])], weights)
+        value = average(mean_outputs, [torch.tensor([[1.0]]), torch.tensor([[5.0]])], weights)
         assert value.item() == pytest.approx(2)
 
 
@@ -76,12 +76,12 @@ def test_certainty_survives():
     """A probability that rounds to 0 or 1 stays so, and its logit stays finite: two members that both give
     class 0 a probability of e^-2000 give it e^-2000 on average."""
     sure = [torch.tensor([[1000.0, -1000.0]])] * 2
-    assert probabilities("classification", average("classification", sure)).tolist() == [[1.0, 0.0]]
+    assert CLASSIFICATION.probabilities(average(mean_probabilities, sure)).tolist() == [[1.0, 0.0]]
     torch.testing.assert_close(
-        average("classification", sure), torch.tensor([[0.0, -2000.0]], dtype=torch.float64)
+        average(mean_probabilities, sure), torch.tensor([[0.0, -2000.0]], dtype=torch.float64)
     )
-    assert probabilities("binary", average("binary", [torch.tensor([[1000.0]])])).tolist() == [[0.0, 1.0]]
-    assert average("binary", [torch.tensor([[1000.0]])] * 2).item() == pytest.approx(1000)
+    assert BINARY.probabilities(average(mean_bernoulli, [torch.tensor([[1000.0]])])).tolist() == [[0.0, 1.0]]
+    assert average(mean_bernoulli, [torch.tensor([[1000.0]])] * 2).item() == pytest.approx(1000)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_runs_that_define_a_task_differently_are_refused(runs, tiny, tmp_path, c
     assert main([*train, "--task-file", str(own), "--out", str(tmp_path / "own")]) == 0
     both = ["--run", str(runs / "1"), str(tmp_path / "own")]
     assert main(["--option", "ensemble", *both, "--out", str(tmp_path / "both")]) == 2
-    assert "defines its task similarity otherwise" in capsys.readouterr().err
+    assert "defines its task similarity differently" in capsys.readouterr().err
 
 
 def test_a_run_of_mnrl_has_nothing_to_evaluate(runs, tiny, tmp_path, capsys):

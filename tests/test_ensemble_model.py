@@ -17,9 +17,9 @@ from helpers import ROOT, make_model, sentence, write_tables
 
 from minbert.errors import InputError
 from multitask import MultitaskBert, load
-from multitask.data import read_split
 from multitask.ensemble_model import ENSEMBLE, Ensemble, Panel, distinct_runs, read_ensemble, write_ensemble
 from multitask.run import main
+from multitask.tables import read_split
 from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY
 
 SINGLES = [sentence(number) for number in range(9)]
@@ -210,33 +210,46 @@ def test_weights_are_equal_where_the_file_has_none(both):
     assert read_ensemble(both / ENSEMBLE)["sentiment"].weights == (1.0, 1.0)
 
 
+NUMBER = r"a number, at least -1e\+09 and at most 1e\+09"
+NUMBERS = r"a list of numbers, at least 1e-06 and at most 1e\+06"
+
+
 @pytest.mark.parametrize(
     "change, problem",
     [
-        ({"colour": "red"}, "has an unknown key 'colour'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"weight": [1.0, 1.0]}, r"unknown key 'weight'; did you mean weights\?"),
         ({"threshold": None}, "lacks threshold"),
-        ({"threshold": "high"}, "threshold must be a number, not 'high'"),
-        ({"threshold": True}, "threshold must be a number"),
-        ({"threshold": math.nan}, "threshold must be a number"),
-        ({"threshold": math.inf}, "threshold must be a number"),
-        ({"threshold": 10**400}, "threshold must be a number"),
-        ({"members": []}, "members must be a list"),
-        ({"members": "../a"}, "members must be a list"),
-        ({"members": ["x"] * 1001}, "members must be a list"),
-        ({"members": [3, "../a"]}, "3 is not a folder"),
-        ({"members": ["", "../a"]}, "'' is not a folder"),
+        ({"members": None}, "lacks members"),
+        ({"threshold": "high"}, f"threshold must be {NUMBER}, not 'high'"),
+        ({"threshold": True}, f"threshold must be {NUMBER}, not True"),
+        ({"threshold": math.nan}, f"threshold must be {NUMBER}, not nan"),
+        ({"threshold": math.inf}, f"threshold must be {NUMBER}, not inf"),
+        ({"threshold": 10**400}, f"threshold must be {NUMBER}, not 1000"),
+        ({"members": []}, "members must be a list of 1 to 1,000 folders"),
+        ({"members": "../a"}, "members must be a list of texts, not empty and without NUL, not '../a'"),
+        ({"members": ["x"] * 1001}, "members must be a list of 1 to 1,000 folders"),
+        (
+            {"members": [3, "../a"]},
+            r"members must be a list of texts, .*, not \[3, '../a'\]",
+        ),
+        (
+            {"members": ["", "../a"]},
+            r"members must be a list of texts, .*, not \['', '../a'\]",
+        ),
         ({"members": ["x" * 1001, "../a"]}, "is not a folder"),
         ({"members": ["/etc", "../a"]}, "'/etc' must be relative"),
         ({"members": ["../a", "../a"]}, "lists a member twice"),
         ({"weights": [1.0]}, "weights must have one number per member"),
-        ({"weights": 1.0}, "weights must have one number per member"),
-        ({"weights": [1.0, 0.0]}, "weights must be numbers above 0"),
-        ({"weights": [1.0, -1.0]}, "weights must be numbers above 0"),
-        ({"weights": [1.0, math.nan]}, "weights must be numbers above 0"),
-        ({"weights": [1.0, 10**400]}, "weights must be numbers above 0"),
-        ({"weights": [1.0, True]}, "weights must be numbers above 0"),
-        ({"task": 3}, "task must be a section"),
-        ({"task": {"kind": "binary"}}, r"\[sentiment\] lacks texts"),
+        ({"weights": 1.0}, f"weights must be {NUMBERS}, not 1.0"),
+        ({"weights": [1.0, 0.0]}, f"weights must be {NUMBERS}, not "),
+        ({"weights": [1.0, -1.0]}, f"weights must be {NUMBERS}, not "),
+        ({"weights": [1.0, math.nan]}, f"weights must be {NUMBERS}, not "),
+        ({"weights": [1.0, 10**400]}, f"weights must be {NUMBERS}, not "),
+        ({"weights": [1.0, True]}, f"weights must be {NUMBERS}, not "),
+        ({"task": 3}, "lacks the section task"),
+        ({"task": None}, "lacks the section task"),
+        ({"task": {"kind": "binary"}}, "lacks texts, label, files"),
     ],
 )
 def test_a_file_that_is_not_right_is_refused_in_one_line(both, change, problem):
@@ -244,7 +257,7 @@ def test_a_file_that_is_not_right_is_refused_in_one_line(both, change, problem):
     tables = tomllib.loads(path.read_text())
     changed = {key: value for key, value in (tables["sentiment"] | change).items() if value is not None}
     path.write_text(tomli_w.dumps(tables | {"sentiment": changed}))
-    with pytest.raises(InputError, match=f"^{path}: .*{problem}") as caught:
+    with pytest.raises(InputError, match=rf"^{path}: \[sentiment\]: .*{problem}") as caught:
         load(both)
     assert "\n" not in str(caught.value)
 

@@ -14,45 +14,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
-from multitask import MultitaskBert
-from multitask.data import Examples, Row, parse
-from multitask.evaluate import (
-    accuracy,
-    all_logits,
-    decode,
-    format_scores,
-    losses,
-    pearson,
-    predict_logits,
-    probabilities,
-    scores,
-    summary,
-    write_predictions,
-)
-from multitask.store import Tokens
+from multitask import MultitaskBert, inference
+from multitask.evaluate import all_logits, format_scores, losses, scores, summary, write_predictions
+from multitask.tables import Row, parse
 from multitask.tasks import BUILT_IN
+from multitask.tokens import Examples, Tokens
 
 
 class Stub:
-    """A model whose logits are the first token's number, times 1, 2, ... by column; it counts its batches."""
+    """A model whose logits are the first token's number, times 1, 2, ... by column."""
 
-    def __init__(self) -> None:
-        self.tasks = BUILT_IN
-        self.device = torch.device("cpu")
-        self.tokenizer = SimpleNamespace(pad_token_id=0)
-        self.batches: list[int] = []
-        self.training = True
+    tasks = BUILT_IN
+    device = torch.device("cpu")
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    logits_of_tokens = MultitaskBert.logits_of_tokens
 
     def eval(self) -> None:
-        self.training = False
+        pass
 
     def __call__(self, task: str, batch: dict[str, Tensor]) -> Tensor:
-        self.batches.append(len(batch["input_ids"]))
         return batch["input_ids"][:, :1].float() * torch.arange(1, self.tasks[task].outputs + 1)
-
-
-def stub() -> MultitaskBert:
-    return cast(MultitaskBert, Stub())
 
 
 def tokens(count: int) -> Tokens:
@@ -60,60 +41,15 @@ def tokens(count: int) -> Tokens:
     return Tokens.join([[([row] * (1 + row * 7 % 5), [0] * (1 + row * 7 % 5)) for row in range(count)]], 100)
 
 
-def test_decode():
-    assert decode("classification", tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.9]])).tolist() == [1, 0]
-    assert decode("binary", tensor([[0.2], [-0.2], [0.0]])).tolist() == [1, 0, 0]
-    assert decode("regression", tensor([[2.5], [-7.0]])).tolist() == [2.5, -7.0]
-    assert decode("classification", torch.zeros(1, 5)).dtype == decode("binary", torch.zeros(1, 1)).dtype
-    assert decode("binary", torch.zeros(1, 1)).dtype == torch.int64
-
-
-def test_probabilities():
-    """softmax(0, ln 3) = (1/4, 3/4); sigmoid(ln 3) = 3/4, so the classes 0 and 1 have 1/4 and 3/4."""
-    wanted = tensor([[0.25, 0.75]])
-    torch.testing.assert_close(probabilities("classification", tensor([[0.0, math.log(3)]])), wanted)
-    torch.testing.assert_close(probabilities("binary", tensor([[math.log(3)]])), wanted)
-
-
-def test_accuracy():
-    assert accuracy(np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 0.0, 4.0])) == 0.75
-
-
-def test_pearson():
-    """Deviations (-1, 0, 1) and (-1, 1, 0): r = 1 / (sqrt 2 sqrt 2) = 1/2, at any scale and shift."""
-    predictions, labels = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 1.0])
-    assert pearson(predictions, labels) == pytest.approx(0.5)
-    assert pearson(10 * predictions - 4, labels) == pytest.approx(0.5)
-    assert pearson(-predictions, labels) == pytest.approx(-0.5)
-
-
-@pytest.mark.parametrize("predictions, labels", [([3, 3, 3], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1], [2])])
-def test_pearson_of_constant_values_is_0_with_a_warning(predictions, labels):
-    with pytest.warns(UserWarning, match="constant"):
-        assert pearson(np.array(predictions), np.array(labels)) == 0.0
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_logits_come_in_the_rows_order_whatever_the_batches(batch_size):
-    model = stub()
-    result = predict_logits(model, "sentiment", tokens(11), batch_size)
-    assert torch.equal(result, torch.arange(11.0)[:, None] * torch.arange(1, 6))
-    assert not model.training
-    assert cast(Stub, model).batches == {1: [1] * 11, 4: [4, 4, 3], 100: [11]}[batch_size]
-
-
-def test_logits_of_nothing():
-    assert predict_logits(stub(), "sentiment", tokens(0)).shape == (0, 5)
-
-
-def test_scores_are_over_whole_splits_and_average_shares_of_1():
+def test_scores_are_over_whole_splits_and_average_shares_of_1(monkeypatch):
     """40 rows, more than one batch. Every logit is positive but row 0's, so sentiment predicts class 4 for 39
     rows, and class 0 for the row of zeros; paraphrase says 0 once and 1 after that. Similarity predicts
     0..39; where the second half's labels start anew at 0, each half correlates perfectly and the whole does
     not."""
     labels = {"sentiment": np.full(40, 4.0), "paraphrase": np.ones(40), "similarity": np.arange(40.0) % 20}
     data = {name: Examples([str(row) for row in range(40)], tokens(40), labels[name]) for name in BUILT_IN}
-    model = stub()
+    monkeypatch.setattr(inference, "EVALUATION_TOKENS", 40)
+    model = cast(MultitaskBert, Stub())
     result = scores(BUILT_IN, all_logits(model, data), data)
     r = np.corrcoef(np.arange(40), np.arange(40) % 20)[0, 1]
     assert 0.4 < r < 0.6

@@ -1,4 +1,4 @@
-"""Every reader of untrusted files gets a few hostile ones of each kind; tools/fuzz.py tries thousands."""
+"""Every reader of untrusted files gets a few hostile ones of each kind; stress/fuzz.py tries thousands."""
 
 import os
 import subprocess

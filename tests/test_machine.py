@@ -4,14 +4,22 @@ import copy
 
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_config, make_model
 
 from minbert.errors import InputError
-from multitask import machine
+from multitask import MultitaskBert, machine
 from multitask.config import Config
 
 CPU = torch.device("cpu")
 TEXTS = ["a good film", "the man plays a guitar and eats", "bad"]
+
+
+def set_up(config: Config) -> torch.device:
+    return machine.set_up(config.machine, config.products, config.saving.resume)
+
+
+def prepared(model: MultitaskBert, config: Config) -> MultitaskBert:
+    return machine.place(model, config.products, CPU)
 
 
 @pytest.fixture
@@ -25,13 +33,13 @@ def speeds(monkeypatch):
 
 
 def test_bf16_is_refused_where_it_is_slower_by_measurement(speeds):
-    assert machine.set_up(Config("finetune", device="cpu", precision="bf16")) == CPU
+    assert set_up(make_config("finetune", device="cpu", precision="bf16")) == CPU
     machine.bf16_gain.cache_clear()
     speeds[torch.bfloat16] = 4.0
     with pytest.raises(InputError, match=r"--precision bf16: measured at 0\.25 times the speed of float32"):
-        machine.set_up(Config("finetune", device="cpu", precision="bf16"))
-    assert machine.set_up(Config("finetune", device="cpu")) == CPU
-    assert machine.set_up(Config("finetune", device="cpu", precision="bf16", resume=True)) == CPU  # has begun
+        set_up(make_config("finetune", device="cpu", precision="bf16"))
+    assert set_up(make_config("finetune", device="cpu")) == CPU
+    assert set_up(make_config("finetune", device="cpu", precision="bf16", resume=True)) == CPU  # has begun
 
 
 def test_a_product_takes_time():
@@ -41,7 +49,7 @@ def test_a_product_takes_time():
 def test_bf16_reaches_the_encoder_and_leaves_weights_and_outputs_in_float32(tiny):
     """Its 8 bits of precision show in the logits: near those of float32, and not the same."""
     exact = make_model(tiny).eval()
-    rounded = machine.prepared(make_model(tiny).eval(), Config("finetune", precision="bf16"), CPU)
+    rounded = prepared(make_model(tiny).eval(), make_config("finetune", precision="bf16"))
     batch = exact.tokenizer(TEXTS)
     with torch.no_grad():
         expected, found = exact("sentiment", batch), rounded("sentiment", batch)
@@ -58,16 +66,16 @@ def test_without_a_compiler_it_says_so(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", missing)
     with pytest.raises(InputError, match=r"--compile: torch\.compile does not work here \(no working C\+\+"):
-        machine.set_up(Config("finetune", device="cpu", compile=True))
+        set_up(make_config("finetune", device="cpu", compile=True))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
 def test_compiled_layers_compute_the_same_under_the_same_names(tiny, monkeypatch):
     monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
-    config = Config("finetune", device="cpu", compile=True)
-    machine.set_up(config)
-    plain, compiled = make_model(tiny), machine.prepared(make_model(tiny), config, CPU)
+    config = make_config("finetune", device="cpu", compile=True)
+    set_up(config)
+    plain, compiled = make_model(tiny), prepared(make_model(tiny), config)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for texts in (TEXTS, TEXTS[:2], [*TEXTS, "is it very good"]):
         batch = plain.tokenizer(texts)
@@ -87,15 +95,15 @@ def test_layers_compile_where_that_takes_no_faster_products_away(
     tiny, monkeypatch, precision, faster, compiles
 ):
     monkeypatch.setattr(machine, "onednn_is_faster", lambda: faster)
-    config = Config("finetune", compile=True, precision=precision)
-    layers = machine.prepared(make_model(tiny), config, CPU).encoder.layers
+    config = make_config("finetune", compile=True, precision=precision)
+    layers = prepared(make_model(tiny), config).encoder.layers
     assert sum(layer._compiled_call_impl is not None for layer in layers) == compiles
 
 
 def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny, monkeypatch):
     """BPPO's teacher is a copy: were its layers the compiled ones of the model, it would be the model."""
     monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
-    model = machine.prepared(make_model(tiny).eval(), Config("finetune", compile=True), CPU)
+    model = prepared(make_model(tiny).eval(), make_config("finetune", compile=True))
     teacher = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in teacher.encoder.layers.parameters():

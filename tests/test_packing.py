@@ -62,8 +62,8 @@ def test_first_tokens() -> None:
     assert packing.pack(values)[packing.first].tolist() == [0, 10, 22, 30]
 
 
-def test_attention_mask_hides_padding_from_every_query() -> None:
-    hidden = Packing.from_mask(MASK).attention_mask
+def test_key_mask_hides_padding_from_every_query() -> None:
+    hidden = Packing.from_mask(MASK).key_mask
     assert hidden.shape == (4, 1, 1, 4) and hidden.dtype == torch.float32
     assert torch.equal(hidden[:, 0, 0] == 0, MASK.bool())
     assert torch.equal(hidden[:, 0, 0] == -torch.inf, ~MASK.bool())

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import contents, metrics_without_clock, write_tables
+from helpers import contents, make_config, metrics_without_clock, write_tables
 
 from minbert.errors import InputError
 from multitask import forecast, load, pipeline
@@ -68,54 +68,61 @@ def test_the_papers_pipeline():
     """Sections 4.3.3 and 4.3.4: MNRL; 25 epochs of annealed sampling and SMART, lambda 15; BPPO with mu 1,
     beta .75, rate 1e-6, 1,000 updates an epoch, 25 epochs; the ensemble of section 4.4."""
     mnrl, smart, bregman, ensemble = stages_of("--recipe", "paper").values()
-    assert (mnrl.option, mnrl.weights) == ("mnrl", "bert-base-uncased")
-    assert (smart.option, smart.init, smart.epochs, smart.steps_per_epoch) == ("finetune", "@mnrl", 25, 2000)
-    assert (smart.sampling, smart.smart_weight, smart.bregman_weight) == ("annealed", 15, 0)
-    assert (bregman.init, bregman.epochs, bregman.steps_per_epoch) == ("@annealed-smart", 25, 1000)
-    assert (bregman.lr, bregman.bregman_weight, bregman.betas) == (1e-6, 1, (0.75,))
-    assert bregman.schedule == "halve-on-rise"
-    assert (ensemble.option, ensemble.run) == ("ensemble", ("@annealed-smart", "@bregman"))
-    assert ensemble.least_scores == {"sentiment": 0.53, "paraphrase": 0.88, "similarity": 0.87}
+    assert (mnrl.option, mnrl.start.weights) == ("mnrl", "bert-base-uncased")
+    assert (smart.option, smart.start.init) == ("finetune", "@mnrl")
+    assert (smart.training.epochs, smart.training.steps_per_epoch) == (25, 2000)
+    assert (smart.batches.sampling, smart.smart.weight, smart.bppo.weight) == ("annealed", 15, 0)
+    assert (bregman.option, bregman.start.init) == ("finetune", "@annealed-smart")
+    assert (bregman.training.epochs, bregman.training.steps_per_epoch) == (25, 1000)
+    assert (bregman.training.lr, bregman.training.schedule) == (1e-6, "halve-on-rise")
+    assert (bregman.bppo.weight, bregman.bppo.betas) == (1, (0.75,))
+    assert (ensemble.option, ensemble.runs.run) == ("ensemble", ("@annealed-smart", "@bregman"))
+    assert ensemble.choice.least_scores == {"sentiment": 0.53, "paraphrase": 0.88, "similarity": 0.87}
 
 
 def test_a_flag_goes_to_every_stage_that_uses_it():
-    stages = stages_of("--recipe", "paper", "--epochs", "3", "--weights", "minilm-l6", "--seed", "7")
-    assert [stages[name].epochs for name in ("mnrl", "annealed-smart", "bregman")] == [3, 3, 3]
-    assert stages["mnrl"].weights == "minilm-l6"
-    assert [stage.seed for stage in list(stages.values())[:3]] == [7, 7, 7]
-    assert stages["bregman"].init == "@annealed-smart"  # --weights begins the first stage, and only that
+    stages = stages_of("--recipe", "paper", "--epochs", "3", "--weights", "bert-mini", "--seed", "7")
+    training = [stages[name].training for name in ("mnrl", "annealed-smart", "bregman")]
+    assert [(one.epochs, one.seed) for one in training] == [(3, 7)] * 3
+    assert stages["mnrl"].start.weights == "bert-mini"
+    later = stages["bregman"].start  # --weights begins the first stage, and only that
+    assert later.init == "@annealed-smart" and later.weights != "bert-mini"
 
 
 def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
-    stages = stages_of("--recipe", "paper", "--weights", "minilm-l6")
+    stages = stages_of("--recipe", "paper", "--weights", "bert-mini")
     alone = pipeline.standalone(stages, "bregman")
-    assert (alone.init, alone.weights, alone.bregman_weight) == (None, "minilm-l6", 1)
+    assert (alone.start.init, alone.start.weights, alone.bppo.weight) == (None, "bert-mini", 1)
 
 
 @pytest.mark.parametrize(
     "text, flags, problem",
     [
-        ("[stages.a]\nlr = 1\n", [], "stage a: name what to do with --option"),
+        ("[stages.a]\nlr = 1\n", [], "stage a: choose what to do with --option"),
         ('[stages.a]\noption = "mnrl"\nlearning = 1\n', [], "stage a: unknown key 'learning'"),
-        ('[stages.a]\noption = "mnrl"\nlr = "x"\n', [], "stage a: lr: 'x' is not of type float"),
+        ('[stages.a]\noption = "mnrl"\nlr = "x"\n', [], "stage a: lr must be a number, at least 0 and"),
         (
             '[stages.a]\noption = "finetune"\ninit = "@b"\n',
             [],
             "stage a: @b: no stage of that name",
         ),
         ('[stages.a]\noption = "mnrl"\nhead_dropout = 0.1\n', [], "stage a: --option mnrl does not use"),
-        ('[stages."a/b"]\noption = "mnrl"\n', [], r"stages are tables, \[stages.NAME\]"),
-        ('[stages.a]\noption = "mnrl"\nout = "x"\n', [], "stage a: out and resume are of the whole"),
+        ('[stages."a/b"]\noption = "mnrl"\n', [], r"stages must be tables, \[stages.NAME\]"),
+        (
+            '[stages.a]\noption = "mnrl"\nout = "x"\n',
+            [],
+            "stage a: out and resume belong to the whole recipe",
+        ),
         (
             '[stages.a]\noption = "mnrl"\n[stages.b]\noption = "finetune"\ninit = "@a"\npooling = "cls"\n',
             [],
-            "stage b: its pooling is cls, that of @a mean",
+            "stage b: its pooling is cls, but that of @a is mean",
         ),
-        ("stages = 3\n", [], r"stages are tables, \[stages.NAME\]"),
-        ('lr = 1\n[stages.a]\noption = "mnrl"\n', [], "lr must stand in a stage"),
+        ("stages = 3\n", [], r"stages must be tables, \[stages.NAME\]"),
+        ('lr = 1\n[stages.a]\noption = "mnrl"\n', [], r"lr must be in a stage, \[stages.NAME\]"),
         ('[stages.a]\nextends = "nowhere"\n', [], "'nowhere' is neither a file nor a shipped recipe"),
         ('[stages.a]\noption = "mnrl"\n', ["--head-dropout", "0.1"], "no stage uses --head-dropout"),
-        ('[stages.a]\noption = "mnrl"\n', ["--init", "x"], "--init: the stages of .* say this themselves"),
+        ('[stages.a]\noption = "mnrl"\n', ["--init", "x"], "--init: the stages of .* set this themselves"),
     ],
 )
 def test_a_bad_pipeline_ends_in_one_line_that_names_the_recipe(tmp_path, text, flags, problem):
@@ -157,7 +164,7 @@ def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tm
     [
         ("multitask.train.end_epoch", 2, []),  # in the last epoch of the first stage
         ("multitask.train.end_epoch", 4, ["first"]),
-        ("multitask.jobs.average", 1, ["first", "second"]),
+        ("multitask.ensembling.average", 1, ["first", "second"]),
     ],
 )
 def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, monkeypatch, place, call, done):
@@ -188,12 +195,12 @@ def test_a_finished_pipeline_is_done(words, finished, monkeypatch, capsys):
 
 def test_a_folder_that_holds_a_pipeline_is_not_written_over(words, finished, data, tiny, capsys):
     assert main([*words, "--out", str(finished)]) == 2
-    assert "holds a run already; go on with it (--resume)" in capsys.readouterr().err
+    assert "holds a run already; resume it with --resume, or choose another --out" in capsys.readouterr().err
     single = ["--option", "finetune", "--weights", str(tiny), "--data", str(data), "--epochs", "1"]
     assert main([*single, "--out", str(finished)]) == 2
-    assert "holds the stages of a recipe; name another --out" in capsys.readouterr().err
+    assert "holds the stages of a recipe; choose another --out" in capsys.readouterr().err
     assert main([*words, "--out", str(finished / "second"), "--resume"]) == 2
-    assert "holds a run of one stage; name another --out" in capsys.readouterr().err
+    assert "holds a single run; choose another --out" in capsys.readouterr().err
 
 
 def test_a_stage_that_had_all_but_its_result_is_done_again(words, finished, tmp_path):
@@ -205,7 +212,7 @@ def test_a_stage_that_had_all_but_its_result_is_done_again(words, finished, tmp_
 
 def test_a_resumed_pipeline_keeps_its_settings_but_for_the_machines(words, finished):
     same = resolve([*words, "--resume", "--out", str(finished), "--save-every", "3"])
-    assert isinstance(same, Pipeline) and same.stages["first"].save_every == 3
+    assert isinstance(same, Pipeline) and same.stages["first"].saving.save_every == 3
     for change in (["--epochs", "3"], ["--seed", "1"]):
         with pytest.raises(InputError, match=r"stage .* was started with"):
             resolve([*words, *change, "--resume", "--out", str(finished)])
@@ -228,7 +235,7 @@ def test_a_measured_run(words, tiny, data, monkeypatch, tmp_path):
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(forecast, "TRIED_ROWS", 2)
     monkeypatch.chdir(tmp_path)
-    config = Config("finetune", weights=str(tiny), data=str(data), epochs=2, batch_size=4)
+    config = make_config("finetune", weights=str(tiny), data=str(data), epochs=2, batch_size=4)
     cost = forecast.measure(config)
     assert (cost.update, cost.evaluation) == (1, 45)
     assert (cost.epochs, cost.steps_per_epoch) == (2, 15)  # all 60 rows in batches of 4

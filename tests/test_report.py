@@ -20,9 +20,13 @@ from helpers import sentence, write_table, write_tables
 
 from minbert import BertModel, BertTokenizer
 from minbert.errors import InputError
-from multitask import figures, jobs, report
-from multitask.data import Row
+from multitask import figures, jobs
+from multitask.config import Tsne
+from multitask.page import first_checkpoint, worst_mistakes, write_report
+from multitask.records import read_metrics
+from multitask.report_html import PAGE, POLICY, escape, html_table
 from multitask.run import main
+from multitask.tables import Row
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
 CPU = torch.device("cpu")
@@ -217,15 +221,15 @@ def test_worst_mistakes_are_the_surest_ones_first_and_no_right_answers():
     logits = torch.tensor([[0.0, 1], [2, 0], [0, 1.5], [0, 3]])
     logits = torch.cat([logits, torch.full((4, 3), -50.0)], dim=1)
     rows = [Row(number, "", (f"text {number}",), 0.0) for number in range(2, 6)]
-    found = parse(report.worst_mistakes(SENTIMENT, rows, np.zeros(4), logits)).cells
+    found = parse(worst_mistakes(SENTIMENT, rows, np.zeros(4), logits)).cells
     assert [row[0] for row in found[1:]] == ["5", "4", "2"]
     assert found[1] == ["5", "0", "1", f"{1 / (1 + np.exp(3)):.3f}", "text 5"]
-    assert "No mistakes" in report.worst_mistakes(SENTIMENT, rows[1:2], np.zeros(1), logits[1:2])
+    assert "No mistakes" in worst_mistakes(SENTIMENT, rows[1:2], np.zeros(1), logits[1:2])
 
 
 def test_worst_mistakes_of_a_regression_are_the_farthest_at_most_ten():
     rows = [Row(number, "", ("a", "b"), 0.0) for number in range(20)]
-    html = report.worst_mistakes(SIMILARITY, rows, np.zeros(20), torch.arange(20.0)[:, None])
+    html = worst_mistakes(SIMILARITY, rows, np.zeros(20), torch.arange(20.0)[:, None])
     cells = parse(html).cells
     assert cells[0] == ["line", "true", "predicted", "off by", "sentence1", "sentence2"]
     assert [row[0] for row in cells[1:]] == [str(number) for number in range(19, 9, -1)]
@@ -311,7 +315,7 @@ def test_without_the_libraries_that_draw_it_says_how_to_get_them(data, tiny, tmp
 
 @pytest.fixture(scope="module")
 def page(finished) -> Page:
-    path = report.write_report(finished, None, CPU)
+    path = write_report(finished, None, CPU)
     assert path == finished / "report.html"
     return parse(path.read_text(encoding="utf-8"))
 
@@ -320,7 +324,7 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
     for fact in (["option", "finetune"], ["weights", str(tiny)], ["data", str(data)], ["seed", "0"],
                  ["epochs", "2 of 2, 18 updates"], ["batch_size", "4"]):  # fmt: skip
         assert fact in page.cells
-    records = report.read_metrics(finished / "metrics.jsonl")
+    records = read_metrics(finished / "metrics.jsonl")
     best = figures.best_record(records)
     dev, train = best["dev"], best["train"]
     head = ["task", "rows", "metric", "value", "in the score", "training rows", "train − dev"]
@@ -372,8 +376,8 @@ def test_the_report_loads_nothing_from_elsewhere(page, finished):
     for _, attributes in page.elements:
         assert "href" not in attributes and (attributes.get("src") or "data:").startswith("data:")
     policies = [attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes]
-    assert policies == [report.POLICY]
-    html = (finished / "report.html").read_text().replace(report.escape(HOSTILE), "")
+    assert policies == [POLICY]
+    html = (finished / "report.html").read_text().replace(escape(HOSTILE), "")
     assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
 
 
@@ -409,12 +413,12 @@ def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_netw
     hostile = f'{HOSTILE}<img src="http://127.0.0.1:{server.server_port}/beacon">'
     titles = {}
     for name, policy, text in (
-        ("escaped", report.POLICY, report.html_table([], [[hostile]])),
-        ("forgotten", report.POLICY, hostile),
+        ("escaped", POLICY, html_table([], [[hostile]])),
+        ("forgotten", POLICY, hostile),
         ("open", "", hostile),
     ):
         path = tmp_path / f"{name}.html"
-        path.write_text(report.PAGE.format(policy=policy, title="untouched", body=text), encoding="utf-8")
+        path.write_text(PAGE.format(policy=policy, title="untouched", body=text), encoding="utf-8")
         titles[name] = (re.search("<title>(.*?)</title>", opened(path))[1], len(asked) > 0)
     server.shutdown()
     server.server_close()
@@ -426,11 +430,11 @@ def test_in_a_browser_no_sentence_runs_a_script_and_nothing_is_asked_of_the_netw
 @pytest.mark.parametrize("hostile", [HOSTILE, "\udcff.tsv", "a" * 10_000, "'", "&lt;b&gt;"])
 def test_escaped_text_is_only_text(hostile):
     """Also when a file name is not UTF-8, as Python reads it."""
-    page = parse(f'<p title="{report.escape(hostile)}">{report.escape(hostile)}</p>')
+    page = parse(f'<p title="{escape(hostile)}">{escape(hostile)}</p>')
     shown = hostile.replace("\udcff", "?")
     shown = shown if len(shown) <= 600 else shown[:600] + " …"
     assert page.elements == [("p", {"title": shown})] and page.text == shown
-    report.escape(hostile).encode("utf-8")
+    escape(hostile).encode("utf-8")
 
 
 def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
@@ -443,7 +447,7 @@ def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
     for record in records:
         record["dev"]["score"] += 0.5  # a barely trained model cannot score this on its own tables
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    text = parse(report.write_report(run, None, CPU).read_text()).text
+    text = parse(write_report(run, None, CPU).read_text()).text
     assert "This is the shipped sample, too small for its scores to mean anything" in text
     assert "scores on QQP are not clean" in text
     assert "these are not its own dev tables" in text
@@ -453,9 +457,9 @@ def test_a_run_from_a_run_names_the_checkpoint_it_began_with(tmp_path):
     for name, line in (("first", 'weights = "minilm-l6"'), ("second", f'init = "{tmp_path}/first"')):
         (tmp_path / name / "best").mkdir(parents=True)
         (tmp_path / name / "config.toml").write_text(f'option = "finetune"\n{line}\n')
-    assert report.first_checkpoint(str(tmp_path / "second")) == "minilm-l6"
-    assert report.first_checkpoint(str(tmp_path / "first" / "best")) == "minilm-l6"
-    assert report.first_checkpoint("minilm-l6") == "minilm-l6"
+    assert first_checkpoint(str(tmp_path / "second")) == "minilm-l6"
+    assert first_checkpoint(str(tmp_path / "first" / "best")) == "minilm-l6"
+    assert first_checkpoint("minilm-l6") == "minilm-l6"
 
 
 def test_without_training_tables_there_is_no_sampling_plan(finished, data, tmp_path):
@@ -464,7 +468,7 @@ def test_without_training_tables_there_is_no_sampling_plan(finished, data, tmp_p
     dev.mkdir()
     for task in BUILT_IN.values():
         shutil.copy(task.path(data, "dev"), dev)
-    text = parse(report.write_report(run, str(dev), CPU).read_text()).text
+    text = parse(write_report(run, str(dev), CPU).read_text()).text
     assert "Sampling plan" not in text and "Dev scores" in text
     assert not (run / "figures" / "sampling.svg").exists()
 
@@ -475,8 +479,8 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
     run_quietly("--option", "mnrl", "--weights", tiny, "--data", data, "--tasks", "sentiment", "--epochs", 2,
                 "--steps-per-epoch", 2, "--threads", 1, "--out", run)  # fmt: skip
     drawn, draw = [], figures.tsne
-    monkeypatch.setattr(report, "tsne", lambda *args: drawn.extend(args[:2]) or draw(*args))
-    page = parse(report.write_report(run, None, CPU, iterations=250).read_text())
+    monkeypatch.setattr("multitask.page.tsne", lambda *args: drawn.extend(args[:2]) or draw(*args))
+    page = parse(write_report(run, None, CPU, embedding=Tsne(iterations=250)).read_text())
     path = SENTIMENT.path(data, "dev")
     sentences = [line.split("\t")[1] for line in path.read_text().splitlines()[1:]]
     for vectors, folder in zip(drawn, (tiny, run / "best"), strict=True):
@@ -488,7 +492,7 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
     run_quietly("--option", "report", "--run", run, "--perplexity", 3, "--iterations", 260, "--threads", 1)
     assert "perplexity 3, 260 iterations" in (run / "figures" / "tsne.svg").read_text()
     assert "SST on dev, 12 rows" in page.text
-    best = figures.best_record(report.read_metrics(run / "metrics.jsonl"))["dev"]
+    best = figures.best_record(read_metrics(run / "metrics.jsonl"))["dev"]
     (nearest,) = (row for row in page.cells if row[0] == "nearest sentence has the same class")
     assert nearest[2] == f"{best['retrieval']:.3f}"
     assert ["kNN accuracy", "", f"{best['knn']:.3f}"] in page.cells
@@ -511,7 +515,7 @@ def test_records_without_the_scores_of_the_runs_tasks_are_refused(finished, tmp_
     change(records[1])
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
-        report.write_report(run, None, CPU)
+        write_report(run, None, CPU)
 
 
 def test_the_report_of_a_run_that_chose_by_its_worst_task(finished, tmp_path):
@@ -524,12 +528,12 @@ def test_the_report_of_a_run_that_chose_by_its_worst_task(finished, tmp_path):
     first["dev"] |= {"score": 0.4, "worst": 0.3}
     second["dev"] |= {"score": 0.5, "worst": 0.2}
     (run / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
-    page = parse(report.write_report(run, None, CPU).read_text())
+    page = parse(write_report(run, None, CPU).read_text())
     assert ["best epoch", "1"] in page.cells
     del second["dev"]["worst"]
     (run / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
-        report.write_report(run, None, CPU)
+        write_report(run, None, CPU)
 
 
 def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_task(finished, data, tmp_path):
@@ -539,7 +543,7 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
     out = tmp_path / "both"
     run_quietly("--option", "ensemble", "--run", finished, tmp_path / "<b>twin", "--copy", "--out", out)
     run_quietly("--option", "report", "--run", out)
-    page, single = (parse(report.write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
+    page, single = (parse(write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
     head = ["task", "rows", "metric", "value", "in the score"]
     starts = page.cells.index(head), single.cells.index([*head, "training rows", "train − dev"])
     own, theirs = (one.cells[start : start + 7] for one, start in zip((page, single), starts, strict=True))
@@ -575,7 +579,7 @@ def record_with(part: str, value: object) -> bytes:
 
 def refusal(run: Path, data: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        report.write_report(run, data, CPU)
+        write_report(run, data, CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -609,7 +613,7 @@ def test_a_run_without_good_metrics_is_refused(tmp_path, metrics, said):
     if metrics is not None:
         (tmp_path / "metrics.jsonl").write_bytes(metrics)
     with pytest.raises(InputError, match=rf"^{tmp_path}/metrics\.jsonl.*{said}"):
-        report.write_report(tmp_path, None, CPU)
+        write_report(tmp_path, None, CPU)
 
 
 def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
@@ -623,6 +627,6 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
     (run / "config.toml").write_text('option = "evaluate"\n')
-    assert "config.toml: its option must be pretrain or finetune or distill or mnrl" in refusal(run)
+    assert "config.toml: its option must be pretrain or mnrl or finetune or distill" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -185,7 +184,7 @@ def test_inputs_that_fill_the_longest_length_are_counted(call, finetune, data, t
 
 def test_resuming_what_is_no_run_is_refused(call, tmp_path):
     status, _, err = call("--resume", "--out", tmp_path / "typo")
-    assert (status, err) == (2, f"error: {tmp_path / 'typo'}: holds no run to go on with (no config.toml)\n")
+    assert (status, err) == (2, f"error: {tmp_path / 'typo'}: holds no run to resume (no config.toml)\n")
 
 
 def test_predict_does_not_write_over_its_input(call, finished, tmp_path):
@@ -214,7 +213,8 @@ def test_a_folder_that_holds_a_run_is_not_written_over(call, finetune, finished)
     before = contents(finished / "best"), (finished / "config.toml").read_bytes()
     status, _, err = call(*finetune, "--out", finished, "--lr", "1e-3")
     assert status == 2
-    assert err == f"error: {finished}: holds a run already; go on with it (--resume), or name another --out\n"
+    remedy = "resume it with --resume, or choose another --out"
+    assert err == f"error: {finished}: holds a run already; {remedy}\n"
     assert before == (contents(finished / "best"), (finished / "config.toml").read_bytes())
 
 
@@ -243,11 +243,11 @@ main(sys.argv[5:])
 @pytest.mark.parametrize(
     "module, function, about, call_number, going_on",
     [
-        pytest.param("state", "_moments", "", 5, "going on after step 12", id="in mid-epoch"),
-        pytest.param("files", "flush", "step-00000012.p", 3, "going on after step 9", id="in saving a state"),
-        pytest.param("files", "rename", "latest", 4, "going on after step 9", id="before its pointer"),
-        pytest.param("files", "rename", "metrics", 3, "going on after step 9", id="before its metrics"),
-        pytest.param("files", "rename", "best.partial')", 2, "going on after step 18",
+        pytest.param("state", "_moments", "", 5, "resuming after step 12", id="in mid-epoch"),
+        pytest.param("files", "flush", "step-00000012.p", 3, "resuming after step 9", id="in saving a state"),
+        pytest.param("files", "rename", "latest", 4, "resuming after step 9", id="before its pointer"),
+        pytest.param("files", "rename", "metrics", 3, "resuming after step 9", id="before its metrics"),
+        pytest.param("files", "rename", "best.partial')", 2, "resuming after step 18",
                      id="between the renames of best"),
         pytest.param("train", "update", "", 2, "nothing saved yet, starting at step 0", id="before a state"),
     ],
@@ -287,7 +287,7 @@ def test_batches_by_tokens_on_resume(call, tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "update", stop)
     assert call(*words, "--out", tmp_path / "cut")[0] == 130
     status, out, _ = call("--resume", "--out", tmp_path / "cut")
-    assert status == 0 and "going on after step 2" in out
+    assert status == 0 and "resuming after step 2" in out
     assert metrics_without_clock(tmp_path / "cut") == metrics_without_clock(tmp_path / "whole")
     assert contents(tmp_path / "cut" / "best") == contents(tmp_path / "whole" / "best")
 
@@ -306,7 +306,7 @@ def test_resume_of_a_finished_run_trains_no_more(call, finished, tmp_path, monke
     monkeypatch.setattr(train, "update", None)
     status, out, err = call("--resume", "--out", run)
     assert (status, err) == (0, "")
-    assert "going on after step 18" in out
+    assert "resuming after step 18" in out
     assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
     assert contents(run / "best") == contents(finished / "best")
     assert contents(run / "predictions") == contents(finished / "predictions")
@@ -321,7 +321,7 @@ def test_more_epochs_on_resume_equal_a_longer_run(call, finetune, tmp_path):
     assert contents(tmp_path / "short" / "best") == contents(tmp_path / "long" / "best")
     assert tomllib.loads((tmp_path / "short" / "config.toml").read_text())["epochs"] == 2
     status, _, err = call("--resume", "--out", tmp_path / "short", "--epochs", 1)
-    assert status == 2 and "has 2 epochs behind it, more than --epochs 1" in err
+    assert status == 2 and "has completed 2 epochs, more than --epochs 1" in err
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -348,7 +348,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(call, finished, tmp_p
     status, out, err = call("--resume", "--out", run)
     assert status == 0
     assert err.startswith(f"warning: {run}/state/step-00000018: ") and "the state before it" in err
-    assert "going on after step 9" in out
+    assert "resuming after step 9" in out
     assert metrics_without_clock(run) == metrics_without_clock(finished)
     assert contents(run / "best") == contents(finished / "best")
 
@@ -414,10 +414,10 @@ def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, nu
     assert stopped.returncode == status
     assert stopped.stderr.splitlines() == [
         "", "stopping after this step; a second signal stops at once",
-        f"stopped; go on with --resume --out {tmp_path / 'run'}",
+        f"stopped; resume with --resume --out {tmp_path / 'run'}",
     ]  # fmt: skip
     status, out, err = call("--resume", "--out", tmp_path / "run")
-    assert (status, err) == (0, "") and "going on after step 5" in out
+    assert (status, err) == (0, "") and "resuming after step 5" in out
     assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
     assert contents(tmp_path / "run" / "best") == contents(finished / "best")
 
@@ -438,7 +438,7 @@ def test_a_second_process_is_refused(call, finetune, tmp_path):
         for arguments in (words, ["--resume", "--out", tmp_path / "run"]):
             status, _, err = call(*arguments)
             assert status == 2
-            assert err == f"error: {words[-1]}: in use by another process; wait, or choose another folder\n"
+            assert err == f"error: {words[-1]}: in use by another process; wait, or choose another --out\n"
     finally:
         first.kill()
         first.wait()
@@ -752,11 +752,3 @@ def test_the_main_job_learns_every_task_of_the_shipped_sample(call, tmp_path):
     assert dev["sentiment"]["accuracy"] > 0.5
     assert dev["similarity"]["pearson"] > 0.6
     assert dev["paraphrase"]["accuracy"] > 0.75
-
-
-def test_a_run_that_never_begins_takes_no_number(tmp_path):
-    command = [sys.executable, "-m", "multitask.run", "--option", "finetune", "--weights", "nope"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "nope" in done.stderr
-    assert list((tmp_path / "runs").iterdir()) == []

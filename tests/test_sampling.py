@@ -5,19 +5,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from helpers import make_model, write_tables
+from helpers import make_config, make_model, method_of, planned, write_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitask import finetune
-from multitask.config import SAMPLINGS, Config
-from multitask.data import make_examples, read_split
+from multitask.config import SAMPLINGS
+from multitask.finetune import plan_over
 from multitask.sampling import (
     ALPHAS,
-    Batches,
     Plan,
     RowBatches,
     TokenBatches,
+    Walk,
     annealed_alpha,
     expected_rows,
     mean_probabilities,
@@ -28,14 +27,16 @@ from multitask.sampling import (
     task_probabilities,
     turn_order,
 )
+from multitask.tables import read_split
 from multitask.tasks import BUILT_IN
+from multitask.tokens import make_examples
 
 
 def plan_by_rows(
     sampling: str, sizes: Sequence[int], batch_size: int, steps_per_epoch: int, epochs: int, seed: int = 0
 ) -> Plan:
     """Return a plan whose updates are one batch of a fixed number of rows each."""
-    walks: list[Batches] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
+    walks: list[Walk] = [RowBatches(seed, task, size, batch_size) for task, size in enumerate(sizes)]
     return Plan(sampling, sizes, walks, 1, steps_per_epoch, epochs, seed)
 
 
@@ -372,10 +373,12 @@ def test_the_sizes_are_those_of_the_loaded_tables(tiny, tmp_path):
         }
         for split in ("train", "dev")
     )
-    config = Config("finetune", sampling="annealed", steps_per_epoch=30, epochs=2, batch_size=4, accumulate=3)
-    method = finetune.Finetuning(model, train, dev, config)
-    for step, task, rows in schedule("annealed", [24, 12, 6], 12, 30, 2, config.seed):
-        name, batches = method.planned(step)
+    config = make_config(
+        "finetune", sampling="annealed", steps_per_epoch=30, epochs=2, batch_size=4, accumulate=3
+    )
+    method = method_of(config, model, train, dev)
+    for step, task, rows in schedule("annealed", [24, 12, 6], 12, 30, 2, config.training.seed):
+        name, batches = planned(method, step)
         assert name == list(sizes)[task] and np.concatenate(batches).tolist() == rows.tolist()
         assert [len(batch) for batch in batches] == [4, 4, 4] and max(rows) < sizes[name]
 
@@ -394,8 +397,8 @@ def test_an_epoch_of_a_full_pass_is_not_capped(settings, steps):
     """100,000 rows are 10,000 batches of 10, and 12 rows are 2. With five batches per update that is 2,000
     updates and 1. Round-robin with ten batches per update: 100,012 / 100, rounded up."""
     train = {"a": range(100_000), "b": range(12)}
-    plan = finetune.plan_over(train, Config("finetune", batch_size=10, **settings))
-    assert plan.steps_per_epoch == steps
+    config = make_config("finetune", batch_size=10, **settings)
+    assert plan_over(train, config.batches, config.training).steps_per_epoch == steps
 
 
 def test_plan_table():

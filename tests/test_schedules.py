@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multitask import train
-from multitask.config import Config
+from multitask.config import Training
 from multitask.sampling import Plan, RowBatches
 from multitask.schedules import halve_on_rise
 
@@ -112,7 +112,7 @@ def test_a_loss_that_really_rises_is_noticed():
 
 
 def test_a_run_follows_its_records():
-    rate = train.rate_schedule(Config("finetune", schedule="halve-on-rise", warmup=0.1), 20)
+    rate = train.rate_schedule(Training(schedule="halve-on-rise", warmup=0.1), 20)
     assert [rate(step, []) for step in (0, 1, 2, 19)] == [1 / 3, 2 / 3, 1, 1]
     records = [{"objective": epoch(a=(loss, 0, 9))} for loss in (1.0, 1.1, 1.2, 1.3)]
     assert rate(15, records) == 0.5

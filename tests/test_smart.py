@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_finetuning, make_model, sentence
+from helpers import collate, make_config, make_finetuning, make_model, planned, sentence
 from torch import Tensor, tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minbert import AdamW
 from minbert.packing import Packing
 from multitask import finetune, smart, train
-from multitask.config import Config
+from multitask.config import Smart
 from multitask.finetune import Finetuning
-from multitask.losses import DIVERGENCES, LOSSES, squared_difference, symmetric_kl
+from multitask.losses import squared_difference, symmetric_kl
+from multitask.sampling import random_generator
 from multitask.smart import (
     LEAST_CHANCE,
     MODES,
@@ -30,8 +31,9 @@ from multitask.smart import (
 from multitask.state import Progress
 from multitask.tasks import BUILT_IN
 
-FINETUNE = Config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=300, smart_weight=1.0)
+FINETUNE = make_config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=300, smart_weight=1.0)
 QUIET_STEP = 3  # a step of round-robin without the diagnostics that need extra passes
+OF_PARAPHRASE = QUIET_STEP + list(BUILT_IN).index("paraphrase")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -39,8 +41,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def ascent(mode="ball", **changes):
-    """Return the settings of the ascent: the defaults of `Config` with a test's changes."""
-    return {**Config("finetune", smart_mode=mode).ascent(32), "generator": seeded(), **changes}
+    """Return the settings of the ascent: the defaults of `Smart` with a test's changes."""
+    return {**Smart(mode=mode).ascent(32), "generator": seeded(), **changes}
 
 
 def on_tiny(tiny, name="sentiment", rows=3):
@@ -57,7 +59,7 @@ def on_tiny(tiny, name="sentiment", rows=3):
         def encode(embeddings):
             return model.logits_from_embeddings(name, embeddings, packing)
 
-        return encode, embeddings, encode(embeddings), DIVERGENCES[BUILT_IN[name].kind]
+        return encode, embeddings, encode(embeddings), BUILT_IN[name].kind.divergence
 
     return model, inputs, start
 
@@ -352,7 +354,7 @@ def test_both_sides_of_r_carry_gradient(name):
     encode, x = toy(outputs=columns), torch.randn(2, 3, 4, dtype=torch.float64)
     clean = encode(x).requires_grad_()
     settings = ascent(num_steps=0, noise_std=0.1, epsilon=1.0)
-    divergence = DIVERGENCES[BUILT_IN[name].kind]
+    divergence = BUILT_IN[name].kind.divergence
     smart_regularizer(encode, x, clean, divergence, **settings).backward()
     noise = torch.randn(2, 3, 4, generator=seeded(), dtype=torch.float64) * 0.1
     (wanted,) = torch.autograd.grad(divergence(encode(x + noise), clean), clean)
@@ -463,12 +465,18 @@ def test_feeding_embeddings_back_in_as_word_embeddings_is_another_function(tiny)
 
 def make_method(tiny, tmp_path, **changes) -> Finetuning:
     """Return the method of a run on small tables."""
-    return make_finetuning(replace(FINETUNE, weights=str(tiny), **changes), tmp_path)
+    return make_finetuning(FINETUNE.changed(weights=str(tiny), **changes), tmp_path)
 
 
 def one_loss(method, step=QUIET_STEP) -> tuple[Tensor, dict[str, float]]:
     ((loss, terms),) = method.losses(step)
     return loss, terms
+
+
+def diverge_by(method, divergence) -> None:
+    """Give paraphrase another divergence than that of its kind."""
+    task = BUILT_IN["paraphrase"]
+    method.model.tasks["paraphrase"] = replace(task, kind=replace(task.kind, divergence=divergence))
 
 
 def watch(monkeypatch):
@@ -510,12 +518,12 @@ def test_the_updates_gradient_has_lambda_times_that_of_r(tiny, tmp_path, monkeyp
         torch.manual_seed(0)
         one_loss(method, QUIET_STEP + task)[0].backward()
         gradients.append({name: parameter.grad for name, parameter in method.model.named_parameters()})
-    model, (name, (rows,)), (call,) = method.model.eval(), method.planned(QUIET_STEP + task), calls
+    model, (name, (rows,)), (call,) = method.model.eval(), planned(method, QUIET_STEP + task), calls
     model.zero_grad(set_to_none=True)
-    inputs, _ = finetune.collate(model, method.train[name], rows)
+    inputs, _ = collate(model, method.train[name], rows)
     embeddings, packing = model.encoder.embed(**inputs)
     moved = model.logits_from_embeddings(name, embeddings + call["noise"], packing)
-    (15 * DIVERGENCES[BUILT_IN[name].kind](moved, model(name, inputs))).backward()
+    (15 * BUILT_IN[name].kind.divergence(moved, model(name, inputs))).backward()
     for key, parameter in model.named_parameters():
         if parameter.grad is not None:
             change = gradients[1][key] - gradients[0][key]
@@ -531,8 +539,8 @@ def test_a_pairs_two_halves_share_one_perturbation(tiny, tmp_path, monkeypatch):
     step = QUIET_STEP + list(BUILT_IN).index("similarity")
     one_loss(method, step)
     (call,) = calls
-    name, (rows,) = method.planned(step)
-    inputs, _ = finetune.collate(method.model, method.train[name], rows)
+    name, (rows,) = planned(method, step)
+    inputs, _ = collate(method.model, method.train[name], rows)
     types = inputs["token_type_ids"][inputs["attention_mask"].bool()]
     assert call["embeddings"].shape == call["noise"].shape == (len(types), 32)
     sizes = call["noise"].abs().amax(dim=1)
@@ -543,8 +551,8 @@ def test_a_pairs_two_halves_share_one_perturbation(tiny, tmp_path, monkeypatch):
 def test_the_seam_gives_the_models_own_logits_at_zero_noise(tiny, tmp_path, monkeypatch, task):
     calls, method = watch(monkeypatch), make_method(tiny, tmp_path)
     one_loss(method, QUIET_STEP + task)
-    name, (rows,) = method.planned(QUIET_STEP + task)
-    inputs, _ = finetune.collate(method.model, method.train[name], rows)
+    name, (rows,) = planned(method, QUIET_STEP + task)
+    inputs, _ = collate(method.model, method.train[name], rows)
     (call,) = calls
     wanted = method.model.eval()(name, inputs)
     assert torch.equal(call["encode"](call["embeddings"]), wanted) and torch.equal(call["logits"], wanted)
@@ -610,32 +618,26 @@ def test_multiplications_of_an_update(tiny, tmp_path, dropout, most):
     assert most - 0.5 < 3 * counts[1] / counts[0] < 1.05 * most
 
 
-def test_a_gradient_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path):
     """The divergence is finite but its gradient is not: the update is then that of the task alone."""
     weights = []
     for broken in (True, False):
         method = make_method(tiny, tmp_path, smart_weight=float(broken))
-        if broken:
-
-            def divergence(p, q):
-                return (p - q).abs().sqrt().sum() * 0 + (p * 0).sum().sqrt()
-
-            monkeypatch.setattr(finetune, "DIVERGENCES", dict.fromkeys(DIVERGENCES, divergence))
+        diverge_by(method, lambda p, q: (p - q).abs().sqrt().sum() * 0 + (p * 0).sum().sqrt())
         optimizer = AdamW(method.model.parameters(), lr=0.01)
-        terms = train.update(optimizer, method.losses(QUIET_STEP), 1, 1.0)
-        assert terms.get("smart/sentiment/skipped") == (1 if broken else None)
-        assert "smart/sentiment/r" not in terms
+        terms = train.update(optimizer, method.losses(OF_PARAPHRASE), 1, 1.0)
+        assert terms.get("smart/paraphrase/skipped") == (1 if broken else None)
+        assert "smart/paraphrase/r" not in terms
         weights.append(torch.cat([parameter.detach().flatten() for parameter in method.model.parameters()]))
     assert weights[0].isfinite().all() and torch.equal(*weights)
 
 
-def test_an_r_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path, monkeypatch):
+def test_an_r_that_is_not_finite_is_counted_and_does_not_poison_the_update(tiny, tmp_path):
     """For example if the perturbation makes a finite value overflow."""
     method = make_method(tiny, tmp_path)
-    nan = dict.fromkeys(DIVERGENCES, lambda p, q: (p - q).sum() * 0 + math.nan)
-    monkeypatch.setattr(finetune, "DIVERGENCES", nan)
-    terms = train.update(AdamW(method.model.parameters()), method.losses(QUIET_STEP), 1, 1.0)
-    assert terms["smart/sentiment/skipped"] == 1 and "smart/sentiment/r" not in terms
+    diverge_by(method, lambda p, q: (p - q).sum() * 0 + math.nan)
+    terms = train.update(AdamW(method.model.parameters()), method.losses(OF_PARAPHRASE), 1, 1.0)
+    assert terms["smart/paraphrase/skipped"] == 1 and "smart/paraphrase/r" not in terms
     assert math.isfinite(terms["loss/all"])
 
 
@@ -657,11 +659,25 @@ def test_what_is_skipped_in_one_of_two_batches_counts_once(tiny, tmp_path, monke
     assert found["skipped"] == 1 and found["r"] == pytest.approx(first)
 
 
-@pytest.mark.parametrize("count, wanted, rows", [
-    (16, 4, [0, 4, 8, 12]), (5, 2, [0, 2]), (5, 3, [0, 1, 3]), (4, 9, [0, 1, 2, 3]), (3, None, [0, 1, 2]),
+def smoothed(method, step: int, count: int) -> np.ndarray:
+    """The places of the rows that SMART takes of the only batch of an update."""
+    return method.smoothed_rows(count, random_generator(method.plan.seed, "smoothed rows", step))
+
+
+@pytest.mark.parametrize("count, wanted, start, rows", [
+    (16, 4, 0, [0, 4, 8, 12]), (16, 4, 6, [2, 6, 10, 14]), (5, 2, 0, [0, 2]), (5, 2, 3, [0, 3]),
+    (5, 3, 0, [0, 1, 3]), (4, 9, 2, [0, 1, 2, 3]),
 ])  # fmt: skip
-def test_the_rows_to_regularise_lie_at_even_distances(count, wanted, rows):
-    assert finetune.spread_rows(count, wanted).tolist() == rows
+def test_the_rows_to_regularise_are_evenly_spaced(count, wanted, start, rows):
+    assert finetune.spread_rows(count, wanted, start).tolist() == rows
+
+
+@pytest.mark.parametrize("count, wanted", [(16, 4), (7, 3), (5, 2)])
+def test_every_row_is_as_likely_to_be_regularised(count, wanted):
+    """Batches by tokens begin with a row that did not fit before, longer than the others: no place may be
+    preferred. Over all starts each row is taken as often as any other."""
+    taken = [row for start in range(count) for row in finetune.spread_rows(count, wanted, start)]
+    assert np.bincount(taken, minlength=count).tolist() == [wanted] * count
 
 
 @pytest.mark.parametrize("task", range(3))
@@ -669,18 +685,19 @@ def test_the_rows_to_regularise_lie_at_even_distances(count, wanted, rows):
     "changes", [{}, {"encoder_dropout": 0.3}, {"bregman_weight": 1.0, "encoder_dropout": 0.3}]
 )
 def test_smart_on_some_rows_is_smart_on_a_batch_of_them(tiny, tmp_path, monkeypatch, task, changes):
-    """2 of 4 rows: 0 and 2. The ascent sees only their tokens, and R is the mean over the two."""
+    """2 of 4 rows. The ascent sees only their tokens, and R is the mean over the two."""
     calls = watch(monkeypatch)
     method = make_method(tiny, tmp_path, smart_rows=2, **changes)
     _, terms = one_loss(method, QUIET_STEP + task)
-    name, (rows,) = method.planned(QUIET_STEP + task)
-    inputs, _ = finetune.collate(method.model.eval(), method.train[name], rows[[0, 2]])
+    name, (rows,) = planned(method, QUIET_STEP + task)
+    chosen = smoothed(method, QUIET_STEP + task, len(rows))
+    inputs, _ = collate(method.model.eval(), method.train[name], rows[chosen])
     embeddings, packing = method.model.encoder.embed(**inputs)
     (call,) = calls
     torch.testing.assert_close(call["embeddings"], embeddings)
     torch.testing.assert_close(call["logits"], method.model(name, inputs))
     moved = method.model.logits_from_embeddings(name, embeddings + call["noise"], packing)
-    r = DIVERGENCES[BUILT_IN[name].kind](moved, method.model(name, inputs))
+    r = BUILT_IN[name].kind.divergence(moved, method.model(name, inputs))
     assert terms[f"smart/{name}/r"] == pytest.approx(r.item(), rel=1e-4)
 
 
@@ -692,9 +709,10 @@ def test_a_rows_noise_is_the_same_whatever_rows_are_regularised(tiny, tmp_path, 
         method = make_method(tiny, tmp_path, smart_rows=some, smart_mode=mode, smart_step_size=0.1)
         one_loss(method)
     every, few = calls
-    name, (rows,) = method.planned(QUIET_STEP)
-    first, _, third, _ = every["noise"].split(method.train[name].tokens.lengths_of(rows).tolist())
-    torch.testing.assert_close(few["noise"], torch.cat([first, third]), rtol=1e-3, atol=1e-6)
+    name, (rows,) = planned(method, QUIET_STEP)
+    of_rows = every["noise"].split(method.train[name].tokens.lengths_of(rows).tolist())
+    one, other = smoothed(method, QUIET_STEP, len(rows))
+    torch.testing.assert_close(few["noise"], torch.cat([of_rows[one], of_rows[other]]), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("dropout, passes", [(0.0, 5), (0.1, 8)])
@@ -707,9 +725,11 @@ def test_multiplications_of_an_update_with_one_of_four_rows(tiny, tmp_path, drop
         with FlopCounterMode(display=False) as counter:
             one_loss(method)[0].backward()
         counts.append(counter.get_total_flops())
-    name, (rows,) = method.planned(QUIET_STEP)
+    name, (rows,) = planned(method, QUIET_STEP)
     lengths = method.train[name].tokens.lengths_of(rows)
-    assert 3 * counts[1] / counts[0] == pytest.approx(3 + passes * lengths[0] / lengths.sum(), rel=0.05)
+    (chosen,) = smoothed(method, QUIET_STEP, len(rows))
+    expected = 3 + passes * lengths[chosen] / lengths.sum()
+    assert 3 * counts[1] / counts[0] == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("task", range(3))
@@ -723,11 +743,11 @@ def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
         for parameter in method.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     _, terms = one_loss(method, task)
-    name, (rows,) = method.planned(task)
+    name, (rows,) = planned(method, task)
     model, noise = method.model, calls[0]["noise"]
-    inputs, labels = finetune.collate(model, method.train[name], rows)
+    inputs, labels = collate(model, method.train[name], rows)
     embeddings, packing = model.encoder.embed(**inputs)
-    clean, divergence = model(name, inputs), DIVERGENCES[BUILT_IN[name].kind]
+    clean, divergence = model(name, inputs), BUILT_IN[name].kind.divergence
     r = divergence(model.logits_from_embeddings(name, embeddings + noise, packing), clean)
     d = divergence(clean, method.teacher(name, inputs))
 
@@ -735,7 +755,7 @@ def test_the_gradient_ratios(tiny, tmp_path, monkeypatch, task):
         gradients = torch.autograd.grad(value, [*model.parameters()], retain_graph=True, allow_unused=True)
         return torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm().item()
 
-    of_loss = norm(LOSSES[BUILT_IN[name].kind](clean, labels))
+    of_loss = norm(BUILT_IN[name].kind.loss(clean, labels))
     assert terms[f"smart/{name}/gradient_ratio"] == pytest.approx(2 * norm(r) / of_loss, rel=1e-3)
     assert terms[f"bregman/{name}/gradient_ratio"] == pytest.approx(3 * norm(d) / of_loss, rel=1e-3)
 
@@ -748,19 +768,20 @@ def test_an_idle_or_a_skipped_regulariser_is_named(tiny, tmp_path):
         "bregman": {"a": {"gradient_ratio": 0.5}},
     }
     skipped, idle = method.warnings(record)
-    assert skipped == "SMART was skipped in 2 updates of c: a gradient was not finite"
+    assert skipped == "SMART was left out of 2 updates of c: it was not finite"
     assert idle.startswith("SMART is idle for a: its gradient is under 1% of the task loss's")
     record["bregman"]["b"] = {"gradient_ratio": 0.0}
     assert [line.partition(":")[0] for line in method.warnings(record)][2:] == ["BPPO is idle for b"]
 
 
-def test_an_r_that_was_skipped_has_no_gradient_ratio(tiny, tmp_path, monkeypatch):
+def test_an_r_that_was_skipped_has_no_gradient_ratio(tiny, tmp_path):
     """Counted as 0, it would make a healthy epoch look idle."""
     method = make_method(tiny, tmp_path, steps_per_epoch=3)
-    nan = dict.fromkeys(DIVERGENCES, lambda p, q: (p - q).sum() * 0 + math.nan)
-    monkeypatch.setattr(finetune, "DIVERGENCES", nan)
-    _, terms = one_loss(method, 0)
-    assert terms["smart/sentiment/skipped"] == 1 and "smart/sentiment/gradient_ratio" not in terms
+    _, terms = one_loss(method, 1)
+    assert terms["smart/paraphrase/gradient_ratio"] > 0
+    diverge_by(method, lambda p, q: (p - q).sum() * 0 + math.nan)
+    _, terms = one_loss(method, 1)
+    assert terms["smart/paraphrase/skipped"] == 1 and "smart/paraphrase/gradient_ratio" not in terms
 
 
 def test_any_nonzero_value_of_the_mask_marks_a_real_token():

@@ -14,8 +14,9 @@ from torch import nn
 
 from minbert import AdamW, files
 from minbert.errors import InputError
-from minbert.files import recover_folder, write_folder, write_tensors, write_text
+from minbert.files import write_tensors, write_text
 from multitask import state
+from multitask.replacement import recover_folder, write_folder
 from multitask.state import Progress, States
 
 
@@ -176,7 +177,7 @@ def test_a_save_that_was_cut_off_is_ignored(tmp_path, name):
     model, optimizer = make()
     states = States(tmp_path, {"model": model}, optimizer)
     states.load(Progress())
-    states.close(Progress(9))  # the next save of that step succeeds, and cleans up
+    states.finish_or_rescue(Progress(9))  # the next save of that step succeeds, and cleans up
     assert folders(tmp_path) == ["step-00000002", "step-00000009"]
     progress = load(tmp_path)
     assert progress is not None and progress.step == 9
@@ -209,7 +210,7 @@ def test_a_full_disk_costs_a_warning_and_the_next_save_tries_again(tmp_path, ful
     assert err.startswith(f"warning: {tmp_path}: the state cannot be saved") and "No space left" in err
     assert folders(tmp_path) == ["step-00000001"]  # the half-written state no longer takes space
     full_disk.clear()
-    assert states.close(Progress(3)) == tmp_path
+    assert states.finish_or_rescue(Progress(3)) == tmp_path
     assert folders(tmp_path) == ["step-00000001", "step-00000003"]
     assert capsys.readouterr().err == ""
 
@@ -221,7 +222,7 @@ def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_pat
     states = States(tmp_path / "run", {"model": model}, optimizer, {"option": "finetune"})
     states.keep_best()
     full_disk.append(tmp_path / "run")
-    place = states.close(Progress(3, best_epoch=1, records=[{"epoch": 1}]))
+    place = states.finish_or_rescue(Progress(3, best_epoch=1, records=[{"epoch": 1}]))
     assert place.parent == tmp_path / "elsewhere"
     assert {"best", "config.toml", "metrics.jsonl", "state"} <= {path.name for path in place.iterdir()}
     assert load(place) == Progress(3, best_epoch=1, records=[{"epoch": 1}])
@@ -230,7 +231,7 @@ def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_pat
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(OSError, match="could not be written anywhere"):
-        states.close(Progress(4))
+        states.finish_or_rescue(Progress(4))
 
 
 def test_a_folder_removed_while_the_run_goes_on_is_made_again(tmp_path):
@@ -241,7 +242,7 @@ def test_a_folder_removed_while_the_run_goes_on_is_made_again(tmp_path):
     states.save(Progress(1, best_epoch=1, records=[{"epoch": 1}]))
     states.wait()
     shutil.rmtree(run)
-    assert states.close(Progress(2, best_epoch=1, records=[{"epoch": 1}])) == run
+    assert states.finish_or_rescue(Progress(2, best_epoch=1, records=[{"epoch": 1}])) == run
     assert sorted(path.name for path in run.iterdir()) == ["best", "config.toml", "metrics.jsonl", "state"]
 
 
@@ -253,7 +254,7 @@ def test_a_best_model_that_was_changed_on_disk_is_written_again_at_the_end(tmp_p
     states.wait()
     before = (tmp_path / "best" / "weights").read_bytes()
     (tmp_path / "best" / "weights").write_bytes(before[:-1] + b"?")
-    states.close(Progress(1, best_epoch=1, records=[{}]))
+    states.finish_or_rescue(Progress(1, best_epoch=1, records=[{}]))
     assert (tmp_path / "best" / "weights").read_bytes() == before
     assert "has changed since it was written" in capsys.readouterr().err
 
@@ -295,7 +296,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, capsys, nam
     model, optimizer = make()  # the damaged state must not count as a good one
     states = States(tmp_path, {"model": model}, optimizer)
     assert states.load(Progress()) == Progress(1)
-    states.close(Progress(3))
+    states.finish_or_rescue(Progress(3))
     assert folders(tmp_path) == ["step-00000001", "step-00000003"]
 
 

@@ -10,18 +10,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import make_finetuning, metrics_without_clock, write_tables
+from helpers import (
+    collate,
+    make_config,
+    make_finetuning,
+    method_of,
+    metrics_without_clock,
+    planned,
+    write_tables,
+)
 from safetensors.torch import load_file, save_file
 
-from multitask import MultitaskBert, finetune, load, train
-from multitask.config import Config
-from multitask.data import make_examples, read_split
-from multitask.finetune import Finetuning
-from multitask.losses import LOSSES
-from multitask.report import write_report
+from multitask import MultitaskBert, load, train
+from multitask.page import write_report
 from multitask.run import main
+from multitask.tables import read_split
 from multitask.targets import FILE
 from multitask.tasks import BUILT_IN
+from multitask.tokens import make_examples
 
 STUDENT = ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "6", "--batch-size", "4", "--lr", "1e-2",
            "--save-every", "1", "--no-report"]  # fmt: skip
@@ -56,7 +62,9 @@ def test_a_student_learns_from_the_ensembles_outputs_on_its_tables(folder, tiny,
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     of_teacher = json.loads((folder / "both" / "result.json").read_text())["dev"]
     for name, task in BUILT_IN.items():
-        assert result["teacher"][name][task.metric] == pytest.approx(of_teacher[name][task.metric], abs=1e-5)
+        assert result["teacher"][name][task.kind.metric] == pytest.approx(
+            of_teacher[name][task.kind.metric], abs=1e-5
+        )
     assert model.tasks == BUILT_IN and "on dev, student and teacher:" in said
     student, of_teacher = result["dev"]["score"], result["teacher"]["score"]
     assert f"  score                     {student:.3f}  {of_teacher:.3f}\n" in said
@@ -69,14 +77,14 @@ def test_a_student_learns_from_the_ensembles_outputs_on_its_tables(folder, tiny,
 def test_the_loss_weighs_labels_and_teacher(tiny, tmp_path, task, weight):
     """(1 - w) times the loss on the labels plus w times T^2 KL(teacher || student), or the squared error.
     With w = 0 it is the loss of fine-tuning."""
-    config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, encoder_dropout=0.0)
-    config = replace(config, distill_weight=weight, distill_temperature=3.0)
+    config = make_config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, encoder_dropout=0.0)
+    config = config.changed(distill_weight=weight, distill_temperature=3.0)
     plain = make_finetuning(config, tmp_path)
     taught = {name: torch.randn(len(rows), BUILT_IN[name].outputs) for name, rows in plain.train.items()}
-    method = Finetuning(plain.model, plain.train, plain.dev, config, taught)
+    method = method_of(config, plain.model, plain.train, plain.dev, taught)
     ((loss, terms),) = method.losses(task)
-    name, (rows,) = method.planned(task)
-    inputs, labels = finetune.collate(method.model, method.train[name], rows)
+    name, (rows,) = planned(method, task)
+    inputs, labels = collate(method.model, method.train[name], rows)
     logits, wanted = method.model(name, inputs).double(), taught[name][rows].double()
     if name == "similarity":
         distance = (logits - wanted).square().mean()
@@ -85,17 +93,17 @@ def test_the_loss_weighs_labels_and_teacher(tiny, tmp_path, task, weight):
         q, p = (z.softmax(dim=1) for z in both)
         distance = 9 * (q * (q / p).log()).sum(dim=1).mean()
     assert terms[f"distill/{name}"] == pytest.approx(distance.item(), rel=1e-4)
-    of_labels = LOSSES[BUILT_IN[name].kind](logits, labels).item()
+    of_labels = BUILT_IN[name].kind.loss(logits, labels).item()
     assert loss.item() == pytest.approx((1 - weight) * of_labels + weight * distance.item(), rel=1e-4)
 
 
 def test_a_range_of_values_weighs_as_0_to_5_does(tiny, tmp_path):
     """For a range of 0 to 10 a unit is 2: values 4 apart are 2 units apart, with a squared error of 4."""
-    config = Config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, distill_weight=1.0)
-    method = make_finetuning(replace(config, encoder_dropout=0.0), tmp_path)
+    config = make_config("distill", weights=str(tiny), batch_size=4, steps_per_epoch=300, distill_weight=1.0)
+    method = make_finetuning(config.changed(encoder_dropout=0.0), tmp_path)
     method.model.tasks["similarity"] = replace(BUILT_IN["similarity"], high=10.0)
-    name, (rows,) = method.planned(2)
-    inputs, _ = finetune.collate(method.model.eval(), method.train[name], rows)
+    name, (rows,) = planned(method, 2)
+    inputs, _ = collate(method.model.eval(), method.train[name], rows)
     taught = torch.zeros(len(method.train[name]), 1)
     taught[rows] = method.model(name, inputs).detach() + 4
     method.taught = {name: taught}

@@ -9,12 +9,14 @@ import pytest
 import tomli_w
 
 from minbert.errors import InputError
+from multitask.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.tasks import (
     BUILT_IN,
     PARAPHRASE,
     SENTIMENT,
     SIMILARITY,
     Task,
+    first_of_single_texts_in_classes,
     read_task_file,
     select,
     task_from_toml,
@@ -23,6 +25,8 @@ from multitask.tasks import (
 
 TOPIC = '[topic]\nkind = "binary"\ntexts = ["text"]\nlabel = "topic"\nfiles = "topic-{split}.csv"\n'
 CLASSES = TOPIC.replace("binary", "classification")
+REAL = TOPIC.replace("binary", "regression")
+COUNT = "a whole number, at least 0 and at most 10,000"
 
 
 @pytest.mark.parametrize(
@@ -30,18 +34,16 @@ CLASSES = TOPIC.replace("binary", "classification")
     [
         ({"name": "my task"}, "invalid name"),
         ({"name": ""}, "invalid name"),
-        ({"kind": "ranking"}, "kind must be one of classification, binary, regression, not 'ranking'"),
         ({"texts": ()}, "one or two columns, not 0"),
         ({"texts": ("a", "b", "c")}, "one or two columns, not 3"),
         ({"files": "train.csv"}, "files needs {split}"),
         ({"files": "../{split}.csv"}, "without folders"),
-        ({"num_classes": 1}, "at least 2"),
-        ({"num_classes": 10**9}, "at most 10,000"),
+        ({"num_classes": 1}, "from 2 to 10,000"),
         ({"output": "a\0b"}, "not contain control characters"),
         ({"header": "a\nb"}, "not contain control characters"),
         ({"output": "a" * 101}, "up to 100 bytes"),
         ({"name": "a" * 101}, "up to 100 bytes"),
-        ({"kind": "binary"}, "num_classes is for a classification only"),
+        ({"kind": BINARY}, "num_classes is for a classification only"),
         ({"high": 5.0}, "low and high are for a regression only"),
         ({"low": 5.0, "high": 5.0}, "low must be below high"),
         ({"low": math.nan}, "low must be below high"),
@@ -57,9 +59,13 @@ def test_a_task_that_cannot_be_is_refused(change, problem):
 
 def test_outputs_metric_and_score():
     assert [task.outputs for task in BUILT_IN.values()] == [5, 1, 1]
-    assert [task.metric for task in BUILT_IN.values()] == ["accuracy", "accuracy", "pearson"]
-    assert SENTIMENT.score(0.5) == 0.5
-    assert SIMILARITY.score(0.5) == 0.75  # (1 + r) / 2
+    assert [task.kind.metric for task in BUILT_IN.values()] == ["accuracy", "accuracy", "pearson"]
+    assert SENTIMENT.kind.score(0.5) == PARAPHRASE.kind.score(0.5) == 0.5
+    assert SIMILARITY.kind.score(0.5) == 0.75  # (1 + r) / 2
+
+
+def test_classes():
+    assert [task.classes for task in BUILT_IN.values()] == [5, 2, 0]
 
 
 def test_unit_is_a_fifth_of_a_regressions_range():
@@ -133,13 +139,24 @@ def test_select_keeps_the_order_asked_for():
         select(["sst"])
 
 
+def test_mnrl_trains_on_the_first_classification_of_single_texts():
+    pairs = replace(SENTIMENT, name="pairs", texts=("a", "b"))
+    other = replace(SENTIMENT, name="other")
+    known = {task.name: task for task in (PARAPHRASE, pairs, other, SENTIMENT)}
+    assert first_of_single_texts_in_classes(known) == other
+    with pytest.raises(
+        InputError, match="needs a classification task with one text column; name one with --tasks"
+    ):
+        first_of_single_texts_in_classes({"pairs": pairs, "paraphrase": PARAPHRASE})
+
+
 @pytest.mark.parametrize(
     "task",
     [
         *BUILT_IN.values(),
-        Task("plain", "regression", ("a", "b"), "y", "{split}.tsv"),
-        Task("full", "regression", ("a",), "y", "{split}.tsv", "o", "H", "key", 0, -1.5, 2.0),
-        Task("two", "classification", ("a",), "y", "{split}.tsv", num_classes=2),
+        Task("plain", REGRESSION, ("a", "b"), "y", "{split}.tsv"),
+        Task("full", REGRESSION, ("a",), "y", "{split}.tsv", "o", "H", "key", 0, -1.5, 2.0),
+        Task("two", CLASSIFICATION, ("a",), "y", "{split}.tsv", num_classes=2),
     ],
     ids=lambda task: task.name,
 )
@@ -149,7 +166,7 @@ def test_a_task_survives_toml(task):
 
 
 def test_a_table_holds_no_defaults():
-    assert task_to_toml(Task("plain", "binary", ("a",), "y", "{split}.tsv")).keys() == {
+    assert task_to_toml(Task("plain", BINARY, ("a",), "y", "{split}.tsv")).keys() == {
         "kind", "texts", "label", "files"
     }  # fmt: skip
 
@@ -159,8 +176,8 @@ def test_a_task_file_defines_tasks(tmp_path):
     path.write_text(CLASSES + 'num_classes = 7\n[mood]\nkind = "regression"\ntexts = ["a", "b"]\n'
                     'label = "mood"\nfiles = "mood-{split}.tsv"\nlow = -1\nhigh = 1.5\n')  # fmt: skip
     topic, mood = read_task_file(path).values()
-    assert topic == Task("topic", "classification", ("text",), "topic", "topic-{split}.csv", num_classes=7)
-    assert mood == Task("mood", "regression", ("a", "b"), "mood", "mood-{split}.tsv", low=-1, high=1.5)
+    assert topic == Task("topic", CLASSIFICATION, ("text",), "topic", "topic-{split}.csv", num_classes=7)
+    assert mood == Task("mood", REGRESSION, ("a", "b"), "mood", "mood-{split}.tsv", low=-1, high=1.5)
 
 
 @pytest.mark.parametrize(
@@ -169,22 +186,40 @@ def test_a_task_file_defines_tasks(tmp_path):
         ("[topic", "cannot be read as TOML"),
         ("", "defines no tasks"),
         ("kind = 'binary'", "defines no tasks"),
-        (TOPIC + "colour = 1\n", "[topic] has an unknown key 'colour'; known are kind, texts"),
-        (TOPIC + "name = 'x'\n", "[topic] has an unknown key 'name'"),
-        (TOPIC + "num_classes = '7'\n", "[topic] num_classes must be a whole number, not '7'"),
-        (TOPIC + "num_classes = true\n", "[topic] num_classes must be a whole number, not True"),
-        (TOPIC + f"num_classes = 0x{'f' * 5000}\n", "[topic] num_classes is out of range"),
-        (TOPIC + f"low = -1{'0' * 400}\n", "[topic] low is out of range"),
+        (TOPIC + "colour = 1\n", "[topic]: unknown key 'colour'"),
+        (TOPIC + "text = 'text'\n", "[topic]: unknown key 'text'; did you mean texts?"),
+        (TOPIC + "name = 'x'\n", "[topic]: unknown key 'name'"),
+        (
+            TOPIC.replace("binary", "ranking"),
+            "[topic]: kind must be one of classification, binary, regression, not 'ranking'",
+        ),
+        (CLASSES + "num_classes = '7'\n", f"[topic]: num_classes must be {COUNT}, not '7'"),
+        (CLASSES + "num_classes = true\n", f"[topic]: num_classes must be {COUNT}, not True"),
+        (CLASSES + "num_classes = 10001\n", f"[topic]: num_classes must be {COUNT}, not 10001"),
+        (CLASSES + f"num_classes = 0x{'f' * 5000}\n", f"[topic]: num_classes must be {COUNT}, not int too"),
+        (REAL + f"low = -1{'0' * 400}\n", "[topic]: low must be a number, at least -inf and at most inf"),
+        (REAL + "low = nan\n", "[topic]: low must be a number, at least -inf and at most inf, not nan"),
+        (REAL + "low = 3\nhigh = 2.5\n", "task topic: low must be below high"),
         (TOPIC + f"low = {'[' * 5000}", "cannot be read as TOML (nested too deeply)"),
         (TOPIC.replace("[topic]", '["a\\u001bb"]'), r"'a\x1bb': invalid task name"),
-        (TOPIC + "low = 'a'\n", "[topic] low must be a number, not 'a'"),
-        (TOPIC.replace('["text"]', '"text"'), "[topic] texts must be a list of columns, not 'text'"),
-        (TOPIC.replace('label = "topic"\n', ""), "[topic] lacks label"),
-        ("[topic]\n", "[topic] lacks kind, texts, label, files"),
-        (CLASSES, "task topic: a classification needs num_classes of at least 2"),
-        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes of at least 2"),
-        (TOPIC.replace('["text"]', "[1, 2]"), "task topic: texts must be a list of column names"),
-        (TOPIC.replace('["text"]', '["text", 1]'), "task topic: texts must be a list of column names"),
+        (REAL + "low = 'a'\n", "[topic]: low must be a number, at least -inf and at most inf, not 'a'"),
+        (
+            TOPIC.replace('["text"]', '"text"'),
+            "[topic]: texts must be a list of texts, not empty and without NUL, not 'text'",
+        ),
+        (TOPIC.replace('label = "topic"\n', ""), "[topic]: lacks label"),
+        ("[topic]\n", "[topic]: lacks kind, texts, label, files"),
+        (CLASSES, "task topic: a classification needs num_classes from 2 to 10,000"),
+        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes from 2 to 10,000"),
+        (
+            TOPIC.replace('["text"]', "[1, 2]"),
+            "[topic]: texts must be a list of texts, not empty and without NUL, not [1, 2]",
+        ),
+        (
+            TOPIC.replace('["text"]', '["text", 1]'),
+            "[topic]: texts must be a list of texts, not empty and without NUL, not [",
+        ),
+        (TOPIC.replace('["text"]', "[]"), "task topic: texts must name one or two columns, not 0"),
         (
             TOPIC.replace("[topic]", "[score]"),
             "task score: this name is reserved",

@@ -7,22 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_model, metrics_without_clock, write_tables
+from helpers import collate, make_config, make_model, method_of, metrics_without_clock, write_tables
 
 from minbert import AdamW
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
 from multitask import finetune, state, train
-from multitask.build import best_folder, build_model, start_heads
-from multitask.config import Config
-from multitask.data import Examples, make_examples, read_split
+from multitask.build import build_model, start_heads
 from multitask.finetune import Finetuning
-from multitask.losses import LOSSES
+from multitask.model import best_folder
+from multitask.preparation import prepare
 from multitask.schedules import halve_on_rise
 from multitask.state import Progress, States
+from multitask.tables import read_split
 from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+from multitask.tokens import Examples, make_examples
 
-FINETUNE = Config("finetune", encoder_dropout=0.0, epochs=2, batch_size=4, pooling="mean")
+CPU = torch.device("cpu")
+
+FINETUNE = make_config("finetune", encoder_dropout=0.0, epochs=2, batch_size=4, pooling="mean")
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +39,23 @@ def examples(model, rows, split="train") -> dict[str, Examples]:
 
 
 def build(tiny, config=FINETUNE, tasks=BUILT_IN):
-    return build_model(replace(config, weights=str(tiny)), tasks)
+    config = config.changed(weights=str(tiny))
+    dropout = config.encoder_dropout.encoder_dropout, config.head_dropout.head_dropout
+    return build_model(config.start, tasks, config.training.seed, *dropout)
 
 
 def make_optimizer(model, config):
-    return AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    return AdamW(parameter_groups(model, config.training.weight_decay), lr=config.training.lr)
 
 
 def batches(model, rows, name, size, count=1):
     data = examples(model, rows)[name]
-    return [finetune.collate(model, data, range(n * size, (n + 1) * size)) for n in range(count)]
+    return [collate(model, data, range(n * size, (n + 1) * size)) for n in range(count)]
 
 
 def update(model, optimizer, task, batches, clip_norm) -> float:
     """One update on these batches of a task; the loss."""
-    losses = [(LOSSES[task.kind](model(task.name, inputs), labels), {}) for inputs, labels in batches]
+    losses = [(task.kind.loss(model(task.name, inputs), labels), {}) for inputs, labels in batches]
     return train.update(optimizer, losses, len(batches), clip_norm)["loss/all"]
 
 
@@ -74,7 +79,7 @@ def same(before, after) -> bool:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_updates_overfit_a_batch(tiny, rows, name):
     model = build(tiny)
-    optimizer = make_optimizer(model, replace(FINETUNE, lr=3e-3))
+    optimizer = make_optimizer(model, FINETUNE.changed(lr=3e-3))
     model.train()
     batch = batches(model, rows, name, 8)
     losses = [update(model, optimizer, BUILT_IN[name], batch, 1.0) for _ in range(60)]
@@ -90,11 +95,11 @@ def test_a_regression_learns_in_units_of_its_range(tiny, rows):
         model = build(tiny, tasks={"similarity": task})
         data = examples(model, rows)["similarity"]
         data = replace(data, labels=data.labels * factor)
-        start_heads(model, {"similarity": data}, FINETUNE)
-        config = replace(FINETUNE, steps_per_epoch=9, smart_weight=1.0, bregman_weight=1.0)
-        method = Finetuning(model, {"similarity": data}, {}, config)
+        start_heads(model, {"similarity": data}, init=None)
+        config = FINETUNE.changed(steps_per_epoch=9, smart_weight=1.0, bregman_weight=1.0)
+        method = method_of(config, model, {"similarity": data}, {})
         loss = train.update(make_optimizer(model, FINETUNE), method.losses(0), 1, 1.0)["loss/all"]
-        inputs, _ = finetune.collate(model, data, range(8))
+        inputs, _ = collate(model, data, range(8))
         results.append((loss, model.heads["similarity"].weight, model("similarity", inputs) / factor))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -102,7 +107,7 @@ def test_a_regression_learns_in_units_of_its_range(tiny, rows):
 
 def test_the_loss_returned_is_the_mean_over_the_batches(tiny, rows):
     model = build(tiny)
-    optimizer = make_optimizer(model, replace(FINETUNE, lr=0.0))
+    optimizer = make_optimizer(model, FINETUNE.changed(lr=0.0))
     two = batches(model, rows, "similarity", 6, 2)
     apart = [update(model, optimizer, SIMILARITY, [batch], 0.0) for batch in two]
     assert update(model, optimizer, SIMILARITY, two, 0.0) == pytest.approx(sum(apart) / 2)
@@ -139,7 +144,7 @@ def test_clip_norm_bounds_the_whole_gradient(tiny, rows, clip_norm, length):
 def test_an_idle_head_is_left_alone_by_another_tasks_update(tiny, rows):
     """Also by weight decay and by the moments that its own updates have left."""
     model = build(tiny)
-    optimizer = make_optimizer(model, replace(FINETUNE, lr=0.01, weight_decay=0.1))
+    optimizer = make_optimizer(model, FINETUNE.changed(lr=0.01, weight_decay=0.1))
     for name in BUILT_IN:
         update(model, optimizer, BUILT_IN[name], batches(model, rows, name, 4), 1.0)
     before = {name: tensors(head) for name, head in model.heads.items()}
@@ -151,7 +156,7 @@ def test_an_idle_head_is_left_alone_by_another_tasks_update(tiny, rows):
 
 
 def test_pretrain_leaves_the_encoder_as_it_is(tiny, rows, tmp_path):
-    config = Config("pretrain", weights=str(tiny), epochs=1, batch_size=4, weight_decay=0.1)
+    config = make_config("pretrain", weights=str(tiny), epochs=1, batch_size=4, weight_decay=0.1)
     model = fit(config, rows, tmp_path)
     assert same(tensors(build(tiny).encoder), tensors(model.encoder))
     fresh = build(tiny, config)
@@ -160,9 +165,10 @@ def test_pretrain_leaves_the_encoder_as_it_is(tiny, rows, tmp_path):
 
 @pytest.mark.parametrize("option, encoder_trains", [("finetune", True), ("pretrain", False)])
 def test_dropout_is_off_in_a_frozen_encoder(tiny, rows, option, encoder_trains):
-    model = build(tiny, Config(option, steps_per_epoch=1))
-    method = Finetuning(model, examples(model, rows), {}, Config(option, steps_per_epoch=1))
-    list(method.losses(0))
+    config = make_config(option, weights=str(tiny), steps_per_epoch=1)
+    prepared = prepare(config, BUILT_IN, rows, CPU)
+    model = prepared.model
+    list(prepared.training.method.losses(0))
     assert model.training and model.dropout.training
     assert model.encoder.training == encoder_trains
 
@@ -170,13 +176,13 @@ def test_dropout_is_off_in_a_frozen_encoder(tiny, rows, option, encoder_trains):
 def test_a_regression_head_starts_at_the_training_mean(tiny, rows):
     model = build(tiny)
     data = examples(model, rows)
-    start_heads(model, data, FINETUNE)
+    start_heads(model, data, init=None)
     assert model.heads["similarity"].bias.item() == pytest.approx(np.mean(data["similarity"].labels))
     assert model.heads["paraphrase"].bias.item() == 0
 
 
 def test_the_heads_depend_on_the_seed(tiny):
-    first, second = (build(tiny, replace(FINETUNE, seed=seed)) for seed in (0, 1))
+    first, second = (build(tiny, FINETUNE.changed(seed=seed)) for seed in (0, 1))
     assert same(tensors(first), tensors(build(tiny)))
     assert not same(tensors(first.heads), tensors(second.heads))
     assert same(tensors(first.encoder), tensors(second.encoder))
@@ -185,14 +191,14 @@ def test_the_heads_depend_on_the_seed(tiny):
 def test_init_brings_encoder_and_heads(tiny, rows, tmp_path):
     torch.manual_seed(1)
     source = build(
-        tiny, replace(FINETUNE, seed=5), {name: BUILT_IN[name] for name in ("similarity", "sentiment")}
+        tiny, FINETUNE.changed(seed=5), {name: BUILT_IN[name] for name in ("similarity", "sentiment")}
     )
     torch.nn.init.normal_(source.encoder.pooler.weight)
     torch.nn.init.constant_(source.heads["similarity"].bias, 1.25)
     source.save(tmp_path / "run" / "best")
-    config = replace(FINETUNE, init=str(tmp_path / "run"))
-    model = build_model(config, BUILT_IN)
-    start_heads(model, examples(model, rows), config)
+    config = FINETUNE.changed(init=str(tmp_path / "run"))
+    model = build_model(config.start, BUILT_IN, seed=0)
+    start_heads(model, examples(model, rows), config.start.init)
     assert same(tensors(source.encoder), tensors(model.encoder))
     for name in source.heads:
         assert same(tensors(source.heads[name]), tensors(model.heads[name]))
@@ -213,10 +219,10 @@ def test_init_brings_encoder_and_heads(tiny, rows, tmp_path):
 )
 def test_init_that_does_not_fit(tiny, rows, tmp_path, tasks, pooling, problem):
     make_model(tiny, tasks, pooling=pooling).save(tmp_path / "best")
-    config = replace(FINETUNE, init=str(tmp_path))
-    model = build_model(config, BUILT_IN)
+    config = FINETUNE.changed(init=str(tmp_path))
+    model = build_model(config.start, BUILT_IN, seed=0)
     with pytest.raises(InputError, match=f"--init {tmp_path}: .*{problem}"):
-        start_heads(model, examples(model, rows), config)
+        start_heads(model, examples(model, rows), config.start.init)
 
 
 def test_best_folder(tiny, tmp_path):
@@ -237,7 +243,7 @@ def test_best_folder(tiny, tmp_path):
 
 def test_rate_schedule():
     def rates(**settings):
-        rate = train.rate_schedule(Config("finetune", **settings), 10)
+        rate = train.rate_schedule(make_config("finetune", **settings).training, 10)
         return [round(rate(step, []), 3) for step in range(10)]
 
     assert rates(schedule="constant", warmup=0.0) == [1] * 10
@@ -265,7 +271,7 @@ def test_fit_sets_the_rate_of_every_update(tiny, rows, tmp_path, monkeypatch):
         return {"loss/all": 1.0}
 
     monkeypatch.setattr(train, "update", spy)
-    config = replace(FINETUNE, weights=str(tiny), epochs=1, steps_per_epoch=4, lr=0.1, warmup=0.0)
+    config = FINETUNE.changed(weights=str(tiny), epochs=1, steps_per_epoch=4, lr=0.1, warmup=0.0)
     fit(config, rows, tmp_path)
     assert used == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
@@ -285,28 +291,25 @@ def test_fit_sets_the_rate_of_every_update(tiny, rows, tmp_path, monkeypatch):
     ],
 )
 def test_an_epoch_is_one_pass_but_at_most_2000_updates(sizes, settings, steps):
-    config = Config("finetune", **settings)
-    assert train.epoch_steps(sum(sizes), config.batch_size * config.accumulate, config) == steps
+    config = make_config("finetune", **settings)
+    rows_per_step = config.batches.batch_size * config.training.accumulate
+    assert train.epoch_steps(sum(sizes), rows_per_step, config.training.steps_per_epoch) == steps
 
 
-def fit(config, rows, run, progress=None):
-    model = build_model(config, BUILT_IN)
-    data, rows_per_step = examples(model, rows), config.batch_size * config.accumulate
-    start_heads(model, data, config)
-    steps = train.epoch_steps(sum(map(len, data.values())), rows_per_step, config)
-    config = replace(config, steps_per_epoch=steps)
-    method = Finetuning(model, data, examples(model, rows, "dev"), config)
-    optimizer = make_optimizer(model, config)
-    states = States(run, method.parts, optimizer)
-    train.fit(method, optimizer, rows_per_step, config, states, progress or Progress())
-    return model
+def fit(config, rows, folder, progress=None):
+    """Train on these tables, and return the model."""
+    prepared = prepare(config, BUILT_IN, rows, CPU)
+    run = prepared.training
+    states = States(folder, run.method.parts, run.optimizer)
+    assert train.fit(run, states, progress or Progress(), config.saving.save_every) == folder
+    return prepared.model
 
 
 def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
-    config = replace(FINETUNE, weights=str(tiny), encoder_dropout=0.1, head_dropout=0.1, accumulate=2)
+    config = FINETUNE.changed(weights=str(tiny), encoder_dropout=0.1, head_dropout=0.1, accumulate=2)
     models = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        models[name] = tensors(fit(replace(config, seed=seed), rows, tmp_path / name))
+        models[name] = tensors(fit(config.changed(seed=seed), rows, tmp_path / name))
         torch.rand(7)  # what a caller draws in between changes nothing
     assert same(models["a"], models["b"]) and not same(models["a"], models["c"])
     lines = {name: metrics_without_clock(tmp_path / name) for name in models}
@@ -316,7 +319,7 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
 
 def scored(score: float, worst: float = 0.5) -> dict:
     """What an evaluation gives, with these scores."""
-    dev = {name: {task.metric: 0.5} for name, task in BUILT_IN.items()}
+    dev = {name: {task.kind.metric: 0.5} for name, task in BUILT_IN.items()}
     dev |= {"score": score, "worst": worst, "spread": 0.1}
     return {"dev": dev, "train": dev}
 
@@ -326,7 +329,7 @@ def test_a_run_stops_when_its_patience_is_at_an_end(tiny, rows, tmp_path, monkey
     results = iter([0.5, 0.7, 0.6, 0.65, 0.8])
     monkeypatch.setattr(Finetuning, "evaluate", lambda *_: scored(next(results)))
     progress = Progress()
-    config = replace(FINETUNE, weights=str(tiny), epochs=5, steps_per_epoch=1, patience=2)
+    config = FINETUNE.changed(weights=str(tiny), epochs=5, steps_per_epoch=1, patience=2)
     fit(config, rows, tmp_path, progress)
     assert (len(progress.records), progress.best_epoch, progress.step) == (4, 2, 4)
 
@@ -340,7 +343,7 @@ def test_terms_are_means_over_the_batches_of_an_update():
 
 
 def test_metrics_of_a_run(tiny, rows, tmp_path):
-    fit(replace(FINETUNE, weights=str(tiny)), rows, tmp_path)
+    fit(FINETUNE.changed(weights=str(tiny)), rows, tmp_path)
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [first["epoch"], first["step"], second["epoch"], second["step"]] == [1, 9, 2, 18]
     for record in (first, second):
@@ -353,7 +356,7 @@ def test_metrics_of_a_run(tiny, rows, tmp_path):
         assert losses["all"] == pytest.approx(np.mean([losses[name] for name in BUILT_IN]))
         dev = record["dev"]
         assert {name: list(dev[name]) for name in BUILT_IN} == {
-            name: [task.metric] for name, task in BUILT_IN.items()
+            name: [task.kind.metric] for name, task in BUILT_IN.items()
         }
         assert 0 <= dev["score"] <= 1
 
@@ -364,13 +367,11 @@ def test_a_model_that_stands_still_keeps_its_rate(tiny, rows, tmp_path):
     model = build(tiny)
     data = examples(model, rows)
     data["paraphrase"] = data["paraphrase"].take(np.tile(np.arange(12), 40))
-    config = replace(
-        FINETUNE, weights=str(tiny), epochs=12, steps_per_epoch=40, sampling="annealed", lr=1e-12
-    )
-    config = replace(config, schedule="halve-on-rise", warmup=0.0)
-    method, progress = Finetuning(model, data, examples(model, rows, "dev"), config), Progress()
-    optimizer = make_optimizer(model, config)
-    train.fit(method, optimizer, 4, config, States(tmp_path, method.parts, optimizer), progress)
+    config = FINETUNE.changed(epochs=12, steps_per_epoch=40, sampling="annealed", lr=1e-12)
+    config = config.changed(schedule="halve-on-rise", warmup=0.0)
+    method, progress = method_of(config, model, data, examples(model, rows, "dev")), Progress()
+    run = train.TrainingRun(method, make_optimizer(model, config), config.training, 40, 4, "score")
+    train.fit(run, States(tmp_path, method.parts, run.optimizer), progress)
     assert [record["lr"] for record in progress.records] == [1e-12] * 12
     by_mixture = [{"all": {"mean": r["loss"]["all"], "variance": 0, "updates": 9}} for r in progress.records]
     assert halve_on_rise(by_mixture) < 1
@@ -378,7 +379,7 @@ def test_a_model_that_stands_still_keeps_its_rate(tiny, rows, tmp_path):
 
 def test_the_warnings_of_an_epoch_are_printed(tiny, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Finetuning, "warnings", lambda *_: ["SMART is idle"])
-    fit(replace(FINETUNE, weights=str(tiny), epochs=1), rows, tmp_path)
+    fit(FINETUNE.changed(weights=str(tiny), epochs=1), rows, tmp_path)
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("epoch 1: loss ") and first.endswith(", best so far")
     assert second == "warning: SMART is idle"
@@ -388,12 +389,12 @@ def test_outputs_that_are_not_finite_end_the_run_in_a_line(tiny, rows, tmp_path,
     """Classes are accurate or not whatever their logits: the loss tells."""
     monkeypatch.setattr(finetune.evaluate, "losses", lambda *_: {"sentiment": float("nan")})
     with pytest.raises(InputError, match="dev_loss is no longer finite"):
-        fit(replace(FINETUNE, weights=str(tiny), epochs=1), rows, tmp_path)
+        fit(FINETUNE.changed(weights=str(tiny), epochs=1), rows, tmp_path)
 
 
 def test_a_run_that_diverges_says_so(tiny, rows, tmp_path):
     with pytest.raises(InputError, match="--lr"):
-        fit(replace(FINETUNE, weights=str(tiny), lr=1e30), rows, tmp_path)
+        fit(FINETUNE.changed(weights=str(tiny), lr=1e30), rows, tmp_path)
 
 
 def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
@@ -403,7 +404,7 @@ def test_the_best_epoch_is_kept(tiny, rows, tmp_path, monkeypatch):
     weights = []
     monkeypatch.setattr(States, "keep_best", lambda _: weights.append(len(progress.records) + 1))
     progress = Progress()
-    fit(replace(FINETUNE, weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
+    fit(FINETUNE.changed(weights=str(tiny), epochs=4, steps_per_epoch=1), rows, tmp_path, progress)
     assert weights == [1, 2]
     assert (progress.best_score, progress.best_epoch) == (0.7, 2)
 
@@ -413,19 +414,19 @@ def test_the_best_epoch_by_the_worst_task(tiny, rows, tmp_path, monkeypatch):
     results = iter([(0.7, 0.2), (0.6, 0.4), (0.5, 0.3)])
     monkeypatch.setattr(Finetuning, "evaluate", lambda *_: scored(*next(results)))
     progress = Progress()
-    config = replace(FINETUNE, weights=str(tiny), epochs=3, steps_per_epoch=1, choose_by="worst")
+    config = FINETUNE.changed(weights=str(tiny), epochs=3, steps_per_epoch=1, choose_by="worst")
     fit(config, rows, tmp_path, progress)
     assert (progress.best_score, progress.best_epoch) == (0.4, 2)
 
 
 def test_the_rate_and_what_is_measured_stand_in_the_record(tiny, rows, tmp_path):
     """Linear from .08 over 8 updates: the last of the first epoch has .08 * 5/8, of the second .08 / 8."""
-    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=4, lr=0.08, warmup=0.0)
+    config = FINETUNE.changed(weights=str(tiny), steps_per_epoch=4, lr=0.08, warmup=0.0)
     fit(config, rows, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["lr"] for record in records] == pytest.approx([0.05, 0.01])
     for record in records:
-        each = [task.score(record["dev"][name][task.metric]) for name, task in BUILT_IN.items()]
+        each = [task.kind.score(record["dev"][name][task.kind.metric]) for name, task in BUILT_IN.items()]
         assert record["dev"]["worst"] == min(each) and record["dev"]["spread"] == max(each) - min(each)
 
 
@@ -449,7 +450,7 @@ def spoil(monkeypatch, spoiled) -> None:
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tiny, rows, tmp_path, monkeypatch, capsys):
-    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=12)
+    config = FINETUNE.changed(weights=str(tiny), steps_per_epoch=12)
     spoil(monkeypatch, {3, *range(12, 21)})
     fit(config, rows, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -465,14 +466,14 @@ def test_nothing_follows_a_skipped_update(tiny, rows, tmp_path, monkeypatch):
     spoil(monkeypatch, {2, 3})
     followed = []
     monkeypatch.setattr(Finetuning, "after_update", lambda self, step: followed.append(step))
-    fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=5, epochs=1), rows, tmp_path)
+    fit(FINETUNE.changed(weights=str(tiny), steps_per_epoch=5, epochs=1), rows, tmp_path)
     assert followed == [0, 3, 4]
 
 
 def test_ten_skipped_updates_in_a_row_end_the_run(tiny, rows, tmp_path, monkeypatch):
     """Updates 8 to 17; the last state is from before them, whatever --save-every."""
     spoil(monkeypatch, range(8, 100))
-    config = replace(FINETUNE, weights=str(tiny), steps_per_epoch=30, save_every=1)
+    config = FINETUNE.changed(weights=str(tiny), steps_per_epoch=30, save_every=1)
     with pytest.raises(
         InputError, match=r"10 updates in a row .* at step 17, on rows .* of paraphrase; .*--lr"
     ):
@@ -486,7 +487,7 @@ def test_ten_skipped_updates_in_a_row_end_the_run(tiny, rows, tmp_path, monkeypa
 def test_an_epoch_of_skipped_updates_ends_the_run(tiny, rows, tmp_path, monkeypatch):
     spoil(monkeypatch, range(100))
     with pytest.raises(InputError, match="3 updates in a row were skipped"):
-        fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=3), rows, tmp_path)
+        fit(FINETUNE.changed(weights=str(tiny), steps_per_epoch=3), rows, tmp_path)
 
 
 def test_states_are_saved_in_time(tiny, rows, tmp_path, monkeypatch):
@@ -495,5 +496,5 @@ def test_states_are_saved_in_time(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(state.time, "monotonic", lambda: next(ticks))
     saved, real = [], States.save
     monkeypatch.setattr(States, "save", lambda self, now: (saved.append(now.step), real(self, now)))
-    fit(replace(FINETUNE, weights=str(tiny), steps_per_epoch=25, epochs=1), rows, tmp_path)
+    fit(FINETUNE.changed(weights=str(tiny), steps_per_epoch=25, epochs=1), rows, tmp_path)
     assert saved == [9, 18, 25]

@@ -40,11 +40,13 @@ from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
 from multitask.build import build_model
-from multitask.config import Config
-from multitask.data import SAMPLE, Examples, make_examples, read_split
-from multitask.finetune import Finetuning, collate
+from multitask.config import Batches, Config, Start, Training
+from multitask.finetune import Finetuning, plan_over
+from multitask.inference import to_device
 from multitask.machine import product_seconds
+from multitask.tables import SAMPLE, read_split
 from multitask.tasks import BUILT_IN
+from multitask.tokens import Examples, make_examples
 from multitask.train import update
 
 SHAPES = {"minilm": BertConfig(30522, 384, 6, 12, 1536), "base": BertConfig()}
@@ -255,15 +257,15 @@ def onnx_forward(bench: Bench) -> Turn:
 
 def method_step(bench: Bench, settings: Mapping[str, Any]) -> Turn:
     """Return a turn of a whole multitask fine-tuning update without dropout, collation included."""
-    config = Config("finetune", weights=str(bench.folder), pooling="cls", encoder_dropout=0.0, **settings)
     steps = bench.repeats + WARM_UP + 30  # the last updates of an epoch do extra work: they measure
-    config = replace(config, steps_per_epoch=steps, epochs=1)
-    model = build_model(config, BUILT_IN).to(bench.device)
-    method = Finetuning(model, bench.train, {}, config)
-    optimizer = AdamW(parameter_groups(model, config.weight_decay), lr=1e-5)
+    config = Config("finetune").changed(steps_per_epoch=steps, epochs=1, **settings)
+    model = build_model(Start(weights=str(bench.folder), pooling="cls"), BUILT_IN, seed=0).to(bench.device)
+    plan = plan_over(bench.train, config.batches, config.training)
+    method = Finetuning(model, bench.train, {}, plan, config.smart, config.bppo)
+    optimizer = AdamW(parameter_groups(model, config.training.weight_decay), lr=1e-5)
 
     def turn(number: int) -> None:
-        update(optimizer, method.losses(number), 1, config.clip_norm)
+        update(optimizer, method.losses(number), 1, config.training.clip_norm)
         method.after_update(number)
 
     return turn
@@ -342,7 +344,7 @@ def predict(bench: Bench) -> Iterator[Result]:
     """Time all pairs of quora-dev, for BERT-base every eighth, from texts to probabilities."""
     rows = read_split(bench.data, "dev", {"paraphrase": BUILT_IN["paraphrase"]}, skip_bad_rows=False)
     pairs: list[Any] = [row.texts for row in rows["paraphrase"].rows()][:: 8 if bench.shape == "base" else 1]
-    model = build_model(Config("finetune", weights=str(bench.folder), pooling="cls"), BUILT_IN)
+    model = build_model(Start(weights=str(bench.folder), pooling="cls"), BUILT_IN, seed=0)
     model = model.to(bench.device).eval()
 
     def theirs() -> Turn:
@@ -511,12 +513,12 @@ def prepare(
     rows = read_split(args.data, "train", BUILT_IN, skip_bad_rows=False)
     train = {name: make_examples(rows[name], tokenizer, 512) for name in rows}
     count = args.repeats + WARM_UP
-    config = Config("finetune", weights=str(folder), steps_per_epoch=count, epochs=1, batch_size=BATCH)
-    model = build_model(config, BUILT_IN).to(device)
-    method = Finetuning(model, train, {}, config)
+    plan = plan_over(train, Batches(batch_size=BATCH), Training(steps_per_epoch=count, epochs=1))
+    names = list(train)
     batches = [
-        collate(model, train[name], chosen[0])[0]
-        for name, chosen in (method.planned(number) for number in range(count))
+        to_device(train[names[plan.task(step)]].tokens.batch(rows, tokenizer.pad_token_id), device)
+        for step in range(count)
+        for rows in plan.batches(step)
     ]
     return Bench(
         shape,

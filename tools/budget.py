@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cells import Cell, Figure, Table
+from cells import Cell, Figure, PaperTable
 from grid import Grid, weights_of_recipes
 from minbert.errors import InputError
 from multitask.command_line import resolve
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 MARGIN = 0.9  # fraction of the budget to plan for: other work may slow the machine down
 
 
-def within(minutes: float, name: str, targets: Mapping[str, Table | Figure], grid: Grid) -> tuple[Grid, str]:
+def within(
+    minutes: float, name: str, targets: Mapping[str, PaperTable | Figure], grid: Grid
+) -> tuple[Grid, str]:
     """Return the grid scaled to the budget, and a note on this for the reader of the page.
 
     A scaled grid has its own folder, whose plan.json later calls read instead of measuring again. Targets
@@ -63,9 +65,9 @@ def plan(minutes: float, grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     if whole + averaging <= seconds:
         return {"sizes": {}, "note": f"The whole grid fits into {minutes:g} minutes: nothing is scaled."}
     before, after = [*costs.values()], scaled([*costs.values()], (seconds - averaging) / len(grid.seeds))
-    share = sum(map(updates, after)) / sum(map(updates, before))
+    fraction = sum(map(updates, after)) / sum(map(updates, before))
     note = (
-        f"Scaled to {share:.2%} of the paper's steps, to fit into {minutes:g} minutes (all of them: about "
+        f"Scaled to {fraction:.2%} of the paper's steps, to fit into {minutes:g} minutes (all of them: about "
         f"{whole / 3600:,.1f} hours): these figures show that the methods run, not what they achieve."
     )
     epochs = {one.epochs: two.epochs for one, two in zip(before, after, strict=True)}
@@ -95,13 +97,17 @@ def idle_rules(config: Config, epochs: int, steps_per_epoch: int, whole_pass: in
     `whole_pass` is the number of updates in an epoch before scaling.
     """
     updates = epochs * steps_per_epoch
-    if config.schedule == "halve-on-rise" and epochs < 5:
+    if config.training.schedule == "halve-on-rise" and epochs < 5:
         yield "halve-on-rise acts from epoch 5 on"  # three rises take the losses of four epochs
-    if config.sampling == "annealed" and epochs < 2:
+    if config.batches.sampling == "annealed" and epochs < 2:
         yield "annealing needs 2 epochs"
-    if config.bregman_weight and len(config.betas) > 1 and updates < 10:
+    if config.bppo.weight and len(config.bppo.betas) > 1 and updates < 10:
         yield "beta changes after a tenth of at least 10 updates"
-    if config.sampling == FULL_PASS and config.steps_per_epoch is None and updates < whole_pass:
+    if (
+        config.batches.sampling == FULL_PASS
+        and config.training.steps_per_epoch is None
+        and updates < whole_pass
+    ):
         yield f"a full pass takes {whole_pass:,} updates, not {updates:,}"
 
 
@@ -113,15 +119,15 @@ def scaled(costs: Sequence[Cost], seconds: float) -> list[Cost]:
     cell gets fewer than 2 epochs of one step, even if the total is then longer.
     """
     left = seconds - sum(replace(cost, epochs=0).seconds() for cost in costs)
-    share = left / 2 / sum(cost.epochs * cost.evaluation for cost in costs)
-    costs = [replace(cost, epochs=shrunk(cost.epochs, share, 2)) for cost in costs]
+    fraction = left / 2 / sum(cost.epochs * cost.evaluation for cost in costs)
+    costs = [replace(cost, epochs=shrunk(cost.epochs, fraction, 2)) for cost in costs]
     left -= sum(cost.epochs * cost.evaluation for cost in costs)
-    share = left / sum(updates(cost) * cost.update for cost in costs)
-    return [replace(cost, steps_per_epoch=shrunk(cost.steps_per_epoch, share, 1)) for cost in costs]
+    fraction = left / sum(updates(cost) * cost.update for cost in costs)
+    return [replace(cost, steps_per_epoch=shrunk(cost.steps_per_epoch, fraction, 1)) for cost in costs]
 
 
-def shrunk(count: int, share: float, least: int) -> int:
-    return min(count, max(least, int(share * count)))
+def shrunk(count: int, fraction: float, least: int) -> int:
+    return min(count, max(least, int(fraction * count)))
 
 
 def updates(cost: Cost) -> int:
@@ -147,16 +153,18 @@ def measure_cells(grid: Grid, cells: Sequence[Cell]) -> tuple[dict[Cell, Cost], 
     tried: dict[tuple, Cost] = {}
     costs: dict[Cell, Cost] = {}
     for cell in filter(lambda cell: cell.trains, cells):
-        config = replace(config_of(cell, grid), init=None, weights=grid.weights or weights_of_recipes())
-        regularised = (config.smart_weight > 0, config.bregman_weight > 0)
-        batch = (config.batch_size, config.max_tokens, config.groups)
-        whole = config.steps_per_epoch is None
-        kind = (config.option, config.sampling, whole, *batch, *regularised)
+        start = {"init": None, "weights": grid.weights or weights_of_recipes()}
+        config = config_of(cell, grid).changed(**start)
+        training, batches = config.training, config.batches
+        regularised = (config.smart.weight > 0, config.bppo.weight > 0)
+        batch = (batches.batch_size, batches.max_tokens, config.mnrl.groups)
+        whole = training.steps_per_epoch is None
+        kind = (config.option, batches.sampling, whole, *batch, *regularised)
         if kind not in tried:
             print(f"measuring {cell.name}", flush=True)
             tried[kind] = measure(config)
         cost = tried[kind]
-        steps = config.steps_per_epoch or cost.steps_per_epoch
-        costs[cell] = replace(cost, start=process + cost.start, epochs=config.epochs, steps_per_epoch=steps)
+        steps = training.steps_per_epoch or cost.steps_per_epoch
+        costs[cell] = replace(cost, start=process + cost.start, epochs=training.epochs, steps_per_epoch=steps)
     members = [costs[need] for cell in cells if not cell.trains for need in cell.needs]
     return costs, len(grid.seeds) * sum(cost.start + 3 * cost.evaluation for cost in members)  # dev and test

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from multitask.config import flag, read_recipe, recipe_path
+from multitask.config import flag
+from multitask.recipes import read_recipe, recipe_path
 
 Scores = tuple[float, ...]  # accuracy on QQP and SST, (1 + r) / 2 on STS, and their mean, "Model"
 
@@ -67,7 +68,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """A table of the paper; `times` is how long it says training takes: (model, its cell, the time)."""
 
     title: str
@@ -85,7 +86,7 @@ class Table:
 class Figure:
     """A figure that `--option report` plots in the folder of a cell's run, under the name `file`.
 
-    For a confusion matrix, `shares` has the fractions that the paper's text states, by (true, predicted)
+    For a confusion matrix, `fractions` are those that the paper's text states, by (true, predicted)
     class.
     """
 
@@ -93,7 +94,7 @@ class Figure:
     cell: Cell
     file: str
     notes: tuple[str, ...] = ()
-    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    fractions: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
@@ -109,7 +110,7 @@ def sweep(
     notes: tuple[str, ...] = (),
     extra: tuple[Row, ...] = (),
     **settings: Any,
-) -> Table:
+) -> PaperTable:
     """Make a table of one recipe with several settings.
 
     Each row is as the paper prints it: the values of the settings in `columns` (head: setting), then its four
@@ -121,4 +122,4 @@ def sweep(
         varied = dict(zip(columns.values(), row[:width], strict=True))
         one = cell(recipe, *needs, **varied, **settings)
         found.append(Row(tuple(map(str, row[:width])), one, row[width:]))
-    return Table(title, tuple(columns), (*found, *extra), notes)
+    return PaperTable(title, tuple(columns), (*found, *extra), notes)

@@ -26,11 +26,11 @@ import torch
 import torch._dynamo  # optimizers import it; done here, so that no process repeats it
 
 from multitask import jobs, pipeline  # noqa: F401  for the same reason
-from multitask.data import SAMPLE
 from multitask.run import main as run_main
+from multitask.tables import SAMPLE
 from multitask.tasks import BUILT_IN
 
-TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+TINY = Path(__file__).resolve().parents[1] / "weights" / "tiny"
 ROWS = {"train": 60, "dev": 20, "test-student": 5}
 KILLS_A_RUN = 8
 RECIPE = """

@@ -1,4 +1,6 @@
-"""Feed hostile files to everything that reads files: `python tools/fuzz.py` gives each reader 10,000 inputs.
+"""Feed hostile files to everything that reads files: 10,000 to each reader.
+
+    python tools/fuzz.py [--reader NAME] [--inputs N] [--seed N]
 
 A reader may accept a file, or reject it with an InputError of one line that names it. Anything else is a
 finding: another exception, seconds of work on one input, gigabytes of memory, control characters in the
@@ -9,6 +11,7 @@ runs one reader; `--seed N` tries other inputs, and the same seed gives the same
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import math
@@ -28,7 +31,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -42,9 +44,11 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, figures, load, predict, report, store
-from multitask.data import Row, read_table, tokenize
+from multitask import MultitaskBert, cache, command_line, config, figures, load, page, predict, records
+from multitask.recipes import read_settings
+from multitask.tables import Row, read_table
 from multitask.tasks import BUILT_IN, Task, read_task_file
+from multitask.tokens import tokenize
 
 INPUTS = 10_000
 SECONDS = 5  # of CPU time that one input may take
@@ -229,11 +233,11 @@ def tables(draw: st.DrawFn, task: Task, headed: bool = True) -> bytes:
     return draw(st.just(content) | st.just(content) | spoiled(content))
 
 
-@cache
+@functools.cache
 def cache_entry() -> Files:
     """Return the file of one entry of the cache."""
     with tempfile.TemporaryDirectory() as scratch:
-        store._write(Path(scratch, f"{ENTRY}.safetensors"), BUILT)
+        cache._write(Path(scratch, f"{ENTRY}.safetensors"), BUILT)
         return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
 
 
@@ -244,7 +248,7 @@ def cache_entries() -> Strategy[Files]:
 
 def read_cache(folder: Path) -> None:
     """Check that a damaged entry is treated as missing."""
-    found = store._read(folder / f"{ENTRY}.safetensors")
+    found = cache._read(folder / f"{ENTRY}.safetensors")
     assert found is None or all(np.array_equal(found[name], BUILT[name]) for name in BUILT)
 
 
@@ -369,8 +373,8 @@ def read_recipe(folder: Path) -> None:
 
 def read_config(folder: Path) -> None:
     """Read a run folder's own settings as --resume and report do."""
-    settings = config.read_toml(folder / "config.toml")
-    report.first_checkpoint(str(folder))
+    settings = read_settings(folder / "config.toml")
+    page.first_checkpoint(str(folder))
     command_line.resolve(["--resume", "--out", str(folder)])
     assert settings["option"] in config.OPTIONS
 
@@ -396,7 +400,7 @@ def read_command_line(folder: Path) -> None:
 # Checkpoints and models
 
 
-@cache
+@functools.cache
 def checkpoint() -> Files:
     """Return the files of a model with one small layer and the heads of two tasks."""
     torch.manual_seed(0)
@@ -417,7 +421,7 @@ def checkpoint() -> Files:
         return {path.name: path.read_bytes() for path in saved.iterdir()}
 
 
-@cache
+@functools.cache
 def small_tokenizer() -> BertTokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "vocab.txt").write_bytes(checkpoint()["vocab.txt"])
@@ -457,7 +461,7 @@ def read_encoder(folder: Path) -> None:
     assert all(parameter.numel() < 10_000 for parameter in model.parameters())
 
 
-@cache
+@functools.cache
 def pickle_bytes(legacy: bool) -> bytes:
     tensors, file = safetensors.torch.load(checkpoint()["model.safetensors"]), io.BytesIO()
     torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
@@ -636,18 +640,18 @@ def metrics(draw: st.DrawFn) -> Files:
 
 def read_records(folder: Path) -> None:
     """Do what a report does with its records, except the plotting."""
-    records = report.read_metrics(folder / "metrics.jsonl")
+    found = records.read_metrics(folder / "metrics.jsonl")
     selected = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
     tables = cast(Any, dict.fromkeys(selected, ""))  # only their length is used
     for choose_by in ("score", "worst"):
-        report.check_scores(folder / "metrics.jsonl", records, selected, choose_by)
-        chosen = config.Config(option="finetune", weights="x", choose_by=choose_by)
-        report.overview(chosen, records, None)
-        best = figures.best_record(records, choose_by)
-        report.dev_scores(selected, tables, SCORES, best.get("train"))
-    report.epochs_table(records)
-    curves = [figures._curves(records, part) for part in figures.PANELS]
-    assert all(len(values) == len(records) for lines in curves for values in lines.values())
+        records.check_scores(folder / "metrics.jsonl", found, selected, choose_by)
+        chosen = config.Config("finetune").changed(weights="x", choose_by=choose_by)
+        page.overview(chosen, found, None)
+        best = figures.best_record(found, choose_by)
+        page.dev_scores(selected, tables, SCORES, best.get("train"))
+    page.epochs_table(found)
+    curves = [figures._curves(found, part) for part in figures.PANELS]
+    assert all(len(values) == len(found) for lines in curves for values in lines.values())
 
 
 RIGHT_TABLE = b"id\tsentence\tsentiment\na\tgood\t3\n"

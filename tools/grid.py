@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from cells import Cell, Figure, Table, as_text, in_order
-from multitask.config import flag, read_recipe, recipe_path
+from cells import Cell, Figure, PaperTable, as_text, in_order
+from multitask.config import flag
+from multitask.recipes import read_recipe, recipe_path
 
 RESULT = "result.json"  # in a run's folder once it is finished: see multitask/jobs.py
 
@@ -86,7 +87,7 @@ class Grid:
         return [*(["--data", self.data] if self.data else []), *self.machine]
 
 
-def pooled(table: Table, tables: Iterable[Table], grid: Grid) -> Table:
+def pooled(table: PaperTable, tables: Iterable[PaperTable], grid: Grid) -> PaperTable:
     """Return the table with ensembles that choose from more models.
 
     These are all models of this table, and those of the other tables that are finished with every seed. The
@@ -110,7 +111,7 @@ def _drawing_on(ensemble: Cell, members: Sequence[Cell]) -> Cell:
     return replace(ensemble, needs=tuple(members), mark=f"of-{len(members)}-{digest}")
 
 
-def jobs_of(target: Table | Figure, grid: Grid) -> list[Job]:
+def jobs_of(target: PaperTable | Figure, grid: Grid) -> list[Job]:
     """Return the jobs of a target, each after the jobs that it needs."""
     cells = [grid.job(cell, seed) for cell in target.cells for seed in grid.seeds]
     drawings = [grid.drawing(target, seed) for seed in grid.seeds] if isinstance(target, Figure) else []

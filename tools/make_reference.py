@@ -8,6 +8,7 @@ Two runs on one machine with the same versions give the same bytes. Needs the ex
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import tempfile
@@ -49,6 +50,10 @@ GRADIENTS = [
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()  # it has no flags: --help must not run it
     torch.set_num_threads(1)
     torch.manual_seed(0)
     TINY.mkdir(parents=True, exist_ok=True)

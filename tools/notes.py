@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cells import Cell, Figure, Table
+from cells import Cell, Figure, PaperTable
 from grid import Grid
 from minbert import hub
 from multitask.sampling import pass_updates
@@ -12,7 +12,7 @@ from overrides import Changes, in_words, takes
 from paper import PAPER, ROWS
 
 
-def notes_on(target: Table | Figure, grid: Grid, weights: str) -> list[str]:
+def notes_on(target: PaperTable | Figure, grid: Grid, weights: str) -> list[str]:
     """Return the paper's title, the table's own notes, and the conditions of our runs."""
     notes = [f"Compared with {PAPER}.", *target.notes]
     if grid.data is None:
@@ -24,7 +24,7 @@ def notes_on(target: Table | Figure, grid: Grid, weights: str) -> list[str]:
     return notes
 
 
-def notes_on_changes(target: Table | Figure, changes: Changes) -> list[str]:
+def notes_on_changes(target: PaperTable | Figure, changes: Changes) -> list[str]:
     """Return what `--set` changed, and which of its settings no cell here uses."""
     if not changes:
         return []

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cells import Cell, Figure, Table, as_text, cell
+from cells import Cell, Figure, PaperTable, as_text, cell
 from minbert.errors import InputError, shown
-from multitask.config import INSTEAD, SETTINGS, WEIGHTS, Config, check, check_all, default_of
+from minbert.fields import check, from_text
+from multitask.config import FIELDS, INSTEAD, SETTINGS, Bppo, Smart, check_settings
 from multitask.sampling import FULL_PASS
 
 GROUPS = ("model", "training", "SMART", "BPPO", "MNRL")
 ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # settings with their own flag
-GIVEN = {*ELSEWHERE, "init", "allow_pickle"}  # decided by the cell or the command line
+GIVEN = {*ELSEWHERE, "init", "allow_pickle", "task_file"}  # decided by the cell or the command line
 COMPARED = {"sampling"}  # what the rows compare
-SETTABLE = {"max_length"} | {n for n in SETTINGS if SETTINGS[n]["group"] in GROUPS} - GIVEN - COMPARED
+SETTABLE = {name for name, one in SETTINGS.items() if one.title in GROUPS} - GIVEN - COMPARED
 Changes = Mapping[str, Any]  # setting: value, or for lr a Ratio
 
 
@@ -49,30 +50,22 @@ def read_changes(items: Iterable[str]) -> dict[str, Any]:
                 raise InputError(f"--set: {name} cannot be set, because the rows of the tables compare it")
             raise InputError(f"--set: {name} is not a training setting{remedy}")
         found[name] = _value(name, text.strip())
-    _ = Config("finetune", bregman_beta=found.get("bregman_beta", "0")).betas  # checks the format of its text
+    _ = Bppo(beta=found.get("bregman_beta", "0")).betas  # checks the format of its text
     return dict(sorted(found.items()))
 
 
 def _value(name: str, text: str) -> Any:
     if name == "lr" and text.endswith("x"):
-        return Ratio(check(name, _number(text[:-1], float), "--set: lr"))
-    kind = SETTINGS[name]["kind"] if name in SETTINGS else str
-    return check_all({name: text if kind is str else _number(text, kind)}, "--set")[name]
-
-
-def _number(text: str, kind: type) -> Any:
-    """Return the number, or the text unchanged, which `check` then rejects."""
-    try:
-        return kind(text)
-    except ValueError:
-        return text
+        return Ratio(check(from_text(text[:-1], FIELDS["lr"]), FIELDS["lr"], "--set: lr"))
+    value = from_text(text, FIELDS[name]) if name in FIELDS else text
+    return check_settings({name: value}, "--set")[name]
 
 
 def in_words(changes: Changes) -> str:
     return ",".join(f"{name}={as_text(value)}" for name, value in changes.items())
 
 
-def changed_table(table: Table, changes: Changes) -> Table:
+def changed_table(table: PaperTable, changes: Changes) -> PaperTable:
     rows = tuple(replace(row, cell=changed(row.cell, changes)) for row in table.rows)
     times = tuple((model, changed(one, changes), said) for model, one, said in table.times)
     return replace(table, rows=rows, times=times)
@@ -87,7 +80,7 @@ def changed(one: Cell, changes: Changes) -> Cell:
     needs = [changed(need, changes) for need in one.needs]
     said = one.said
     taken = {
-        name: value.of(said.get(name, default_of(name))) if isinstance(value, Ratio) else value
+        name: value.of(said.get(name, FIELDS[name].default)) if isinstance(value, Ratio) else value
         for name, value in changes.items()
         if takes(one, name, value)
     }
@@ -100,13 +93,13 @@ def takes(one: Cell, name: str, value: Any) -> bool:
     A ratio applies even if the table states a rate. A setting of SMART or BPPO applies only to cells with the
     method on; steps_per_epoch never applies to full passes.
     """
-    meta, said = SETTINGS[name], one.said
+    said = one.said
     if name == "steps_per_epoch" and said.get("sampling") == FULL_PASS:
         return False
     displaced = (INSTEAD | {idle: other for other, idle in INSTEAD.items()}).get(name)
-    weights = [weight for weight, group in WEIGHTS.items() if group == meta["group"]]
+    methods = [group.prefix for group in (Smart, Bppo) if name.startswith(group.prefix)]
     return (
-        said["option"] in meta["options"]
+        SETTINGS[name].used_by(said["option"])
         and (isinstance(value, Ratio) or not {name, displaced} & one.stated)
-        and all(said.get(weight) for weight in weights)
+        and all(said.get(f"{prefix}weight") for prefix in methods)
     )

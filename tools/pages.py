@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cells import Figure, Row, Scores, Table, in_order
+from cells import Figure, PaperTable, Row, Scores, in_order
 from grid import Grid
 from multitask.figures import comparison, save_figure
 from multitask.tasks import SENTIMENT
@@ -20,7 +20,7 @@ NONE = "–"
 Score = Callable[[Path], Scores]
 
 
-def write_table(table: Table, grid: Grid, score: Score, notes: Sequence[str], stem: Path) -> str:
+def write_table(table: PaperTable, grid: Grid, score: Score, notes: Sequence[str], stem: Path) -> str:
     """Write STEM.md, .png and .svg; return the Markdown."""
     found = {row: [score(run) for run in grid.done(row.cell)] for row in table.rows}
     ours = np.array([[mean_and_spread(values) for values in columns(scores)] for scores in found.values()])
@@ -34,7 +34,7 @@ def write_table(table: Table, grid: Grid, score: Score, notes: Sequence[str], st
     return write_page(table.title, [*notes, *memberships(runs)], lines, stem)
 
 
-def score_lines(table: Table, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
+def score_lines(table: PaperTable, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
     """Return the lines of scores, each of ours followed by the paper's."""
     lines = []
     for row, scores in found.items():
@@ -43,7 +43,7 @@ def score_lines(table: Table, found: Mapping[Row, Sequence[Scores]]) -> list[str
     return markdown([*table.head, *chain(*((f"{name} ours†", "paper") for name in HEAD)), "n"], lines)
 
 
-def evenness_lines(table: Table, grid: Grid, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
+def evenness_lines(table: PaperTable, grid: Grid, found: Mapping[Row, Sequence[Scores]]) -> list[str]:
     """Return lines on how even the tasks are, how much each is overfitted, and what training took."""
     lines = []
     for row, scores in found.items():
@@ -58,7 +58,7 @@ def evenness_lines(table: Table, grid: Grid, found: Mapping[Row, Sequence[Scores
     return markdown([*head, "updates", "rows seen", "minutes of training"], lines)
 
 
-def time_lines(table: Table, grid: Grid) -> list[str]:
+def time_lines(table: PaperTable, grid: Grid) -> list[str]:
     """Return lines on the paper's training times beside ours, including the runs that a model starts from."""
     lines = []
     for model, one, said in table.times:
@@ -103,17 +103,17 @@ def write_figure(figure: Figure, grid: Grid, notes: Sequence[str], tables: Path,
     for ending in (".png", ".svg"):
         shutil.copyfile(best / "figures" / (figure.file + ending), f"{stem}{ending}")
     notes = [*notes, f"Plotted from {best}, dev score {result(best)['dev']['score']:.3f}."]
-    lines = share_lines(best, figure.shares, tables) if figure.shares else []
+    lines = fraction_lines(best, figure.fractions, tables) if figure.fractions else []
     return write_page(figure.title, notes, lines, stem)
 
 
-def share_lines(run: Path, shares: Mapping[tuple[int, int], float], tables: Path) -> list[str]:
+def fraction_lines(run: Path, fractions: Mapping[tuple[int, int], float], tables: Path) -> list[str]:
     """Return the fraction of each true class that is predicted as another, ours beside the paper's."""
     labels = read_labels(tables, SENTIMENT, "dev")
     truth, predicted = np.array([*labels.values()]), read_predictions(run, SENTIMENT, "dev", labels)
     rows = [
         [true, guess, f"{np.mean(predicted[truth == true] == guess):.2f}", f"{paper:.2f}"]
-        for (true, guess), paper in shares.items()
+        for (true, guess), paper in fractions.items()
     ]
     return markdown(["true class", "predicted", "fraction ours†", "paper"], rows)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import Cell, Figure, Row, Table, cell, sweep
+from cells import Cell, Figure, PaperTable, Row, cell, sweep
 
 PAPER = '"Jack of All Trades, Master of Some: Improving BERT for Multitask Learning" (Stanford CS224N)'
 ROWS = {"QQP": (141_498, 161_710), "SST": (8_544, 9_645), "STS": (6_040, 6_903)}  # train; train and dev
@@ -149,7 +149,7 @@ TABLES = {
             *NORMALIZE,
         ),
     ),
-    "table7": Table(
+    "table7": PaperTable(
         "Table 7. The models",
         ("model", "SMART"),
         (
@@ -181,7 +181,7 @@ TABLES = {
             ("MNRL + Bregman, with all that it starts from", FINAL, "6 hours"),
         ),
     ),
-    "table7-ball": Table(
+    "table7-ball": PaperTable(
         "Table 7 with SMART's perturbation in a ball",
         ("model", "SMART"),
         (
@@ -202,7 +202,7 @@ TABLES = {
             *MNRL_OURS,
         ),
     ),
-    "table8": Table(
+    "table8": PaperTable(
         "Table 8. The ensemble on the test tables",
         ("model",),
         (Row(("Ensemble",), ENSEMBLE, (0.895, 0.556, 0.944, 0.798)),),

@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 
 from minbert.errors import InputError, shown
+from minbert.fields import check
 from minbert.packing import Packing
-from multitask.config import Config, check
-from multitask.data import SAMPLE, Examples, make_examples, read_split
-from multitask.finetune import collate, gradient_norm
-from multitask.jobs import data_of, load_single
-from multitask.losses import DIVERGENCES, LOSSES
+from multitask.config import FIELDS, Smart
+from multitask.finetune import gradient_norm
 from multitask.model import MultitaskBert
+from multitask.runs import data_of
 from multitask.sampling import random_seed, shuffled_rows
 from multitask.smart import NORMS, adversarial_noise, ascent_gain
+from multitask.tables import SAMPLE, read_split
+from multitask.tokens import Examples, make_examples
 
 EPSILONS = "0.001,0.003,0.01,0.03,0.1,0.3"
 BATCH = 16
@@ -51,8 +52,8 @@ def main() -> int:
     if args.batches < 1:
         parser.error("--batches: must be at least 1")
     try:
-        model = load_single(args.run, Config("predict"), torch.device("cpu"))
-        radii = [check("smart_epsilon", radius, "--epsilons") for radius in numbers(args.epsilons)]
+        model = MultitaskBert.load(args.run)
+        radii = [check(radius, FIELDS["smart_epsilon"], "--epsilons") for radius in numbers(args.epsilons)]
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
     except InputError as error:
@@ -60,21 +61,19 @@ def main() -> int:
         return 2
     model.eval()
     longer = {"inf": 1.0, "2": math.sqrt(model.encoder.config.hidden_size)}
-    settings = [Config("finetune", smart_mode="normalize")] + [
-        Config("finetune", smart_norm=norm, smart_epsilon=radius * longer[norm])
-        for norm in NORMS
-        for radius in radii
+    settings = [Smart(mode="normalize")] + [
+        Smart(norm=norm, epsilon=radius * longer[norm]) for norm in NORMS for radius in radii
     ]
     print(f"{args.batches} batches of {BATCH} rows per task from {folder}, {args.run}")
     print("| task | mode | norm | epsilon | R | \\|dR\\| | \\|dL\\| | lambda | cosine | gain |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in model.tasks:
         examples = make_examples(rows[name], model.tokenizer, model.max_length)
-        for config in settings:
-            found = np.array(list(searches(model, name, examples, config, args.batches)))
+        for smart in settings:
+            found = np.array(list(searches(model, name, examples, smart, args.batches)))
             r, regulariser, loss, cosine = found[:, :4].mean(axis=0)
             weight, gain = loss / regulariser, np.median(found[:, 4])
-            cells = [config.smart_mode, config.smart_norm, f"{config.smart_epsilon or 1e-6:.3g}"]
+            cells = [smart.mode, smart.norm, f"{smart.epsilon or 1e-6:.3g}"]
             cells += [f"{r:.2g}", f"{regulariser:.2g}", f"{loss:.2g}", f"{weight:.2g}", f"{cosine:.3f}"]
             cells += [f"{gain:,.2f}"]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -89,13 +88,15 @@ def numbers(text: str) -> list[float]:
 
 
 def searches(
-    model: MultitaskBert, name: str, examples: Examples, config: Config, batches: int
+    model: MultitaskBert, name: str, examples: Examples, smart: Smart, batches: int
 ) -> Iterator[tuple[float, ...]]:
     """Yield R, |dR|, |dL|, the cosine and the gain on each batch."""
     task, weights = model.tasks[name], list(model.encoder.parameters())
-    divergence = DIVERGENCES[task.kind]
+    divergence = task.kind.divergence
     for number in range(batches):
-        inputs, labels = collate(model, examples, shuffled_rows(0, 0, len(examples), number * BATCH, BATCH))
+        rows = shuffled_rows(0, 0, len(examples), number * BATCH, BATCH)
+        inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
+        labels = torch.as_tensor(examples.labels[rows], dtype=torch.float32)
         generator = torch.Generator().manual_seed(random_seed(0, "noise", number))
         embeddings, packing = model.encoder.embed(**inputs)
 
@@ -103,14 +104,14 @@ def searches(
             return model.logits_from_embeddings(name, embeddings, packing) / task.unit
 
         clean = outputs(embeddings)
-        ascent = config.ascent(embeddings.shape[1])
+        ascent = smart.ascent(embeddings.shape[1])
         noise, found = adversarial_noise(
             outputs, embeddings, clean, divergence, **ascent, generator=generator
         )
         r = divergence(outputs(embeddings + noise), clean)
         normal = torch.randn(embeddings.shape, generator=generator)
         gain = ascent_gain(outputs, embeddings, clean, divergence, noise, r, ascent["norm"], normal)
-        loss = LOSSES[task.kind](clean, labels / task.unit)
+        loss = task.kind.loss(clean, labels / task.unit)
         norms = [gradient_norm(value, weights) for value in (r, loss)]
         yield r.item(), *norms, found.cosine, gain
 

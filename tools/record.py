@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from minbert.errors import InputError
-from multitask.config import read_toml
-from multitask.report import read_metrics
+from multitask.machine import rounding
+from multitask.recipes import read_settings
+from multitask.records import read_metrics
 from runs import result
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main() -> int:
@@ -57,24 +55,9 @@ def head() -> str:
     return done.stdout.strip()
 
 
-def machine() -> dict[str, str]:
-    """Return what the rounding of a run's numbers depends on: the processor and the version of torch."""
-    return {"processor": processor(), "torch": torch.__version__}
-
-
-def processor() -> str:
-    """Return the processor's name with its family and model, which identify its generation."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
-    if len(found) < 3:
-        return platform.processor()
-    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
-
-
 def record(cell: str, run: Path, commit: str) -> Path:
     """Write a run's line and outputs; return the path of the line's file."""
-    settings = read_toml(run / "config.toml")
+    settings = read_settings(run / "config.toml")
     found = result(run)
     settings = {
         name: Path(value).name if name == "weights" else value  # a checkpoint's name, or a folder's
@@ -85,7 +68,7 @@ def record(cell: str, run: Path, commit: str) -> Path:
         "cell": cell,
         "seed": settings.get("seed"),
         "commit": commit,
-        "machine": machine(),
+        "machine": rounding(),
         "settings": settings,
         "best_epoch": found.get("best_epoch"),
         "dev": found["dev"],

@@ -27,13 +27,15 @@ from typing import NoReturn
 import numpy as np
 
 from budget import within
-from cells import Figure, Table
+from cells import Figure, PaperTable
 from grid import Grid, Job, carry_out, jobs_of, pooled, weights_of_recipes
 from minbert import hub
 from minbert.errors import InputError
+from minbert.fields import check
 from multitask.command_line import resolve
-from multitask.config import Config, check, read_toml
+from multitask.config import FIELDS, Choice
 from multitask.figures import plotting
+from multitask.recipes import read_settings
 from multitask.tasks import BUILT_IN, select
 from notes import data_note, notes_on, notes_on_changes, notes_on_ensemble
 from overrides import changed_figure, changed_table, in_words, read_changes
@@ -76,7 +78,7 @@ def reproduce(args: argparse.Namespace) -> int:
     print("\n".join((target.title, *notes)), flush=True)
     with plotting():  # fails before the work if it cannot plot
         failed = carry_out(jobs)
-        if isinstance(target, Table):
+        if isinstance(target, PaperTable):
             print("\n" + write_table(target, grid, score, notes, stem))
         elif not failed:
             print("\n" + write_figure(target, grid, notes, tables_of(grid), stem))
@@ -84,7 +86,7 @@ def reproduce(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], Path]:
+def planned(args: argparse.Namespace) -> tuple[PaperTable | Figure, Grid, list[str], Path]:
     """Return the target that was asked for, its grid, its notes and the path of its page without suffix."""
     weights, changes = weights_of(args), read_changes(args.set)
     out = Path(args.out or Path("runs", "reproduce", Path(weights).name))
@@ -95,7 +97,7 @@ def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], 
     stem = out / args.target
     thresholds = {"thresholds": read_thresholds(args.thresholds)} if args.thresholds else {}
     tables = {name: changed_table(table, changes | thresholds) for name, table in TABLES.items()}
-    targets: dict[str, Table | Figure] = {
+    targets: dict[str, PaperTable | Figure] = {
         **tables,
         **{name: changed_figure(figure, changes) for name, figure in FIGURES.items()},
     }
@@ -106,7 +108,7 @@ def planned(args: argparse.Namespace) -> tuple[Table | Figure, Grid, list[str], 
     if args.budget:
         grid, note = within(args.budget, args.target, targets, grid)
         notes, stem = [note, *notes], out / f"{args.target}-budget-{args.budget:g}"
-    if isinstance(target, Table) and args.target in WITH_ENSEMBLE:
+    if isinstance(target, PaperTable) and args.target in WITH_ENSEMBLE:
         if args.pool:
             target = pooled(target, tables.values(), grid)
         unscored = args.target == "table8" and not args.test_labels
@@ -134,7 +136,7 @@ def scorer(args: argparse.Namespace) -> Score:
 
 def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
     """Check tables and weights before anything runs; return the numbers of rows of train and dev."""
-    from multitask.jobs import SPLITS, read_splits
+    from multitask.tables import SPLITS, read_splits
 
     rows = read_splits(grid.data, SPLITS, BUILT_IN, skip_bad_rows=False)
     hub.resolve(weights)
@@ -143,15 +145,15 @@ def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
 
 
 def tables_of(grid: Grid) -> Path:
-    from multitask.data import SAMPLE
+    from multitask.tables import SAMPLE
 
     return Path(grid.data) if grid.data else SAMPLE
 
 
 def read_thresholds(text: str) -> tuple[str, ...]:
     """Parse the thresholds. Raises InputError if one is invalid or its task unknown."""
-    found = check("thresholds", text.split(","), "--thresholds")
-    select(list(Config("ensemble", thresholds=found).least_scores), BUILT_IN)
+    found = check(text.split(","), FIELDS["thresholds"], "--thresholds")
+    select(list(Choice(thresholds=found).least_scores), BUILT_IN)
     return found
 
 
@@ -161,7 +163,7 @@ def check_runs(jobs: Sequence[Job], grid: Grid, weights: str) -> None:
         if not job.product.exists():
             resolve(job.words)
         if (path := job.run / "config.toml").is_file():
-            found = {"weights": weights} | read_toml(path)  # it has none if it started from another run
+            found = {"weights": weights} | read_settings(path)  # it has none if it started from another run
             for name, wanted in {"data": grid.data, "weights": weights}.items():
                 if last_part(found.get(name)) != last_part(wanted):
                     before = found.get(name, "the shipped sample")

@@ -13,7 +13,8 @@ import numpy as np
 from cells import Scores
 from grid import RESULT
 from minbert.errors import InputError
-from multitask.config import Config, read_toml
+from multitask.config import Config
+from multitask.recipes import read_settings
 from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
 # Modules that import torch are imported only where they are used, so that --list and errors are immediate.
@@ -40,7 +41,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def records(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run's epochs; an ensemble has none."""
-    from multitask.report import read_metrics
+    from multitask.records import read_metrics
 
     path = run / "metrics.jsonl"
     return read_metrics(path) if path.is_file() else []
@@ -48,18 +49,17 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def dev_scores(run: Path) -> Scores:
     dev = result(run)["dev"]
-    return (*(task.score(dev[task.name][task.metric]) for task in COLUMNS.values()), dev["score"])
+    return (*(task.kind.score(dev[task.name][task.kind.metric]) for task in COLUMNS.values()), dev["score"])
 
 
 def test_scores(run: Path, labels: Mapping[str, Mapping[str, float]]) -> Scores:
     """Score the predictions for the test tables against `labels`, {task: {id: label}}."""
-    from multitask.evaluate import METRICS
-
     found = []
     for task in COLUMNS.values():
         truth = labels[task.name]
-        metric = METRICS[task.metric](read_predictions(run, task, "test", truth), np.array([*truth.values()]))
-        found.append(task.score(metric))
+        predictions = read_predictions(run, task, "test", truth)
+        metric = task.kind.measure(predictions, np.array([*truth.values()]))
+        found.append(task.kind.score(metric))
     return (*found, statistics.mean(found))
 
 
@@ -71,8 +71,8 @@ def gaps(run: Path) -> tuple[float, ...]:
 
 
 def _score(record: Mapping[str, Any], part: str, task: Task) -> float:
-    value = record.get(part, {}).get(task.name, {}).get(task.metric)
-    return np.nan if value is None else task.score(value)
+    value = record.get(part, {}).get(task.name, {}).get(task.kind.metric)
+    return np.nan if value is None else task.kind.score(value)
 
 
 def effort(run: Path) -> Effort:
@@ -80,18 +80,18 @@ def effort(run: Path) -> Effort:
     epochs = records(run)
     if not epochs or not (run / "config.toml").is_file():
         return Effort(np.nan, np.nan, np.nan)
-    config, updates = Config(**read_toml(run / "config.toml")), epochs[-1]["step"]
+    config, updates = Config.of(read_settings(run / "config.toml")), epochs[-1]["step"]
     if config.option == "mnrl":
-        rows = updates * config.accumulate * config.groups * 2 * SENTIMENT.num_classes
-    elif config.max_tokens is None:
-        rows = updates * config.accumulate * config.batch_size
+        rows = updates * config.training.accumulate * config.mnrl.groups * 2 * SENTIMENT.num_classes
+    elif config.batches.max_tokens is None:
+        rows = updates * config.training.accumulate * config.batches.batch_size
     else:
         rows = round(sum(one.get("examples_per_second", np.nan) * one.get("seconds", 0) for one in epochs))
     return Effort(updates, rows, sum(one.get("seconds", 0) for one in epochs) / 60)
 
 
 def read_labels(folder: Path, task: Task, split: str) -> dict[str, float]:
-    from multitask.data import read_table
+    from multitask.tables import read_table
 
     table = read_table(task.path(folder, split), task, labelled=True)
     return dict(zip(table.ids, table.labels.tolist(), strict=True))

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-from multitask import jobs, machine
+from multitask import machine
 from multitask.config import Config
+from multitask.preparation import prepare, tasks_of
 from multitask.state import SECONDS, Progress, States
-from multitask.train import update
+from multitask.tables import SPLITS, read_splits
+from multitask.train import train_step
 
 
 def main() -> None:
@@ -28,17 +30,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--updates", type=int, default=15, help="updates per stretch")
     arguments = parser.parse_args()
-    config = Config(
-        "finetune", data=arguments.data, weights=arguments.weights, threads=arguments.threads, device="cpu"
+    config = Config("finetune").changed(
+        data=arguments.data, weights=arguments.weights, threads=arguments.threads, device="cpu"
     )
-    device = machine.set_up(config)
-    selected = jobs.selected_tasks(config)
-    rows = jobs.read_splits(config.data, jobs.SPLITS, selected, config.skip_bad_rows)
-    training = jobs.prepare_finetuning(config, selected, rows, device)
-    method = training.method
-    optimizer = jobs.make_optimizer(training)
+    device = machine.set_up(config.machine)
+    selected = tasks_of(config)
+    rows = read_splits(arguments.data, SPLITS[:2], selected, skip_bad_rows=False)
+    run = prepare(config, selected, rows, device).training
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        states = States(Path(folder), method.parts, optimizer)
+        states = States(Path(folder), run.method.parts, run.optimizer)
         states.keep_best()  # every state includes its copy
         progress = Progress()
         seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -48,7 +48,7 @@ def main() -> None:
             if saved:
                 states.save(progress)
             for _ in range(arguments.updates):
-                update(optimizer, method.losses(progress.step % 10), config.accumulate, config.clip_norm)
+                train_step(run, progress.step % 10)
                 progress.step += 1
             states.wait()
             if number:  # the first is a warm-up

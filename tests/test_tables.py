@@ -1,4 +1,4 @@
-"""data.py: every way in which a table can be wrong, what is accepted nevertheless, and the shipped sample."""
+"""tables.py: every way in which a table can be wrong, what is accepted, and the shipped sample."""
 
 from pathlib import Path
 
@@ -7,15 +7,18 @@ import pytest
 from helpers import write_table
 
 from minbert.errors import InputError
-from multitask import data
-from multitask.data import (
+from multitask import tables
+from multitask.tables import (
     SAMPLE,
+    SPLITS,
     Problem,
     Row,
     fingerprint,
     parse,
     parse_plain,
+    print_dropped,
     read_split,
+    read_splits,
     read_table,
 )
 from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY, Task
@@ -138,7 +141,7 @@ def test_a_table_that_cannot_be_read(tmp_path, make):
 
 
 def test_a_line_that_no_text_can_be_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(tables, "LONGEST_LINE", 1 << 20)
     path = table(tmp_path / "t.csv", HEADER, GOOD[0], b"a" * (1 << 20))
     with pytest.raises(InputError, match=r"t\.csv:3: longer than 1 MB; is this a table of text"):
         read_table(path, SENTIMENT, labelled=True, skip_bad_rows=True)
@@ -235,10 +238,45 @@ def test_plain_lines_after_a_byte_order_mark():
     assert list(parse_plain([b"\xef\xbb\xbfgood\n"], SENTIMENT)) == [Row(1, "1", ("good",), None)]
 
 
-def test_read_split_leaves_out_tables_that_are_not_there_and_says_what_it_dropped(tmp_path, capsys):
+def test_read_split_leaves_out_tables_that_are_not_there(tmp_path):
+    table(SENTIMENT.path(tmp_path, "dev"), HEADER, *GOOD)
+    assert list(read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=False)) == ["sentiment"]
+
+
+def test_what_was_dropped_is_printed_once_for_each_table_that_lost_rows(tmp_path, capsys):
     path = table(SENTIMENT.path(tmp_path, "dev"), HEADER, *GOOD, b"b\tgood\t9\n")
-    assert list(read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=True)) == ["sentiment"]
+    clean = read_table(table(tmp_path / "clean.csv", HEADER, *GOOD), SENTIMENT, True)
+    tables = read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=True)
+    assert capsys.readouterr().out == ""
+    print_dropped([clean, *tables.values()])
     assert capsys.readouterr().out == f"{path}: dropped 1 bad rows, kept 2\n"
+
+
+def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_path):
+    tasks = {"sentiment": SENTIMENT}
+    for split in SPLITS:
+        table(SENTIMENT.path(tmp_path, split), HEADER, *GOOD)
+    splits = read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
+    assert [(split, *found) for split, found in splits.items()] == [(split, "sentiment") for split in SPLITS]
+    labelled = {split: not np.isnan(found["sentiment"].labels).any() for split, found in splits.items()}
+    assert labelled == {"train": True, "dev": True, "test-student": False}
+
+    SENTIMENT.path(tmp_path, "test-student").unlink()
+    assert read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)["test-student"] == {}
+    missing = SENTIMENT.path(tmp_path, "dev")
+    missing.unlink()
+    assert list(read_splits(str(tmp_path), ["train"], tasks, skip_bad_rows=False)) == ["train"]
+    with pytest.raises(InputError) as caught:
+        read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
+    remedy = "add it, or leave task sentiment out with --tasks"
+    assert str(caught.value) == f"{missing}: no such file; {remedy}"
+
+
+def test_read_splits_takes_the_shipped_sample_if_there_is_no_folder(tmp_path):
+    splits = read_splits(None, ["dev"], BUILT_IN, skip_bad_rows=False)
+    assert [one.source.path.parent for one in splits["dev"].values()] == [SAMPLE] * 3
+    with pytest.raises(InputError, match=f"^--data: {tmp_path}/nope is not a folder$"):
+        read_splits(str(tmp_path / "nope"), ["dev"], BUILT_IN, skip_bad_rows=False)
 
 
 def test_the_fingerprint_depends_on_every_byte_and_every_name(tmp_path):
@@ -256,7 +294,7 @@ def test_the_fingerprint_depends_on_every_byte_and_every_name(tmp_path):
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
 def test_the_shipped_sample_is_clean_large_enough_and_leaks_nothing(task):
     splits = {split: read(task.path(SAMPLE, split), task, split != "test-student")[0]
-              for split in ("train", "dev", "test-student")}  # fmt: skip
+              for split in SPLITS}  # fmt: skip
     for split, least in {"train": 240, "dev": 80, "test-student": 40}.items():
         assert len(splits[split]) >= least
     rows = [row for split in splits.values() for row in split]

@@ -14,22 +14,19 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
-import tokenizers
 
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import open_regular
-from minbert.tokenizer import BertTokenizer
-from multitask.store import Strings, TokenIds, Tokens, cached, key_of
+from multitask.cache import cached, key_of
 from multitask.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
+SPLITS = ("train", "dev", "test-student")
 REPORTED = 20  # problems listed in one error message
-CHUNK = 8192  # rows tokenised at a time
 FORMAT = 2  # version of the cache's entries: increase it when what is read, checked or kept changes
 LONGEST_LINE = 1 << 26  # bytes
 
@@ -48,22 +45,6 @@ class Row:
 class Problem:
     line: int
     message: str
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The examples of one split of one task, tokenised."""
-
-    ids: Sequence[str]
-    tokens: Tokens
-    labels: np.ndarray  # (N,) float64; NaN if the table has no labels
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: np.ndarray) -> Examples:
-        """Return only these rows, in the order given."""
-        return Examples([self.ids[row] for row in rows], self.tokens.take(rows), self.labels[rows])
 
 
 def parse(
@@ -244,6 +225,27 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be read ({error.strerror})")
 
 
+class Strings(Sequence[str]):
+    """Many short strings, stored as UTF-8 in one array."""
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray):
+        self.data, self.ends = data, ends  # (bytes,) uint8; (N,) int64: where each string ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        start = self.ends[row - 1] if row else 0
+        return self.data[start : self.ends[row]].tobytes().decode()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table whose every line has been read and checked. Its texts stay in the file."""
@@ -259,6 +261,9 @@ class Table:
     def rows(self) -> Iterator[Row]:
         """Read the rows again. Raises InputError if the file is no longer the one that was checked."""
         return self.source.rows()
+
+
+Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 
 
 def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> Table:
@@ -294,40 +299,39 @@ def check(source: Source) -> dict[str, np.ndarray]:
     }
 
 
-def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> list[TokenIds]:
-    """Return (input_ids, token_type_ids) of every row: of its one sentence, or of its two together."""
-    columns = list(zip(*(row.texts for row in rows), strict=True))
-    return tokenizer.token_ids(columns[0], columns[1] if len(columns) == 2 else None, max_length)
-
-
 def read_split(
     directory: Path, split: str, tasks: Mapping[str, Task], skip_bad_rows: bool
 ) -> dict[str, Table]:
-    """Read one split's tables, of every task that has one, and print how many bad rows were dropped.
-
-    All splits except test-student have labels.
-    """
-    tables = {}
-    for name, task in tasks.items():
-        path = task.path(directory, split)
-        if path.is_file():
-            tables[name] = read_table(path, task, split != "test-student", skip_bad_rows)
-            if dropped := tables[name].dropped:
-                print(f"{path}: dropped {dropped} bad rows, kept {len(tables[name])}")
-    return tables
+    """Read one split's tables, of every task that has one. All splits except test-student have labels."""
+    paths = {name: (task.path(directory, split), task) for name, task in tasks.items()}
+    return {
+        name: read_table(path, task, split != "test-student", skip_bad_rows)
+        for name, (path, task) in paths.items()
+        if path.is_file()
+    }
 
 
-def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Examples:
-    """Return a table's rows, tokenised; the tokens come from the cache if they are there."""
+def read_splits(
+    data: str | None, splits: Sequence[str], tasks: Mapping[str, Task], skip_bad_rows: bool
+) -> Splits:
+    """Read the tables of these splits in the folder `data`, or of the shipped sample, and check them all.
+    Raises InputError if a table is missing, except a test table."""
+    directory = SAMPLE if data is None else Path(data)
+    if not directory.is_dir():
+        raise InputError(f"--data: {directory} is not a folder")
+    for task in tasks.values():
+        for split in splits:
+            path = task.path(directory, split)
+            if split != "test-student" and not path.is_file():
+                raise InputError(f"{path}: no such file; add it, or leave task {task.name} out with --tasks")
+    return {split: read_split(directory, split, tasks, skip_bad_rows) for split in splits}
 
-    def chunks() -> Iterator[list[TokenIds]]:
-        rows = table.rows()
-        while chunk := list(islice(rows, CHUNK)):
-            yield tokenize(chunk, tokenizer, max_length)
 
-    key = key_of(FORMAT, table.source.key, tokenizer.fingerprint(), tokenizers.__version__, max_length)
-    kept = cached(key, lambda: vars(Tokens.join(chunks(), tokenizer.vocab_size)))
-    return Examples(table.ids, Tokens(**kept), table.labels)
+def print_dropped(tables: Iterable[Table]) -> None:
+    """Print how many bad rows of each table were left out, if any."""
+    for table in tables:
+        if table.dropped:
+            print(f"{table.source.path}: dropped {table.dropped} bad rows, kept {len(table)}")
 
 
 def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:

@@ -1,7 +1,8 @@
-"""store.py: flat arrays hold what lists would, and the cache returns exactly what was built."""
+"""tokens.py and cache.py: flat arrays hold what lists would, and the cache returns exactly what was built."""
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_table
+from helpers import ROOT, write_table
 
 from minbert import BertTokenizer, InputError
-from multitask import data, store
-from multitask.data import make_examples, read_table
-from multitask.store import Strings, Tokens, cached, length_sorted_batches
+from multitask import cache as cache_module
+from multitask import tables, tokens
+from multitask.cache import cached
+from multitask.tables import Strings, read_table
 from multitask.tasks import PARAPHRASE, SENTIMENT
+from multitask.tokens import Tokens, length_sorted_batches, make_examples
 
 ENCODED = [([2, 9, 3], [0, 0, 0]), ([2, 8, 3, 7, 7, 3], [0, 0, 0, 1, 1, 1]), ([2, 3], [0, 0])]
 ARRAYS = {"a": np.arange(6, dtype=np.uint16).reshape(2, 3), "b": np.array([0.5, np.nan]), "c": np.array(7)}
@@ -173,11 +176,11 @@ def test_an_entry_under_another_name_is_not_trusted(cache):
 def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path, monkeypatch, capsys, unwritable):
     home = tmp_path / "cache"
     monkeypatch.setenv("MINBERT_CACHE", str(home))
-    store._warn.cache_clear()
+    cache_module._warn.cache_clear()
     if unwritable == "a file":
         home.write_text("")
     else:  # root may write anywhere, so the failure is simulated
-        monkeypatch.setattr(store, "write_tensors", refuse)
+        monkeypatch.setattr(cache_module, "write_tensors", refuse)
     for key in ("0" * 64, "1" * 64):
         assert bytes_of(cached(key, lambda: ARRAYS)) == bytes_of(ARRAYS)
     (line,) = capsys.readouterr().err.splitlines()
@@ -227,11 +230,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     for name in ("MINBERT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / ".cache" / "minbert" / "tables"
+    assert cache_module.cache_folder() == tmp_path / ".cache" / "minbert" / "tables"
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert store.cache_folder() == Path("/xdg/minbert/tables")
+    assert cache_module.cache_folder() == Path("/xdg/minbert/tables")
     monkeypatch.setenv("MINBERT_CACHE", "~/mine")
-    assert store.cache_folder() == tmp_path / "mine" / "tables"
+    assert cache_module.cache_folder() == tmp_path / "mine" / "tables"
 
 
 # Tables in the cache
@@ -239,11 +242,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_table_from_the_cache_is_the_table_to_the_byte(cache, tmp_path, tokenizer, monkeypatch):
     path = write_pairs(tmp_path / "t.csv")
-    monkeypatch.setattr(data, "CHUNK", 7)  # 40 rows in six chunks
+    monkeypatch.setattr(tokens, "CHUNK", 7)  # 40 rows in six chunks
     first = contents(path, tokenizer)
     assert len(entries(cache)) == 2  # the check, and the tokens
-    for name in ("parse", "tokenize"):
-        monkeypatch.setattr(data, name, lambda *args: never())
+    monkeypatch.setattr(tables, "parse", lambda *args: never())
+    monkeypatch.setattr(tokens, "tokenize", lambda *args: never())
     assert contents(path, tokenizer) == first
     monkeypatch.undo()
     monkeypatch.setenv("MINBERT_CACHE", str(tmp_path / "another"))
@@ -257,6 +260,16 @@ def test_tokens_are_those_of_the_tokenizer(cache, tmp_path, tokenizer):
     for examples in (make_examples(table, tokenizer, 12), make_examples(table, tokenizer, 12)):
         batch = examples.tokens.batch(range(len(rows)), tokenizer.pad_token_id)
         assert all(torch.equal(batch[name], value) for name, value in tokenizer.pad(wanted).items())
+
+
+def test_an_entry_of_a_task_has_the_same_name_in_every_process(tmp_path):
+    """It is a hash of the task's `repr`, which must not hold the address of a function or an object."""
+    path = write_pairs(tmp_path / "t.csv")
+    code = "import sys; from pathlib import Path; from multitask.tables import read_table\n"
+    code += "from multitask.tasks import PARAPHRASE\n"
+    code += "print(read_table(Path(sys.argv[1]), PARAPHRASE, labelled=True).source.key)"
+    found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.strip() == read_table(path, PARAPHRASE, labelled=True).source.key
 
 
 def test_another_file_tokenizer_or_option_is_another_entry(cache, tmp_path, tokenizer, tiny, monkeypatch):
@@ -283,7 +296,8 @@ def test_another_file_tokenizer_or_option_is_another_entry(cache, tmp_path, toke
     assert fresh()
     read_table(path, PARAPHRASE, labelled=True, skip_bad_rows=True)
     assert fresh()
-    monkeypatch.setattr(data, "FORMAT", data.FORMAT + 1)
+    for module in (tables, tokens):
+        monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     read_table(path, PARAPHRASE, labelled=True)
     assert fresh()
     path.write_bytes(path.read_bytes().replace(b"film", b"filn", 1))

@@ -1,0 +1,116 @@
+"""The job of --option ensemble: choose each task's members among runs, average them, keep the result as a
+model."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from minbert.errors import InputError
+from minbert.files import write_text
+from multitask import evaluate, tasks
+from multitask.config import Config
+from multitask.ensemble import average, members
+from multitask.ensemble_model import Panel, copy_members, distinct_runs, relative_members, write_ensemble
+from multitask.folder import CONFIG
+from multitask.model import best_folder, read_definitions
+from multitask.runs import (
+    claim_folder,
+    data_of,
+    load_single,
+    read_and_print_dropped,
+    set_up,
+    write_all_predictions,
+    write_result,
+)
+from multitask.tables import SPLITS, Splits
+from multitask.tasks import Task
+
+Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
+
+
+def run_ensemble(config: Config) -> None:
+    """Average the runs' predictions, for each task those of the runs that reach its threshold, and write the
+    ensemble as a model that names its members or, with --copy, holds them."""
+    runs = config.runs.run
+    config = config.changed(data=config.tables.data or data_of(Path(runs[0])))
+    defined = [read_definitions(best_folder(run) / "tasks.toml")[1] for run in distinct_runs(runs)]
+    tasks.select(list(config.choice.least_scores), dict(ChainMap(*defined)))  # refuses unknown tasks
+    device, out = set_up(config), claim_folder(config)
+    known, tables, logits = logits_of_runs(config, device)
+    chosen = {name: choose_members(task, logits["dev"][name], tables, config) for name, task in known.items()}
+    averaged = {
+        split: {
+            name: average(known[name].kind.average, [of_run[run] for run in chosen[name]["members"]])
+            for name, of_run in logits[split].items()
+        }
+        for split in SPLITS[1:]
+    }
+    scores = write_all_predictions(out / "predictions", known, tables, averaged)
+    inside = {run for entry in chosen.values() for run in entry["members"]}
+    needed = [run for run in distinct_runs(runs) if run in inside]
+    paths = (copy_members if config.choice.copy else relative_members)(out, needed)
+    write_ensemble(out, {name: panel_of(known[name], chosen[name], paths) for name in known})
+    write_text(out / CONFIG, tomli_w.dumps(config.settings))
+    write_result(out, dev=scores, tasks=chosen)
+    print_members(chosen)
+    print(f"on the dev tables of {config.tables.data or 'the shipped sample'}:")
+    print(evaluate.format_scores(known, scores))
+    print(f"ensemble {out}, predictions {out / 'predictions'}")
+
+
+def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Splits, Logits]:
+    """Return the tasks of all runs, their dev and test tables, and every run's logits on them."""
+    known: dict[str, Task] = {}
+    tables: Splits = {split: {} for split in SPLITS[1:]}
+    logits: Logits = {split: {} for split in SPLITS[1:]}
+    for run in distinct_runs(config.runs.run):
+        model = load_single(Path(run), config, device)
+        selected = tasks.select(config.selection.tasks, model.tasks)
+        for name, task in selected.items():
+            if known.setdefault(name, task) != task:
+                raise InputError(
+                    f"{run}: defines its task {name} differently from the runs before it; see --tasks"
+                )
+        tasks.check_outputs(known.values(), run)
+        for split, rows in read_and_print_dropped(config, SPLITS[1:], selected).items():
+            tables[split] |= rows
+            for name, table in rows.items():
+                logits[split].setdefault(name, {})[run] = model.logits_of_table(name, table)
+    return known, tables, logits
+
+
+def choose_members(
+    task: Task, dev_logits: Mapping[str, Tensor], tables: Splits, config: Config
+) -> dict[str, Any]:
+    """Return what is recorded of one task: its threshold, every run's dev score, and the runs that reach
+    it."""
+    scores = {
+        run: evaluate.scores({task.name: task}, {task.name: logits}, tables["dev"])["score"]
+        for run, logits in dev_logits.items()
+    }
+    threshold = config.choice.least_scores.get(task.name, 0.0)
+    chosen = members(task.name, scores, threshold, config.choice.or_best)
+    return {"threshold": threshold, "scores": scores, "members": chosen}
+
+
+def panel_of(task: Task, chosen: Mapping[str, Any], paths: Mapping[str, str]) -> Panel:
+    """Return what `choose_members` found as an ensemble keeps it, with members of equal weight."""
+    inside = tuple(paths[run] for run in chosen["members"])
+    return Panel(task, chosen["threshold"], inside, (1.0,) * len(inside))
+
+
+def print_members(chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print each task's members with their scores, and warn if none reaches its threshold."""
+    for name, entry in chosen.items():
+        scores, threshold = entry["scores"], entry["threshold"]
+        if max(scores.values()) < threshold:
+            print(f"warning: no run reaches {name}'s threshold {threshold:g}; using its best run instead")
+        inside = ", ".join(f"{run} ({scores[run]:.3f})" for run in entry["members"])
+        print(f"{name}: {len(entry['members'])} of {len(scores)} runs: {inside}")

@@ -1,0 +1,78 @@
+"""Recipes: settings in TOML files. A recipe may extend others, and may consist of stages."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from minbert.errors import InputError, short_line, shown
+from minbert.reading import load_toml
+from multitask.config import INSTEAD, check_settings
+
+SHIPPED = Path(__file__).parent
+Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been read
+
+
+def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags over the recipe; --init displaces a recipe's weights, and so on (see INSTEAD)."""
+    displaced = INSTEAD | {idle: name for name, idle in INSTEAD.items()}
+    dropped = {displaced[name] for name in flags if name in displaced}
+    return {name: value for name, value in recipe.items() if name not in dropped} | flags
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a shipped recipe's name, or of the path of a TOML file."""
+    shipped = SHIPPED / f"{name}.toml"
+    if os.path.isfile(shipped):
+        return shipped
+    if not os.path.isfile(name):
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+        raise InputError(f"--recipe: {shown(name)} is neither a file nor a shipped recipe ({names})")
+    return Path(name)
+
+
+def read_recipe(path: Path, behind: tuple[Path, ...] = (), known: Known | None = None) -> dict[str, Any]:
+    """Return a recipe's settings over those of the recipes that it `extends`. Each is read once, however
+    often it is extended: `known` holds those that were read before."""
+    known = {} if known is None else known
+    if path in behind:
+        raise InputError(f"{path}: extends itself")
+    if path not in known:
+        values = load_toml(path)
+        if "stages" in values:
+            raise InputError(f"{path}: a recipe with stages cannot be extended")
+        known[path] = _extended(values, str(path), (*behind, path), known)
+    return known[path]
+
+
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of every stage of a recipe, in order."""
+    values = load_toml(path)
+    stages = values.pop("stages", {})
+    if values:
+        raise InputError(f"{path}: {short_line(', '.join(values))} must be in a stage, [stages.NAME]")
+    if not isinstance(stages, dict) or not stages:
+        raise InputError(f"{path}: stages must be tables, [stages.NAME]")
+    for name, stage in stages.items():
+        if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]{1,100}", name):
+            raise InputError(f"{path}: stages must be tables, [stages.NAME], of letters, digits, - and _")
+    return {name: _extended(stage, f"{path}: stage {name}", (path,), {}) for name, stage in stages.items()}
+
+
+def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], known: Known) -> dict[str, Any]:
+    """Return these settings over those of the recipes that they extend: one name, or a list of names, in
+    which a later recipe goes over an earlier one."""
+    bases = values.pop("extends", [])
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{source}: extends must be a recipe's name or a list of names, not {shown(bases)}")
+    layers = [read_recipe(recipe_path(name), behind, known) for name in names]
+    return reduce(layered, [*layers, check_settings(values, source)])
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a run's config.toml, checked."""
+    return check_settings(load_toml(path), str(path))

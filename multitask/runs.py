@@ -1,0 +1,110 @@
+"""What the jobs share: the folder of a new run, the tables, finished models, and predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minbert.errors import InputError
+from minbert.files import write_text
+from multitask import distributed, evaluate, folder, machine
+from multitask.config import TRAINING, Config
+from multitask.ensemble_model import is_ensemble, open_model
+from multitask.folder import CONFIG, RESULT
+from multitask.model import MultitaskBert, best_folder
+from multitask.predictor import Predictor
+from multitask.recipes import read_settings
+from multitask.tables import SPLITS, Splits, print_dropped, read_splits
+from multitask.tasks import Task
+
+
+def set_up(config: Config) -> torch.device:
+    return machine.set_up(config.machine, config.products, config.saving.resume)
+
+
+def claim_folder(config: Config) -> Path:
+    """Claim the run's folder, in one process for all. Raises InputError if another does not see it."""
+
+    def claim() -> str:
+        resume: bool | None = config.saving.resume
+        if not resume and config.option not in TRAINING:
+            resume = None  # cannot be resumed, except as the unfinished stage of a recipe, which is run again
+        return str(folder.claim(config.output.out, config.option, resume=resume))
+
+    run = Path(distributed.from_writer(claim))
+    if not run.is_dir():
+        raise InputError(
+            f"{run}: not visible from this process; choose an --out in a folder that all machines share"
+        )
+    return run
+
+
+def print_if_sample(config: Config) -> None:
+    if config.tables.data is None:
+        print("no --data given: training on the shipped sample, too small for its scores to mean anything")
+
+
+def read_and_print_dropped(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
+    """Return the checked tables of these splits; print how many bad rows were left out."""
+    rows = read_splits(config.tables.data, splits, selected, config.reading.skip_bad_rows)
+    for tables in rows.values():
+        print_dropped(tables.values())
+    return rows
+
+
+def predict_all(
+    directory: Path, model: Predictor, selected: Mapping[str, Task], tables: Splits
+) -> dict[str, Any]:
+    """Predict the dev and test tables, write the submission files, and return the dev scores."""
+    logits = {
+        split: {name: model.logits_of_table(name, table) for name, table in tables[split].items()}
+        for split in SPLITS[1:]
+    }
+    return write_all_predictions(directory, selected, tables, logits)
+
+
+def write_all_predictions(
+    directory: Path,
+    selected: Mapping[str, Task],
+    tables: Splits,
+    logits: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """Write the submission files for dev, and for test if there are tables; return the dev scores."""
+    if distributed.is_writer():
+        for split, short in zip(SPLITS[1:], ("dev", "test"), strict=True):
+            for name, table in tables[split].items():
+                evaluate.write_predictions(directory, selected[name], short, table.ids, logits[split][name])
+    return evaluate.scores(selected, logits["dev"], tables["dev"])
+
+
+def write_result(run: Path, **found: Any) -> None:
+    write_text(run / RESULT, json.dumps(found, indent=2) + "\n")
+
+
+def data_of(run: Path) -> str | None:
+    """Return the data folder that a run, the one around its best/, or an ensemble was made with; None for the
+    shipped sample."""
+    for place in (run, run.parent):
+        if (place / CONFIG).is_file():
+            return read_settings(place / CONFIG).get("data")
+    if not is_ensemble(run):
+        best_folder(run)  # raises InputError if the folder holds no run at all
+    raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
+
+
+def load_run(run: Path, config: Config, device: torch.device) -> Predictor:
+    """Load a run's best model, or an ensemble, onto the device."""
+    return open_model(run, lambda best: load_single(best, config, device))
+
+
+def load_single(run: Path, config: Config, device: torch.device) -> MultitaskBert:
+    """Load a run's best model onto the device. Raises InputError if it has no heads, as after mnrl."""
+    model = machine.place(MultitaskBert.load(run), config.products, device)
+    if not model.tasks:
+        raise InputError(f"{run}: an encoder of mnrl, without heads; fine-tune from it with --init")
+    return model

@@ -1,0 +1,225 @@
+"""folder.py: one process at a time in a run's folder, a free number for a run without a name, and no run
+written over."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from minbert.errors import InputError
+from multitask import folder
+from multitask.folder import CONFIG, PIPELINE, claim
+
+KINDS = {CONFIG: "a single run", PIPELINE: "the stages of a recipe"}
+
+
+def started(code: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start another process, in which `claim` is at hand."""
+    code = f"from multitask.folder import claim\n{code}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def said_by(code: str, cwd: Path) -> str:
+    """Return what another process prints; it must end well."""
+    out, err = (process := started(code, cwd)).communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+@contextlib.contextmanager
+def holding(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """Have another process claim a folder and keep it until it is killed."""
+    with started(f"print(claim({str(out)!r}, 'finetune'), flush=True)\ninput()", out.parent) as process:
+        assert process.stdout is not None and process.stdout.readline() == f"{out}\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def free_descriptor() -> int:
+    """Return the lowest free file descriptor: the same as before if nothing has been left open."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+# A folder with a name
+
+
+@pytest.mark.parametrize("holds", KINDS)
+def test_a_folder_is_made_with_those_above_it(tmp_path, holds):
+    assert claim(str(tmp_path / "a" / "b"), "finetune", holds) == tmp_path / "a" / "b"
+    assert os.listdir(tmp_path / "a" / "b") == [".lock"]
+
+
+@pytest.mark.parametrize("resume", [False, True, None])
+def test_a_folder_that_holds_no_run_is_taken_as_it_is(tmp_path, resume):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert claim(str(tmp_path), "finetune", resume=resume) == tmp_path
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("holds", KINDS)
+def test_a_run_is_claimed_again_only_to_resume_it(tmp_path, holds):
+    (tmp_path / holds).write_text("")
+    with pytest.raises(InputError) as caught:
+        claim(str(tmp_path), "finetune", holds)
+    remedy = "resume it with --resume, or choose another --out"
+    assert str(caught.value) == f"{tmp_path}: holds a run already; {remedy}"
+    assert claim(str(tmp_path), "finetune", holds, resume=True) == tmp_path
+
+
+def test_what_cannot_be_resumed_is_not_told_to(tmp_path):
+    (tmp_path / CONFIG).write_text("")
+    with pytest.raises(InputError) as caught:
+        claim(str(tmp_path), "ensemble", resume=None)
+    assert str(caught.value) == f"{tmp_path}: holds a run already; choose another --out"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("holds, other", [(CONFIG, PIPELINE), (PIPELINE, CONFIG)])
+def test_a_run_and_the_stages_of_a_recipe_are_not_mixed(tmp_path, holds, other, resume):
+    (tmp_path / other).write_text("")
+    with pytest.raises(InputError) as caught:
+        claim(str(tmp_path), "finetune", holds, resume)
+    assert str(caught.value) == f"{tmp_path}: holds {KINDS[other]}; choose another --out"
+
+
+@pytest.mark.parametrize("below", ["", "x", "x/y"])
+def test_a_file_where_the_folder_should_be(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / below
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/file.*: cannot be made \(.*\); choose another --out$"
+    ):
+        claim(str(out), "finetune")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / ".lock").mkdir()  # root may write into any folder, but not into this
+    with pytest.raises(InputError) as caught:
+        claim(str(tmp_path), "finetune")
+    assert str(caught.value) == f"{tmp_path}: cannot be written (Is a directory); choose another --out"
+
+
+def test_a_named_folder_stays_when_the_process_ends(tmp_path):
+    assert said_by("print(claim('mine', 'finetune'))", tmp_path) == "mine\n"
+    assert os.listdir(tmp_path / "mine") == [".lock"]
+
+
+# The lock
+
+
+@pytest.mark.parametrize("resume", [False, True, None])
+def test_a_folder_in_use_by_another_process_is_refused_until_that_one_ends(tmp_path, resume):
+    out = tmp_path / "run"
+    with holding(out):
+        free = free_descriptor()
+        with pytest.raises(InputError) as caught:
+            claim(str(out), "finetune", resume=resume)
+        assert free_descriptor() == free
+        assert str(caught.value) == f"{out}: in use by another process; wait, or choose another --out"
+    assert claim(str(out), "finetune", resume=resume) == out  # it was killed
+
+
+def test_a_lock_keeps_out_every_name_of_the_folder_and_no_other_folder(tmp_path):
+    (tmp_path / "link").symlink_to("run")
+    with holding(tmp_path / "run"):
+        with pytest.raises(InputError, match="link: in use by another process"):
+            claim(str(tmp_path / "link"), "finetune")
+        claim(str(tmp_path / "other"), "finetune")
+
+
+def test_this_process_holds_its_folder_and_may_claim_it_again(tmp_path):
+    out = str(tmp_path / "run")
+    for _ in range(2):
+        claim(out, "finetune")
+    code = f"try: claim({out!r}, 'finetune')\nexcept ValueError as error: print(error)"
+    assert "in use by another process" in said_by(code, tmp_path)
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before, free = dict(folder._locks), free_descriptor()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert claim(str(tmp_path / "run"), "finetune") == tmp_path / "run"
+    assert folder._locks == before and free_descriptor() == free
+
+
+# A folder with a number
+
+
+def test_a_run_without_a_name_takes_the_next_free_number(tmp_path):
+    code = "for name in ('finetune', 'mnrl', 'finetune'): print(claim(None, name))"
+    (tmp_path / "runs" / "finetune-2").mkdir(parents=True)
+    (tmp_path / "runs" / "mnrl-1").write_text("a file takes a number too")
+    said = said_by(code, tmp_path)
+    assert said.split() == ["runs/finetune-1", "runs/mnrl-2", "runs/finetune-3"]
+
+
+def test_processes_that_start_at_once_take_different_numbers(tmp_path):
+    code = "input()\nprint(claim(None, 'finetune'), flush=True)\ninput()"
+    processes = [started(code, tmp_path) for _ in range(6)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    taken = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+    assert sorted(taken) == [f"runs/finetune-{number}" for number in range(1, 7)]
+    for process in processes:
+        process.communicate("\n", timeout=60)
+
+
+def test_a_numbered_folder_is_locked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with started("print(claim(None, 'mnrl'), flush=True)\ninput()", tmp_path) as process:
+        assert process.stdout is not None and process.stdout.readline() == "runs/mnrl-1\n"
+        with pytest.raises(InputError, match="runs/mnrl-1: in use by another process"):
+            claim("runs/mnrl-1", "mnrl")
+        process.communicate("\n", timeout=60)
+
+
+@pytest.mark.parametrize(
+    "code, left",
+    [
+        ("", {}),
+        ("raise SystemExit(2)", {}),
+        ("(run / 'config.toml').write_text('')", {"finetune-1": [".lock", "config.toml"]}),
+        ("(run / '.lock').unlink()", {"finetune-1": []}),  # whatever has happened, it is not ours to tidy up
+        ("(run / '.lock').unlink(); run.rmdir()", {}),
+    ],
+)
+def test_a_number_is_given_back_by_a_run_that_never_began(tmp_path, code, left):
+    out, err = started(f"run = claim(None, 'finetune')\nprint(run)\n{code}", tmp_path).communicate(timeout=60)
+    assert (out, err) == ("runs/finetune-1\n", "")
+    assert {path.name: sorted(os.listdir(path)) for path in (tmp_path / "runs").iterdir()} == left
+
+
+def test_a_mistake_in_a_command_takes_no_number(tmp_path):
+    command = [sys.executable, "-m", "multitask.run", "--option", "finetune", "--weights", "nope"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "nope" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_file_in_the_place_of_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("mine")
+    with pytest.raises(InputError, match=r"^runs: cannot be made \(File exists\); choose another --out$"):
+        claim(None, "finetune")
