@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multitask.data.tasks import Task
     from multitask.ensemble_model import load
     from multitask.model import MultitaskBert
-    from multitask.tasks import Task
 
-_HOME = {"MultitaskBert": "model", "Task": "tasks", "load": "ensemble_model"}
+_HOME = {"MultitaskBert": "model", "Task": "data.tasks", "load": "ensemble_model"}
 __all__ = ["MultitaskBert", "Task", "load"]
 
 

@@ -14,11 +14,11 @@ from minbert.bert import BertModel
 from minbert.errors import InputError
 from minbert.tokenizer import BertTokenizer
 from multitask.config import Start
-from multitask.kinds import REGRESSION
+from multitask.data.kinds import REGRESSION
+from multitask.data.tasks import Task
+from multitask.data.tokens import Examples
+from multitask.methods.sampling import random_seed
 from multitask.model import MultitaskBert, best_folder, load_heads
-from multitask.sampling import random_seed
-from multitask.tasks import Task
-from multitask.tokens import Examples
 
 
 def build_model(

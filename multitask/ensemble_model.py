@@ -29,13 +29,13 @@ from minbert.errors import InputError, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import write_text
 from minbert.reading import load_toml
-from multitask.ensemble import average
+from multitask.data.tables import Table
+from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.inference import EVALUATION_BATCH
+from multitask.methods.ensemble import average
 from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitions
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import write_folder
-from multitask.tables import Table
-from multitask.tasks import Task, check_outputs, task_from_toml, task_to_toml
 
 MOST_MEMBERS = 1000  # for one task
 LONGEST_PATH = 1000  # characters in a member's path

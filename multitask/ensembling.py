@@ -14,11 +14,14 @@ from torch import Tensor
 
 from minbert.errors import InputError
 from minbert.files import write_text
-from multitask import evaluate, tasks
+from multitask import evaluate
 from multitask.config import Config
-from multitask.ensemble import average, members
+from multitask.data import tasks
+from multitask.data.tables import SPLITS, Splits
+from multitask.data.tasks import Task
 from multitask.ensemble_model import Panel, copy_members, distinct_runs, relative_members, write_ensemble
 from multitask.folder import CONFIG
+from multitask.methods.ensemble import average, members
 from multitask.model import best_folder, read_definitions
 from multitask.runs import (
     claim_folder,
@@ -29,8 +32,6 @@ from multitask.runs import (
     write_all_predictions,
     write_result,
 )
-from multitask.tables import SPLITS, Splits
-from multitask.tasks import Task
 
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 

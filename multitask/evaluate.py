@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from minbert.files import write_text
+from multitask.data.tables import Table
+from multitask.data.tasks import OVERALL, Task
+from multitask.data.tokens import Examples
 from multitask.model import MultitaskBert
-from multitask.tables import Table
-from multitask.tasks import OVERALL, Task
-from multitask.tokens import Examples
 
 
 def scores(

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from minbert.packing import Packing
 from multitask import evaluate
-from multitask.bregman import MomentumTeacher, beta_at
 from multitask.config import Batches, Bppo, Distillation, Smart, Training
+from multitask.data.tasks import Task
+from multitask.data.tokens import Examples
 from multitask.distributed import Part
 from multitask.inference import to_device
-from multitask.model import MultitaskBert
-from multitask.sampling import (
+from multitask.methods.bregman import MomentumTeacher, beta_at
+from multitask.methods.sampling import (
     FULL_PASS,
     Plan,
     RowBatches,
@@ -31,9 +32,8 @@ from multitask.sampling import (
     random_generator,
     random_seed,
 )
-from multitask.smart import TINY, adversarial_noise, ascent_gain
-from multitask.tasks import Task
-from multitask.tokens import Examples
+from multitask.methods.smart import TINY, adversarial_noise, ascent_gain
+from multitask.model import MultitaskBert
 from multitask.train import Terms, epoch_steps
 
 IDLE = 1e-2  # of the norm of the task loss's gradient: below it a regulariser has no effect

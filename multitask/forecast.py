@@ -13,10 +13,10 @@ from torch import Tensor
 
 from multitask import machine
 from multitask.config import Config
+from multitask.data.tables import SPLITS, read_splits
 from multitask.inference import in_length_order, to_device
 from multitask.model import MultitaskBert
 from multitask.preparation import prepare, tasks_of
-from multitask.tables import SPLITS, read_splits
 from multitask.train import TrainingRun, train_step
 
 TRIED = 5  # updates to time

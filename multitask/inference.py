@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.data.tokens import Tokens, length_sorted_batches
 from multitask.distributed import collect, deal
-from multitask.tokens import Tokens, length_sorted_batches
 
 EVALUATION_BATCH = 256  # rows at most in a batch
 EVALUATION_TOKENS = 2048  # at most in a batch, padding included: what the caches of a processor like best

@@ -12,18 +12,21 @@ import torch
 
 from minbert.errors import InputError
 from minbert.files import write_text
-from multitask import distributed, evaluate, machine, targets, tasks
-from multitask.cache import key_of
+from multitask import distributed, evaluate, machine, targets
 from multitask.config import PATHS, Config, Tsne
+from multitask.data import tasks
+from multitask.data.cache import key_of
+from multitask.data.tables import SPLITS, Splits
+from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
-from multitask.figures import can_plot
 from multitask.folder import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder, read_definitions
-from multitask.page import write_report
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import Prepared, prepare, tasks_of
+from multitask.report.figures import can_plot
+from multitask.report.page import write_report
 from multitask.runs import (
     claim_folder,
     data_of,
@@ -35,8 +38,6 @@ from multitask.runs import (
     write_result,
 )
 from multitask.state import Progress, States
-from multitask.tables import SPLITS, Splits
-from multitask.tasks import Task
 from multitask.train import fit
 
 # Training

@@ -25,12 +25,12 @@ from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
+from multitask.data.tables import Table
+from multitask.data.tasks import Task, task_from_toml, task_to_toml
+from multitask.data.tokens import Examples, Tokens, make_examples
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
-from multitask.tables import Table
-from multitask.tasks import Task, task_from_toml, task_to_toml
-from multitask.tokens import Examples, Tokens, make_examples
 
 ENSEMBLE = "ensemble.toml"  # in the folder of an ensemble; ensemble_model.py reads it
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
+from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
+from multitask.data.tasks import Task
 from multitask.predictor import Predictor
-from multitask.tables import Problem, Row, lines_of, parse, parse_plain, read_header
-from multitask.tasks import Task
 
 WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
 PIPE_WINDOW = 32  # the same for standard input; a typed line is answered at once

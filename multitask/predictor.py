@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from minbert.errors import InputError, shown
+from multitask.data.tables import Table
+from multitask.data.tasks import Task
 from multitask.inference import EVALUATION_BATCH
-from multitask.tables import Table
-from multitask.tasks import Task
 
 Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences or pairs, depending on the task
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from minbert.optim import AdamW, parameter_groups
-from multitask import distributed, machine, tasks
+from multitask import distributed, machine
 from multitask.build import build_model, start_heads
 from multitask.config import Config
+from multitask.data import tasks
+from multitask.data.tables import SPLITS, Splits, fingerprint
+from multitask.data.tasks import Task
 from multitask.finetune import Finetuning, plan_over
 from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
-from multitask.tables import SPLITS, Splits, fingerprint
-from multitask.tasks import Task
 from multitask.train import Method, TrainingRun, epoch_steps
 
 

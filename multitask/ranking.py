@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from multitask.config import Mnrl
+from multitask.data.tokens import Examples
 from multitask.distributed import part_of
 from multitask.inference import in_length_order, to_device
-from multitask.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
+from multitask.methods.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
+from multitask.methods.sampling import random_generator
 from multitask.model import MultitaskBert
-from multitask.sampling import random_generator
-from multitask.tokens import Examples
 from multitask.train import Terms
 
 

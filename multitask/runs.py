@@ -14,13 +14,13 @@ from minbert.errors import InputError
 from minbert.files import write_text
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
+from multitask.data.tables import SPLITS, Splits, print_dropped, read_splits
+from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
 from multitask.folder import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder
 from multitask.predictor import Predictor
 from multitask.recipes import read_settings
-from multitask.tables import SPLITS, Splits, print_dropped, read_splits
-from multitask.tasks import Task
 
 
 def set_up(config: Config) -> torch.device:

@@ -17,9 +17,9 @@ from torch import Tensor
 from minbert.checkpoint import contents
 from minbert.errors import InputError, short_line
 from minbert.files import write_tensors
+from multitask.data.tables import Table
+from multitask.data.tasks import Task
 from multitask.predictor import Predictor
-from multitask.tables import Table
-from multitask.tasks import Task
 
 FILE = "teacher.safetensors"  # in a run's folder: one tensor (N, C) per SPLIT/TASK
 Targets = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C), float32

@@ -17,12 +17,12 @@ from minbert.errors import InputError
 from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
 from multitask.config import MAX_STEPS_PER_EPOCH, Training
+from multitask.data.tokens import Examples
+from multitask.methods.sampling import random_seed
+from multitask.methods.schedules import halve_on_rise
 from multitask.progress import Meter
-from multitask.sampling import random_seed
-from multitask.schedules import halve_on_rise
 from multitask.state import Progress, States
 from multitask.stopping import Stop, Stopped
-from multitask.tokens import Examples
 
 # Parts of a loss by name, such as loss/sentiment; `Progress.end_epoch` sums them up for metrics.jsonl. Under
 # objective/TASK is the whole loss, which halve-on-rise follows.

@@ -10,7 +10,7 @@ import torch
 from multitask import jobs
 
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
-hypothesis.settings.load_profile("same")  # the same inputs every time; tools/fuzz.py has others
+hypothesis.settings.load_profile("same")  # the same inputs every time; tools/stress/fuzz.py has others
 
 torch.set_num_threads(1)  # the same sums on every machine, and a training beside the tests goes on
 

@@ -13,10 +13,10 @@ from minbert import BertModel, BertTokenizer
 from multitask import MultitaskBert
 from multitask.build import build_model
 from multitask.config import Config
+from multitask.data.tables import read_split
+from multitask.data.tasks import BUILT_IN, Task
+from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning, plan_over
-from multitask.tables import read_split
-from multitask.tasks import BUILT_IN, Task
-from multitask.tokens import Examples, make_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 12, "dev": 6, "test-student": 3}

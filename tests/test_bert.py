@@ -306,7 +306,7 @@ def test_equals_reference(case: str, tiny: Path) -> None:
 
 def sample(pattern: str, most: int) -> list[tuple[str, ...]]:
     """Sentences, or pairs of them, from the shipped sample."""
-    (path,) = (ROOT / "multitask" / "sample").glob(pattern)
+    (path,) = (ROOT / "multitask" / "data" / "sample").glob(pattern)
     with path.open(encoding="utf-8", newline="") as table:
         rows = [row for row, _ in zip(csv.DictReader(table, delimiter="\t"), range(most), strict=False)]
     return [tuple(text for name, text in row.items() if name.startswith("sentence")) for row in rows]

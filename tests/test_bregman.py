@@ -23,11 +23,11 @@ from torch import nn
 
 from minbert import AdamW
 from multitask import train
-from multitask.bregman import MomentumTeacher, beta_at
+from multitask.data.tasks import BUILT_IN
 from multitask.evaluate import all_logits, scores
 from multitask.finetune import Finetuning
+from multitask.methods.bregman import MomentumTeacher, beta_at
 from multitask.run import main
-from multitask.tasks import BUILT_IN
 
 FINETUNE = make_config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=100, bregman_weight=1.0)
 

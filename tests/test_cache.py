@@ -13,12 +13,12 @@ import torch
 from helpers import ROOT, write_table
 
 from minbert import BertTokenizer, InputError
-from multitask import cache as cache_module
-from multitask import tables, tokens
-from multitask.cache import cached
-from multitask.tables import Strings, read_table
-from multitask.tasks import PARAPHRASE, SENTIMENT
-from multitask.tokens import Tokens, length_sorted_batches, make_examples
+from multitask.data import cache as cache_module
+from multitask.data import tables, tokens
+from multitask.data.cache import cached
+from multitask.data.tables import Strings, read_table
+from multitask.data.tasks import PARAPHRASE, SENTIMENT
+from multitask.data.tokens import Tokens, length_sorted_batches, make_examples
 
 ENCODED = [([2, 9, 3], [0, 0, 0]), ([2, 8, 3, 7, 7, 3], [0, 0, 0, 1, 1, 1]), ([2, 3], [0, 0])]
 ARRAYS = {"a": np.arange(6, dtype=np.uint16).reshape(2, 3), "b": np.array([0.5, np.nan]), "c": np.array(7)}
@@ -265,8 +265,8 @@ def test_tokens_are_those_of_the_tokenizer(cache, tmp_path, tokenizer):
 def test_an_entry_of_a_task_has_the_same_name_in_every_process(tmp_path):
     """It is a hash of the task's `repr`, which must not hold the address of a function or an object."""
     path = write_pairs(tmp_path / "t.csv")
-    code = "import sys; from pathlib import Path; from multitask.tables import read_table\n"
-    code += "from multitask.tasks import PARAPHRASE\n"
+    code = "import sys; from pathlib import Path; from multitask.data.tables import read_table\n"
+    code += "from multitask.data.tasks import PARAPHRASE\n"
     code += "print(read_table(Path(sys.argv[1]), PARAPHRASE, labelled=True).source.key)"
     found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
     assert found.stdout.strip() == read_table(path, PARAPHRASE, labelled=True).source.key

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from multitask.distillation import softened_kl, squared_distance
+from multitask.methods.distillation import softened_kl, squared_distance
 
 T = 2.0
 TEACHER = tensor([[2 * math.log(3), 0.0]])  # softened by T: (3/4, 1/4)

@@ -8,8 +8,8 @@ import torch
 from helpers import write_tables
 
 from minbert.errors import InputError
-from multitask.ensemble import average, mean_bernoulli, mean_outputs, mean_probabilities, members
-from multitask.kinds import BINARY, CLASSIFICATION
+from multitask.data.kinds import BINARY, CLASSIFICATION
+from multitask.methods.ensemble import average, mean_bernoulli, mean_outputs, mean_probabilities, members
 from multitask.run import main
 
 

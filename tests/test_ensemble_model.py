@@ -17,10 +17,10 @@ from helpers import ROOT, make_model, sentence, write_tables
 
 from minbert.errors import InputError
 from multitask import MultitaskBert, load
+from multitask.data.tables import read_split
+from multitask.data.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY
 from multitask.ensemble_model import ENSEMBLE, Ensemble, Panel, distinct_runs, read_ensemble, write_ensemble
 from multitask.run import main
-from multitask.tables import read_split
-from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY
 
 SINGLES = [sentence(number) for number in range(9)]
 PAIRS = [(sentence(number), sentence(number + 30)) for number in range(9)]

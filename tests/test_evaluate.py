@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, tensor
 
 from multitask import MultitaskBert, inference
+from multitask.data.tables import Row, parse
+from multitask.data.tasks import BUILT_IN
+from multitask.data.tokens import Examples, Tokens
 from multitask.evaluate import all_logits, format_scores, losses, scores, summary, write_predictions
-from multitask.tables import Row, parse
-from multitask.tasks import BUILT_IN
-from multitask.tokens import Examples, Tokens
 
 
 class Stub:

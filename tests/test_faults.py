@@ -10,8 +10,8 @@ import pytest
 from helpers import contents, metrics_without_clock, write_tables
 
 from minbert import files
+from multitask.data.tasks import SIMILARITY
 from multitask.run import main
-from multitask.tasks import SIMILARITY
 
 PRIMITIVES = ("write_bytes", "write_safetensors", "flush", "rename", "make_folder", "remove")
 KINDS = ("no space", "I/O error", "short write", "no space from then on")

@@ -75,6 +75,6 @@ def test_the_script_counts_its_inputs_and_prints_what_it_finds(monkeypatch, caps
 
 @pytest.mark.slow
 def test_a_thousand_inputs_of_every_kind():
-    words = [sys.executable, str(ROOT / "tools" / "fuzz.py"), "--inputs", "1000", "--seed", "1"]
+    words = [sys.executable, str(ROOT / "tools" / "stress" / "fuzz.py"), "--inputs", "1000", "--seed", "1"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=3000)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -5,9 +5,9 @@ import torch
 from helpers import make_model, sentence
 from torch import tensor
 
+from multitask.data.tasks import BUILT_IN
+from multitask.data.tokens import Tokens
 from multitask.inference import EVALUATION_BATCH, EVALUATION_TOKENS, in_length_order, to_device
-from multitask.tasks import BUILT_IN
-from multitask.tokens import Tokens
 
 PAD = 999
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from multitask import distillation, ensemble, kinds, losses
-from multitask.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, accuracy, pearson
-from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY
+from multitask.data import kinds
+from multitask.data.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, accuracy, pearson
+from multitask.data.tasks import PARAPHRASE, SENTIMENT, SIMILARITY
+from multitask.methods import distillation, ensemble, losses
 
 LOGITS = {
     "classification": tensor([[0.1, 3.0, 2.0], [5.0, -1.0, 4.9], [0.0, 0.5, 1.0]]),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from multitask.kinds import KINDS
-from multitask.losses import (
+from multitask.data.kinds import KINDS
+from multitask.methods.losses import (
     binary_cross_entropy,
     cross_entropy,
     squared_difference,

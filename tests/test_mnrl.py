@@ -14,7 +14,8 @@ from torch import Tensor, tensor
 
 from minbert.errors import InputError
 from multitask import MultitaskBert, train
-from multitask.mnrl import (
+from multitask.data.tasks import BUILT_IN, SENTIMENT
+from multitask.methods.mnrl import (
     draw_groups,
     group_loss,
     knn_accuracy,
@@ -22,7 +23,6 @@ from multitask.mnrl import (
     retrieval_accuracy,
 )
 from multitask.run import main
-from multitask.tasks import BUILT_IN, SENTIMENT
 
 # The loss
 

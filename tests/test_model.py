@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from minbert import BertConfig, BertModel
 from minbert.errors import InputError
 from multitask import MultitaskBert
-from multitask.kinds import REGRESSION
-from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY, Task
+from multitask.data.kinds import REGRESSION
+from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY, Task
 
 SINGLES = [sentence(number) for number in range(9)]
 PAIRS = [(sentence(number), sentence(number + 30)) for number in range(9)]

@@ -1,4 +1,4 @@
-"""tools/record.py: a record holds what the run wrote, without any path of the machine."""
+"""tools/paper/record.py: a record holds what the run wrote, without any path of the machine."""
 
 import json
 

@@ -20,14 +20,15 @@ from helpers import sentence, write_table, write_tables
 
 from minbert import BertModel, BertTokenizer
 from minbert.errors import InputError
-from multitask import figures, jobs
+from multitask import jobs
 from multitask.config import Tsne
-from multitask.page import first_checkpoint, worst_mistakes, write_report
-from multitask.records import read_metrics
-from multitask.report_html import PAGE, POLICY, escape, html_table
+from multitask.data.tables import Row
+from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+from multitask.report import figures
+from multitask.report.html import PAGE, POLICY, escape, html_table
+from multitask.report.page import first_checkpoint, worst_mistakes, write_report
+from multitask.report.records import read_metrics
 from multitask.run import main
-from multitask.tables import Row
-from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 
 CPU = torch.device("cpu")
 HOSTILE = (
@@ -479,7 +480,7 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
     run_quietly("--option", "mnrl", "--weights", tiny, "--data", data, "--tasks", "sentiment", "--epochs", 2,
                 "--steps-per-epoch", 2, "--threads", 1, "--out", run)  # fmt: skip
     drawn, draw = [], figures.tsne
-    monkeypatch.setattr("multitask.page.tsne", lambda *args: drawn.extend(args[:2]) or draw(*args))
+    monkeypatch.setattr("multitask.report.page.tsne", lambda *args: drawn.extend(args[:2]) or draw(*args))
     page = parse(write_report(run, None, CPU, embedding=Tsne(iterations=250)).read_text())
     path = SENTIMENT.path(data, "dev")
     sentences = [line.split("\t")[1] for line in path.read_text().splitlines()[1:]]

@@ -22,8 +22,8 @@ from grid import RESULT, Grid, Job, carry_out, jobs_of, pooled
 from multitask import run
 from multitask.command_line import resolve
 from multitask.config import SETTINGS, Config, Training
+from multitask.data.tasks import BUILT_IN
 from multitask.forecast import Cost
-from multitask.tasks import BUILT_IN
 from overrides import changed, changed_table, read_changes
 from paper import FIGURES, TABLES
 from reproduce import main

@@ -128,7 +128,7 @@ def equal(now: float, then: float, **close: float) -> bool:
 
 @pytest.mark.slow
 def test_killed_five_times(tmp_path):
-    command = [sys.executable, str(Path("tools") / "crash.py"), "--kills", "5"]
+    command = [sys.executable, str(Path("tools") / "stress" / "crash.py"), "--kills", "5"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,8 +16,8 @@ from helpers import ROOT, contents, metrics_without_clock, sentence, write_table
 
 from multitask import MultitaskBert, jobs, train
 from multitask import predict as prediction
+from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
-from multitask.tasks import BUILT_IN, SENTIMENT, read_task_file
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
 BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",

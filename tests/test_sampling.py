@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multitask.config import SAMPLINGS
+from multitask.data.tables import read_split
+from multitask.data.tasks import BUILT_IN
+from multitask.data.tokens import make_examples
 from multitask.finetune import plan_over
-from multitask.sampling import (
+from multitask.methods.sampling import (
     ALPHAS,
     Plan,
     RowBatches,
@@ -27,9 +30,6 @@ from multitask.sampling import (
     task_probabilities,
     turn_order,
 )
-from multitask.tables import read_split
-from multitask.tasks import BUILT_IN
-from multitask.tokens import make_examples
 
 
 def plan_by_rows(

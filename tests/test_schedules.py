@@ -5,8 +5,8 @@ import pytest
 
 from multitask import train
 from multitask.config import Training
-from multitask.sampling import Plan, RowBatches
-from multitask.schedules import halve_on_rise
+from multitask.methods.sampling import Plan, RowBatches
+from multitask.methods.schedules import halve_on_rise
 
 
 def epoch(**tasks):

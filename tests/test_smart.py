@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minbert import AdamW
 from minbert.packing import Packing
-from multitask import finetune, smart, train
+from multitask import finetune, train
 from multitask.config import Smart
+from multitask.data.tasks import BUILT_IN
 from multitask.finetune import Finetuning
-from multitask.losses import squared_difference, symmetric_kl
-from multitask.sampling import random_generator
-from multitask.smart import (
+from multitask.methods import smart
+from multitask.methods.losses import squared_difference, symmetric_kl
+from multitask.methods.sampling import random_generator
+from multitask.methods.smart import (
     LEAST_CHANCE,
     MODES,
     NORMS,
@@ -29,7 +31,6 @@ from multitask.smart import (
     token_norm,
 )
 from multitask.state import Progress
-from multitask.tasks import BUILT_IN
 
 FINETUNE = make_config("finetune", encoder_dropout=0.0, batch_size=4, steps_per_epoch=300, smart_weight=1.0)
 QUIET_STEP = 3  # a step of round-robin without the diagnostics that need extra passes

@@ -7,8 +7,8 @@ import pytest
 from helpers import write_table
 
 from minbert.errors import InputError
-from multitask import tables
-from multitask.tables import (
+from multitask.data import tables
+from multitask.data.tables import (
     SAMPLE,
     SPLITS,
     Problem,
@@ -21,7 +21,7 @@ from multitask.tables import (
     read_splits,
     read_table,
 )
-from multitask.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY, Task
+from multitask.data.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
 HEADER = b"id\tsentence\tsentiment\n"
 GOOD = [b"a\tfine\t3\n", b"z\tdull\t1\n"]

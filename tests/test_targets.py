@@ -22,12 +22,12 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 
 from multitask import MultitaskBert, load, train
-from multitask.page import write_report
+from multitask.data.tables import read_split
+from multitask.data.tasks import BUILT_IN
+from multitask.data.tokens import make_examples
+from multitask.report.page import write_report
 from multitask.run import main
-from multitask.tables import read_split
 from multitask.targets import FILE
-from multitask.tasks import BUILT_IN
-from multitask.tokens import make_examples
 
 STUDENT = ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "6", "--batch-size", "4", "--lr", "1e-2",
            "--save-every", "1", "--no-report"]  # fmt: skip

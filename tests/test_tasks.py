@@ -9,8 +9,8 @@ import pytest
 import tomli_w
 
 from minbert.errors import InputError
-from multitask.kinds import BINARY, CLASSIFICATION, REGRESSION
-from multitask.tasks import (
+from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
+from multitask.data.tasks import (
     BUILT_IN,
     PARAPHRASE,
     SENTIMENT,

@@ -155,12 +155,12 @@ def test_truncation_equals_transformers(name: str, max_length: int, folders: dic
 
 def sample(name: str) -> list[list[str]]:
     """Return the sentence columns of one table of the shipped sample."""
-    with (ROOT / "multitask" / "sample" / name).open(encoding="utf-8", newline="") as table:
+    with (ROOT / "multitask" / "data" / "sample" / name).open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))
     return [[row[column] for row in rows] for column in rows[0] if column.startswith("sentence")]
 
 
-SAMPLE = sorted(path.name for path in (ROOT / "multitask" / "sample").glob("*.csv"))
+SAMPLE = sorted(path.name for path in (ROOT / "multitask" / "data" / "sample").glob("*.csv"))
 
 
 def assert_same_on_sample(ours: BertTokenizer, other: Any, name: str) -> None:

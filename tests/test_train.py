@@ -14,14 +14,14 @@ from minbert.errors import InputError
 from minbert.optim import parameter_groups
 from multitask import finetune, state, train
 from multitask.build import build_model, start_heads
+from multitask.data.tables import read_split
+from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning
+from multitask.methods.schedules import halve_on_rise
 from multitask.model import best_folder
 from multitask.preparation import prepare
-from multitask.schedules import halve_on_rise
 from multitask.state import Progress, States
-from multitask.tables import read_split
-from multitask.tasks import BUILT_IN, SENTIMENT, SIMILARITY
-from multitask.tokens import Examples, make_examples
 
 CPU = torch.device("cpu")
 

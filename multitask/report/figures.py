@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minbert.errors import InputError
-from multitask.tasks import RESERVED
+from multitask.data.tasks import RESERVED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from grid import Grid, weights_of_recipes
 from minbert.errors import InputError
 from multitask.command_line import resolve
 from multitask.config import Config
-from multitask.sampling import FULL_PASS
+from multitask.methods.sampling import FULL_PASS
 
 if TYPE_CHECKING:
     from multitask.forecast import Cost

@@ -1,6 +1,6 @@
 """Record finished runs compactly: one line each in tools/results/CELL.jsonl, with their outputs beside it.
 
-    python tools/record.py CELL RUN [RUN ...] [--commit HASH]
+    python tools/paper/record.py CELL RUN [RUN ...] [--commit HASH]
 
 A line has the run's settings without paths, the records of its epochs, its commit and its machine. The
 outputs on the dev and test tables are in tools/results/outputs/CELL-seed-N.npz: class probabilities and
@@ -22,10 +22,10 @@ import numpy as np
 from minbert.errors import InputError
 from multitask.machine import rounding
 from multitask.recipes import read_settings
-from multitask.records import read_metrics
+from multitask.report.records import read_metrics
 from runs import result
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def main() -> int:

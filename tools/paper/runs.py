@@ -14,8 +14,8 @@ from cells import Scores
 from grid import RESULT
 from minbert.errors import InputError
 from multitask.config import Config
+from multitask.data.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
 from multitask.recipes import read_settings
-from multitask.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
 # Modules that import torch are imported only where they are used, so that --list and errors are immediate.
 COLUMNS = {"QQP": PARAPHRASE, "SST": SENTIMENT, "STS": SIMILARITY}
@@ -41,7 +41,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def records(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run's epochs; an ensemble has none."""
-    from multitask.records import read_metrics
+    from multitask.report.records import read_metrics
 
     path = run / "metrics.jsonl"
     return read_metrics(path) if path.is_file() else []
@@ -91,7 +91,7 @@ def effort(run: Path) -> Effort:
 
 
 def read_labels(folder: Path, task: Task, split: str) -> dict[str, float]:
-    from multitask.tables import read_table
+    from multitask.data.tables import read_table
 
     table = read_table(task.path(folder, split), task, labelled=True)
     return dict(zip(table.ids, table.labels.tolist(), strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_toml
-from multitask.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, Kind
+from multitask.data.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, Kind
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
 RESERVED = (

@@ -1,5 +1,5 @@
 """Kill training runs at random moments, resume them, and compare their bytes with those of an uninterrupted
-run: `python tools/crash.py --kills 200`.
+run: `python tools/stress/crash.py --kills 200`.
 
 Every process is forked from one that has already imported torch, so that a kill costs a second instead of a
 start of the interpreter; it is killed by SIGKILL, which no program can handle. A run is killed several times,
@@ -26,11 +26,11 @@ import torch
 import torch._dynamo  # optimizers import it; done here, so that no process repeats it
 
 from multitask import jobs, pipeline  # noqa: F401  for the same reason
+from multitask.data.tables import SAMPLE
+from multitask.data.tasks import BUILT_IN
 from multitask.run import main as run_main
-from multitask.tables import SAMPLE
-from multitask.tasks import BUILT_IN
 
-TINY = Path(__file__).resolve().parents[1] / "weights" / "tiny"
+TINY = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 ROWS = {"train": 60, "dev": 20, "test-student": 5}
 KILLS_A_RUN = 8
 RECIPE = """

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from minbert.tokenizer import BertTokenizer
-from multitask.cache import cached, key_of
-from multitask.tables import FORMAT, Row, Table
+from multitask.data.cache import cached, key_of
+from multitask.data.tables import FORMAT, Row, Table
 
 CHUNK = 8192  # rows tokenised at a time
 

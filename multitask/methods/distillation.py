@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitask.losses import check_pair, squared_difference
+from multitask.methods.losses import check_pair, squared_difference
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -21,8 +21,8 @@ import numpy as np
 
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import open_regular
-from multitask.cache import cached, key_of
-from multitask.tasks import Task
+from multitask.data.cache import cached, key_of
+from multitask.data.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "dev", "test-student")

@@ -11,8 +11,8 @@ import numpy as np
 
 from cells import Figure, PaperTable, Row, Scores, in_order
 from grid import Grid
-from multitask.figures import comparison, save_figure
-from multitask.tasks import SENTIMENT
+from multitask.data.tasks import SENTIMENT
+from multitask.report.figures import comparison, save_figure
 from runs import COLUMNS, effort, gaps, mean_and_spread, read_labels, read_predictions, result
 
 HEAD = (*COLUMNS, "Model")

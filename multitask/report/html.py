@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multitask.figures import save_figure
+from multitask.report.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,8 +17,18 @@ from minbert.hub import CHECKPOINTS
 from multitask import evaluate, targets
 from multitask.build import build_model
 from multitask.config import TRAINING, Config, Start, Tsne
+from multitask.data.tables import SAMPLE, Row, Table, read_split
+from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
+from multitask.data.tokens import make_examples
 from multitask.ensemble_model import Ensemble, is_ensemble
-from multitask.figures import (
+from multitask.finetune import plan_over
+from multitask.folder import CONFIG
+from multitask.methods.mnrl import retrieval_accuracy
+from multitask.model import MultitaskBert
+from multitask.preparation import tasks_of
+from multitask.ranking import sentence_vectors
+from multitask.recipes import read_settings
+from multitask.report.figures import (
     BESIDE,
     Records,
     best_record,
@@ -29,18 +39,8 @@ from multitask.figures import (
     similarity_scatter,
     tsne,
 )
-from multitask.finetune import plan_over
-from multitask.folder import CONFIG
-from multitask.mnrl import retrieval_accuracy
-from multitask.model import MultitaskBert
-from multitask.preparation import tasks_of
-from multitask.ranking import sentence_vectors
-from multitask.recipes import read_settings
-from multitask.records import check_scores, is_number, read_metrics
-from multitask.report_html import PAGE, POLICY, embed, escape, html_table
-from multitask.tables import SAMPLE, Row, Table, read_split
-from multitask.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
-from multitask.tokens import make_examples
+from multitask.report.html import PAGE, POLICY, embed, escape, html_table
+from multitask.report.records import check_scores, is_number, read_metrics
 
 WORST = 10  # mistakes shown per task
 PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}

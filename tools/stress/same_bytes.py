@@ -1,7 +1,7 @@
 """Whether a change keeps every byte of what runs write: small runs in two checkouts, compared.
 
     git worktree add ../before HASH
-    python tools/same_bytes.py ../before . [--cases finetune,mnrl]
+    python tools/stress/same_bytes.py ../before . [--cases finetune,mnrl]
 
 Every method is in one of the runs, on the tiny checkpoint and the shipped sample. Compared are metrics.jsonl,
 clock fields aside, the weights of best/ and the predictions. Where they differ, the largest difference is

@@ -1,9 +1,9 @@
 """Reproduce a table or figure of the paper with one command: our numbers beside the paper's. The paper is
 "Jack of All Trades, Master of Some: Improving BERT for Multitask Learning" (Stanford CS224N).
 
-    python tools/reproduce.py table7 [--data DIR] [--weights NAME] [--seeds 0,1,2] [--budget MINUTES]
-    python tools/reproduce.py table7 --weights minilm-l6 --set lr=5x,pooling=mean
-    python tools/reproduce.py table7 --list       # print every cell's command, for another scheduler
+    python tools/paper/reproduce.py table7 [--data DIR] [--weights NAME] [--seeds 0,1,2] [--budget MINUTES]
+    python tools/paper/reproduce.py table7 --weights minilm-l6 --set lr=5x,pooling=mean
+    python tools/paper/reproduce.py table7 --list       # print every cell's command, for another scheduler
 
 A cell is the run of one row (see paper.py) with one seed, in OUT/CELL/seed-N; tables with the same run share
 its folder. A cell with a result.json is finished and skipped; an interrupted one is resumed. Scores are only
@@ -34,9 +34,9 @@ from minbert.errors import InputError
 from minbert.fields import check
 from multitask.command_line import resolve
 from multitask.config import FIELDS, Choice
-from multitask.figures import plotting
+from multitask.data.tasks import BUILT_IN, select
 from multitask.recipes import read_settings
-from multitask.tasks import BUILT_IN, select
+from multitask.report.figures import plotting
 from notes import data_note, notes_on, notes_on_changes, notes_on_ensemble
 from overrides import changed_figure, changed_table, in_words, read_changes
 from pages import HEAD, Score, write_figure, write_table
@@ -136,7 +136,7 @@ def scorer(args: argparse.Namespace) -> Score:
 
 def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
     """Check tables and weights before anything runs; return the numbers of rows of train and dev."""
-    from multitask.tables import SPLITS, read_splits
+    from multitask.data.tables import SPLITS, read_splits
 
     rows = read_splits(grid.data, SPLITS, BUILT_IN, skip_bad_rows=False)
     hub.resolve(weights)
@@ -145,7 +145,7 @@ def check_input(grid: Grid, weights: str) -> dict[str, tuple[int, int]]:
 
 
 def tables_of(grid: Grid) -> Path:
-    from multitask.tables import SAMPLE
+    from multitask.data.tables import SAMPLE
 
     return Path(grid.data) if grid.data else SAMPLE
 

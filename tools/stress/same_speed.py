@@ -1,7 +1,7 @@
 """Whether a change costs time: the same training runs in two checkouts, taking turns.
 
     git worktree add ../before HASH
-    python tools/same_speed.py ../before . [--weights minilm-l6] [--repeats 5] [--threads 1] [-- FLAGS]
+    python tools/stress/same_speed.py ../before . [--weights minilm-l6] [--repeats 5] [--threads 1] [-- FLAGS]
 
 Each run fine-tunes on the shipped sample; what counts is its second epoch, by the run's own clock. Printed
 are the medians, and the median of the ratios of neighbouring runs with its quartiles. FLAGS, such as

@@ -9,8 +9,8 @@ from typing import Any
 
 from minbert.errors import InputError
 from minbert.reading import read_text, reason
-from multitask.figures import BESIDE, PANELS, SINGLE, Records
-from multitask.tasks import OVERALL, Task
+from multitask.data.tasks import OVERALL, Task
+from multitask.report.figures import BESIDE, PANELS, SINGLE, Records
 
 LARGEST_NUMBER = 2**53  # in a record; up to here a float holds every integer exactly
 

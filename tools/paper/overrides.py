@@ -10,7 +10,7 @@ from cells import Cell, Figure, PaperTable, as_text, cell
 from minbert.errors import InputError, shown
 from minbert.fields import check, from_text
 from multitask.config import FIELDS, INSTEAD, SETTINGS, Bppo, Smart, check_settings
-from multitask.sampling import FULL_PASS
+from multitask.methods.sampling import FULL_PASS
 
 GROUPS = ("model", "training", "SMART", "BPPO", "MNRL")
 ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # settings with their own flag

@@ -1,6 +1,6 @@
 """Feed hostile files to everything that reads files: 10,000 to each reader.
 
-    python tools/fuzz.py [--reader NAME] [--inputs N] [--seed N]
+    python tools/stress/fuzz.py [--reader NAME] [--inputs N] [--seed N]
 
 A reader may accept a file, or reject it with an InputError of one line that names it. Anything else is a
 finding: another exception, seconds of work on one input, gigabytes of memory, control characters in the
@@ -44,11 +44,13 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, cache, command_line, config, figures, load, page, predict, records
+from multitask import MultitaskBert, command_line, config, load, predict
+from multitask.data import cache
+from multitask.data.tables import Row, read_table
+from multitask.data.tasks import BUILT_IN, Task, read_task_file
+from multitask.data.tokens import tokenize
 from multitask.recipes import read_settings
-from multitask.tables import Row, read_table
-from multitask.tasks import BUILT_IN, Task, read_task_file
-from multitask.tokens import tokenize
+from multitask.report import figures, page, records
 
 INPUTS = 10_000
 SECONDS = 5  # of CPU time that one input may take

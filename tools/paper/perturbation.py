@@ -1,6 +1,6 @@
 """Find the mode, norm and epsilon that make SMART matter, by its search on a run's own training batches.
 
-    python tools/perturbation.py --run RUN [--data DIR] [--batches N] [--epsilons X,X,...]
+    python tools/paper/perturbation.py --run RUN [--data DIR] [--batches N] [--epsilons X,X,...]
 
 Every setting sees the same batches of every task, without dropout, through the run's best model. Each row of
 the output has means over the batches: R; |dR|, the norm of its gradient with respect to all weights; |dL|,
@@ -26,13 +26,13 @@ from minbert.errors import InputError, shown
 from minbert.fields import check
 from minbert.packing import Packing
 from multitask.config import FIELDS, Smart
+from multitask.data.tables import SAMPLE, read_split
+from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import gradient_norm
+from multitask.methods.sampling import random_seed, shuffled_rows
+from multitask.methods.smart import NORMS, adversarial_noise, ascent_gain
 from multitask.model import MultitaskBert
 from multitask.runs import data_of
-from multitask.sampling import random_seed, shuffled_rows
-from multitask.smart import NORMS, adversarial_noise, ascent_gain
-from multitask.tables import SAMPLE, read_split
-from multitask.tokens import Examples, make_examples
 
 EPSILONS = "0.001,0.003,0.01,0.03,0.1,0.3"
 BATCH = 16

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multitask.distillation import softened_kl, squared_distance
-from multitask.ensemble import mean_bernoulli, mean_outputs, mean_probabilities
-from multitask.losses import (
+from multitask.methods.distillation import softened_kl, squared_distance
+from multitask.methods.ensemble import mean_bernoulli, mean_outputs, mean_probabilities
+from multitask.methods.losses import (
     binary_cross_entropy,
     cross_entropy,
     squared_difference,

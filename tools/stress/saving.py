@@ -1,4 +1,4 @@
-"""Measure what saving costs a training run, in percent: `python tools/saving.py --data DIR`.
+"""Measure what saving costs a training run, in percent: `python tools/stress/saving.py --data DIR`.
 
 Stretches of updates with and without a save at their start alternate; a stretch ends once the state is on
 the disk. A save costs the difference between their medians.
@@ -14,9 +14,9 @@ from statistics import median
 
 from multitask import machine
 from multitask.config import Config
+from multitask.data.tables import SPLITS, read_splits
 from multitask.preparation import prepare, tasks_of
 from multitask.state import SECONDS, Progress, States
-from multitask.tables import SPLITS, read_splits
 from multitask.train import train_step
 
 

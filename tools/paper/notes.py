@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cells import Cell, Figure, PaperTable
 from grid import Grid
 from minbert import hub
-from multitask.sampling import pass_updates
+from multitask.methods.sampling import pass_updates
 from overrides import Changes, in_words, takes
 from paper import PAPER, ROWS
 

@@ -1,0 +1,1 @@
+"""Tables and tasks: what is read, checked, tokenised and cached."""

@@ -1,0 +1,1 @@
+"""The methods, one idea a file: tensors and callables, no flags, no processes."""
