@@ -131,6 +131,8 @@ def same_run(one: Path, several: Path) -> None:
                 assert value > 0 and theirs[name] > 0, name
                 continue
             tolerance = 1e-2 if name.endswith(DIAGNOSTICS) else 2e-5
+            if name.endswith("/pearson"):  # of six rows: it magnifies their rounding
+                tolerance = 2e-4
             assert theirs[name] == pytest.approx(value, rel=tolerance), name
     for path in (one / "predictions").glob("*output.csv"):
         rows, others = (
