@@ -18,9 +18,12 @@ from minbert.errors import InputError, shown
 from minbert.fields import Field, check_table, field, fields_of
 from minbert.hub import DEFAULT
 
-MAX_STEPS_PER_EPOCH = 2000
+LONGEST_EPOCH = 2000  # updates, unless --steps-per-epoch or a full pass says more
 MAX_STEPS = 10**8  # of a whole run
 SAMPLINGS = ("round-robin", "full-pass", "proportional", "sqrt", "annealed", "uniform")
+SCHEDULES = ("constant", "linear", "halve-on-rise")
+SCORES = ("score", "worst")
+PRECISIONS = ("float32", "bf16")
 
 
 class Group:
@@ -51,9 +54,7 @@ class Reading(Group):
 @dataclass(frozen=True)
 class Start(Group):
     title = "model"
-    task_file: str | None = field(
-        None, "TOML file that defines tasks of your own, instead of the built-in ones"
-    )
+    task_file: str | None = field(None, "TOML file with tasks of your own, instead of the built-in ones")
     max_length: int = field(512, "longest input in tokens; longer ones are cut", low=8, below=4097)
     weights: str = field(DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, or a folder")
     allow_pickle: bool = field(False, "read pytorch_model.bin if there is no model.safetensors")
@@ -78,16 +79,11 @@ class Training(Group):
     title = "training"
     epochs: int = field(10, "epochs", low=1, below=1e5)
     steps_per_epoch: int | None = field(
-        None,
-        "updates in an epoch (default: as many as take all rows once, but at most "
-        f"{MAX_STEPS_PER_EPOCH:,}; full-pass: its whole pass)",
-        low=1,
+        None, f"updates in an epoch (default: all rows once, at most {LONGEST_EPOCH:,} updates)", low=1
     )
     accumulate: int = field(1, "batches in an update, all of one task", low=1, below=1e5)
     lr: float = field(5e-5, "highest learning rate; pretrain's default is 1e-3")
-    schedule: str = field(
-        "linear", "the rate after its warm-up", choices=("constant", "linear", "halve-on-rise")
-    )
+    schedule: str = field("linear", "the rate after its warm-up", choices=SCHEDULES)
     warmup: float = field(0.06, "fraction of all updates in which the rate rises", below=1)
     weight_decay: float = field(1e-4, "AdamW's decay; biases and LayerNorm have none")
     clip_norm: float = field(1.0, "longest gradient (L2); longer ones are scaled down; 0: never")
@@ -99,21 +95,9 @@ class Training(Group):
 class Batches(Group):
     title = "training"
     batch_size: int = field(16, "rows in a batch", low=1, below=1e5)
-    max_tokens: int | None = field(
-        None,
-        "most tokens in a batch, padding included, instead of --batch-size; a longer row stands alone",
-        low=1,
-    )
-    sampling: str = field(
-        "round-robin",
-        "how an update's task is chosen; full-pass: in turn, each until it has passed over its rows",
-        choices=SAMPLINGS,
-    )
-    choose_by: str = field(
-        "score",
-        "dev figure that picks the best epoch: the tasks' mean, or the worst",
-        choices=("score", "worst"),
-    )
+    max_tokens: int | None = field(None, "most tokens in a batch, padding included, instead of rows", low=1)
+    sampling: str = field("round-robin", "how the task of each update is chosen", choices=SAMPLINGS)
+    choose_by: str = field("score", "dev score that picks the best epoch: mean or worst", choices=SCORES)
 
 
 @dataclass(frozen=True)
@@ -123,13 +107,9 @@ class Smart(Group):
     mode: str = field("ball", "how the perturbation is bounded", choices=("ball", "normalize"))
     steps: int = field(1, "ascent steps", below=1001)
     rows: int | None = field(None, "regularise this many random rows of each batch (default: all)", low=1)
-    epsilon: float | None = field(
-        None, "ball: its radius (default 1e-2; norm 2: 1e-2 sqrt(width)); normalize: guards a division (1e-6)"
-    )
+    epsilon: float | None = field(None, "radius (1e-2; norm 2: times sqrt(width)); normalize: a guard (1e-6)")
     step_size: float | None = field(None, "length of a step (default epsilon; normalize: 1e-3)")
-    noise_std: float | None = field(
-        None, "standard deviation of the first noise (a tenth of the radius, per coordinate; normalize: 1e-5)"
-    )
+    noise_std: float | None = field(None, "deviation of the first noise (radius / 10; normalize: 1e-5)")
     norm: str = field("inf", "norm of a token's perturbation", choices=("inf", "2"))
 
     def ascent(self, width: int) -> dict[str, Any]:
@@ -171,12 +151,8 @@ class Bppo(Group):
 @dataclass(frozen=True)
 class Distillation(Group):
     title, prefix = "distillation", "distill_"
-    weight: float = field(
-        0.9, "weight of the teacher's outputs in the loss; the labels get 1 minus this", most=1
-    )
-    temperature: float = field(
-        2.0, "temperature that softens both models' class probabilities; 1: unchanged", low=1e-3, below=1e3
-    )
+    weight: float = field(0.9, "weight of the teacher's outputs in the loss; the labels get the rest", most=1)
+    temperature: float = field(2.0, "softens both models' probabilities; 1: unchanged", low=1e-3, below=1e3)
 
 
 @dataclass(frozen=True)
@@ -189,11 +165,7 @@ class Mnrl(Group):
 @dataclass(frozen=True)
 class Runs(Group):
     title = "run"
-    run: tuple[str, ...] = field(
-        (),
-        "finished run or ensemble to use; distill: the teacher; ensemble: the runs to choose from",
-        separator=" ",
-    )
+    run: tuple[str, ...] = field((), "finished runs or ensembles; distill: the teacher", separator=" ")
 
 
 @dataclass(frozen=True)
@@ -242,9 +214,7 @@ class Machine(Group):
 @dataclass(frozen=True)
 class Products(Group):
     title = "machine"
-    precision: str = field(
-        "float32", "of the encoder's products; weights stay float32", choices=("float32", "bf16")
-    )
+    precision: str = field("float32", "of the encoder's products; weights stay float32", choices=PRECISIONS)
     compile: bool = field(
         False, "compile update and layers (torch.compile): needs a C++ compiler and a minute"
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minbert.errors import InputError
 from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
-from multitask.config import MAX_STEPS_PER_EPOCH, Training
+from multitask.config import LONGEST_EPOCH, Training
 from multitask.data.tokens import Examples
 from multitask.methods.sampling import random_seed
 from multitask.methods.schedules import halve_on_rise
@@ -207,7 +207,7 @@ def is_over(progress: Progress, settings: Training) -> bool:
 
 def epoch_steps(rows: int, rows_per_step: float, given: int | None) -> int:
     """Return the updates in an epoch: as given, or one pass over all rows but at most 2,000."""
-    return given or min(MAX_STEPS_PER_EPOCH, math.ceil(rows / rows_per_step))
+    return given or min(LONGEST_EPOCH, math.ceil(rows / rows_per_step))
 
 
 def rate_schedule(
