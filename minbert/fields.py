@@ -50,8 +50,8 @@ class Field:
             return "true or false"
         many = self.kind is tuple
         if self.item is str:
-            what = "a list of texts" if many else "text"
-            return f"{what} without NUL" if self.empty else f"{what}, not empty and without NUL"
+            what = "" if self.empty else "non-empty "
+            return f"a list of {what}texts without NUL" if many else f"{what}text without NUL"
         number = "a whole number" if self.item is int else "a list of numbers" if many else "a number"
         highest = f"at most {_shortly(self.most)}" if self.below is None else f"below {_shortly(self.below)}"
         return f"{number}, at least {_shortly(self.low)} and {highest}"
@@ -76,7 +76,7 @@ class Field:
 
 
 def _shortly(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) and abs(number) < 10**9 else f"{number:g}"
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 def field(
@@ -105,8 +105,9 @@ def fields_of(cls: type) -> dict[str, Field]:
 
 def _field(declared: dataclasses.Field) -> Field:
     details = dict(declared.metadata)
-    written = details.pop("type") or getattr(declared.type, "__name__", declared.type)
-    kind = str(written).removesuffix(" | None")
+    written: Any = details.pop("type") or declared.type  # a text, unless the module evaluates annotations
+    plain = isinstance(written, type) and not hasattr(written, "__args__")
+    kind = (written.__name__ if plain else str(written)).removesuffix(" | None")
     return Field(declared.name, *KINDS[kind], declared.default, **details)
 
 

@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +62,8 @@ def resolve(argv: Sequence[str]) -> Config | Pipeline:
 def _single(recipe: dict[str, Any], flags: dict[str, Any]) -> Config:
     values = layered(recipe, flags)
     values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
-    return Config.of(_resumed(values) if values.get("resume") else values, named=values)
+    resumed = values.get("resume") and SETTINGS["resume"].used_by(values.get("option", "finetune"))
+    return Config.of(_resumed(values) if resumed else values, named=values)
 
 
 def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline:
@@ -108,7 +108,7 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
     machine = {name: value for name, value in flags.items() if name in MACHINE | {"out", "resume"}}
     before = _pipeline(saved, machine, named=False)
     now = _pipeline(saved, flags, named=False) if recipe is None else _pipeline(recipe, flags)
-    for name in before.stages.keys() | now.stages.keys():
+    for name in before.stages | now.stages:
         old, new = (
             pipeline.stages[name].settings if name in pipeline.stages else {} for pipeline in (before, now)
         )
@@ -159,15 +159,21 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     """Return the settings that were given, checked. `finetune --data DIR` is `--option finetune --data DIR`,
     and --batch_size is --batch-size."""
     words = [_with_hyphens(word) for word in argv]
-    if words and words[0] in OPTIONS:
-        words.insert(0, "--option")
-    given, unknown = _parser(_helped(words)).parse_known_args(words)
+    option = words.pop(0) if words and words[0] in OPTIONS else None
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--option", default=option)
+    named = first.parse_known_args(words)[0].option
+    if option not in (None, named):
+        raise InputError(f"{option} and --option {named}: name one of them")
+    helped = named if named in OPTIONS and {"-h", "--help"} & {*words} else None
+    given, unknown = _parser(helped).parse_known_args(words)
     if unknown:
         name = unknown[0].partition("=")[0]
         names = [flag(known)[2:] for known in (*FIELDS, "recipe")]
         hint = did_you_mean(name[2:], names, "--") if name.startswith("--") else ""
         raise InputError(f"unknown argument {short_line(name)}{hint} (--help lists the flags)")
-    values = {name: _typed(name, value) for name, value in vars(given).items()}
+    values = {"option": option} if option is not None else {}
+    values |= {name: _typed(name, value) for name, value in vars(given).items()}
     return {name: x if name == "recipe" else check(x, FIELDS[name], flag(name)) for name, x in values.items()}
 
 
@@ -181,13 +187,6 @@ def _with_hyphens(word: str) -> str:
 def _typed(name: str, value: Any) -> Any:
     """Return the value of a word; switches and lists of words are typed already."""
     return from_text(value, FIELDS[name]) if isinstance(value, str) and name in FIELDS else value
-
-
-def _helped(words: Sequence[str]) -> str | None:
-    """Return the option whose flags alone the help is to list: the one given beside --help."""
-    options = [word.removeprefix("--option=") for word in words if word.startswith("--option=")]
-    options += [value for word, value in pairwise(words) if word == "--option"]
-    return options[-1] if options and {"-h", "--help"} & {*words} and options[-1] in OPTIONS else None
 
 
 def _parser(option: str | None = None) -> argparse.ArgumentParser:

@@ -63,30 +63,26 @@ class Start(Group):
 
 
 @dataclass(frozen=True)
-class EncoderDropout(Group):
-    title = "model"
-    encoder_dropout: float = field(0.1, "dropout in the encoder", below=1)
-
-
-@dataclass(frozen=True)
-class HeadDropout(Group):
-    title = "model"
-    head_dropout: float = field(0.0, "dropout before the heads", below=1)
+class Encoder(Group):
+    title, prefix = "model", "encoder_"
+    dropout: float = field(0.1, "dropout in the encoder", below=1)
 
 
 @dataclass(frozen=True)
 class Training(Group):
     title = "training"
-    epochs: int = field(10, "epochs", low=1, below=1e5)
+    epochs: int = field(10, "number of epochs", low=1, below=10**5)
     steps_per_epoch: int | None = field(
-        None, f"updates in an epoch (default: all rows once, at most {LONGEST_EPOCH:,} updates)", low=1
+        None,
+        f"updates an epoch (default: all rows once, at most {LONGEST_EPOCH:,}; full-pass: its pass)",
+        low=1,
     )
-    accumulate: int = field(1, "batches in an update, all of one task", low=1, below=1e5)
-    lr: float = field(5e-5, "highest learning rate; pretrain's default is 1e-3")
+    accumulate: int = field(1, "batches in an update, all of one task", low=1, below=10**5)
+    lr: float = field(5e-5, "highest learning rate")
     schedule: str = field("linear", "the rate after its warm-up", choices=SCHEDULES)
     warmup: float = field(0.06, "fraction of all updates in which the rate rises", below=1)
     weight_decay: float = field(1e-4, "AdamW's decay; biases and LayerNorm have none")
-    clip_norm: float = field(1.0, "longest gradient (L2); longer ones are scaled down; 0: never")
+    clip_norm: float = field(1.0, "largest gradient norm (L2); larger gradients are scaled down; 0: never")
     patience: int = field(0, "epochs without a better score before the end; 0: all")
     seed: int = field(0, "seed of every random choice", below=2**63)
 
@@ -94,9 +90,18 @@ class Training(Group):
 @dataclass(frozen=True)
 class Batches(Group):
     title = "training"
-    batch_size: int = field(16, "rows in a batch", low=1, below=1e5)
-    max_tokens: int | None = field(None, "most tokens in a batch, padding included, instead of rows", low=1)
-    sampling: str = field("round-robin", "how the task of each update is chosen", choices=SAMPLINGS)
+    batch_size: int = field(16, "rows in a batch", low=1, below=10**5)
+    max_tokens: int | None = field(
+        None,
+        "most tokens in a batch, padded, instead of --batch-size",
+        low=1,
+    )
+    sampling: str = field(
+        "round-robin",
+        "how an update's task is chosen (docs/methods.md)",
+        choices=SAMPLINGS,
+    )
+    head_dropout: float = field(0.0, "dropout before the heads", below=1)
     choose_by: str = field("score", "dev score that picks the best epoch: mean or worst", choices=SCORES)
 
 
@@ -107,7 +112,7 @@ class Smart(Group):
     mode: str = field("ball", "how the perturbation is bounded", choices=("ball", "normalize"))
     steps: int = field(1, "ascent steps", below=1001)
     rows: int | None = field(None, "regularise this many random rows of each batch (default: all)", low=1)
-    epsilon: float | None = field(None, "radius (1e-2; norm 2: times sqrt(width)); normalize: a guard (1e-6)")
+    epsilon: float | None = field(None, "radius (1e-2; norm 2: 1e-2 sqrt(width)); normalize: divisor (1e-6)")
     step_size: float | None = field(None, "length of a step (default epsilon; normalize: 1e-3)")
     noise_std: float | None = field(None, "deviation of the first noise (radius / 10; normalize: 1e-5)")
     norm: str = field("inf", "norm of a token's perturbation", choices=("inf", "2"))
@@ -158,14 +163,16 @@ class Distillation(Group):
 @dataclass(frozen=True)
 class Mnrl(Group):
     title = "MNRL"
-    groups: int = field(3, "groups in a batch, each of two sentences of every class", low=1, below=1e5)
+    groups: int = field(3, "groups in a batch, each of two sentences of every class", low=1, below=10**5)
     scale: float = field(20.0, "C, the scale of the similarities")
 
 
 @dataclass(frozen=True)
 class Runs(Group):
     title = "run"
-    run: tuple[str, ...] = field((), "finished runs or ensembles; distill: the teacher", separator=" ")
+    run: tuple[str, ...] = field(
+        (), "finished run or ensemble to use; for an ensemble, its runs", separator=" "
+    )
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class Output(Group):
 class Saving(Group):
     title = "run"
     resume: bool = field(False, "resume the run in --out from its last saved state")
-    save_every: int | None = field(None, "updates between saved states (default: about a minute's)", low=1)
+    save_every: int | None = field(None, "updates between saved states (default: those of 45 seconds)", low=1)
     report: bool = field(True, "write report.html at the end (needs the extra plots)")
 
 
@@ -214,7 +221,7 @@ class Machine(Group):
 @dataclass(frozen=True)
 class Products(Group):
     title = "machine"
-    precision: str = field("float32", "of the encoder's products; weights stay float32", choices=PRECISIONS)
+    precision: str = field("float32", "of the encoder's matrix products", choices=PRECISIONS)
     compile: bool = field(
         False, "compile update and layers (torch.compile): needs a C++ compiler and a minute"
     )
@@ -224,7 +231,7 @@ class Products(Group):
 class Tsne(Group):
     title = "report"
     perplexity: float = field(50.0, "t-SNE's perplexity, about each sentence's neighbours (mnrl only)", low=1)
-    iterations: int = field(4000, "t-SNE's iterations (mnrl only)", low=250, below=1e6)
+    iterations: int = field(4000, "t-SNE's iterations (mnrl only)", low=250, below=10**6)
 
 
 @dataclass(frozen=True)
@@ -247,17 +254,17 @@ class Option:
 
 _EVERY = (Reading, Machine)
 _TRAINING = (Tables, Selection, Start, Training, Output, Saving, Products, *_EVERY)
-_TASKS = (HeadDropout, Batches, Smart, Bppo, *_TRAINING)
+_TASKS = (Batches, Smart, Bppo, *_TRAINING)
 OPTIONS = {
     "pretrain": Option("train the heads on a frozen encoder", _TASKS),
     "mnrl": Option(
         "train an encoder so that sentences of one class are close, for --init or --weights",
-        (EncoderDropout, Mnrl, *_TRAINING),
+        (Encoder, Mnrl, *_TRAINING),
     ),
-    "finetune": Option("train encoder and heads together: the main job", (EncoderDropout, *_TASKS)),
+    "finetune": Option("train encoder and heads together: the main job", (Encoder, *_TASKS)),
     "distill": Option(
         "train one model on the outputs of a run or an ensemble, beside the labels",
-        (EncoderDropout, Distillation, Runs, *_TASKS), ("run",), one_run=True,
+        (Encoder, Distillation, Runs, *_TASKS), ("run",), one_run=True,
     ),
     "evaluate": Option(
         "score a run or an ensemble on the dev tables and write its dev and test predictions",
@@ -295,8 +302,7 @@ class Config:
     selection: Selection = Selection()
     reading: Reading = Reading()
     start: Start = Start()
-    encoder_dropout: EncoderDropout = EncoderDropout()
-    head_dropout: HeadDropout = HeadDropout()
+    encoder: Encoder = Encoder()
     training: Training = Training()
     batches: Batches = Batches()
     smart: Smart = Smart()
@@ -321,12 +327,9 @@ class Config:
         if name is None:
             raise InputError(f"choose what to do with --option, one of {', '.join(OPTIONS)} (see --help)")
         option = OPTIONS[name]
-        if {"init", "weights"} <= values.keys():
-            raise InputError("--init brings its own encoder: give either --init or --weights")
-        if {"max_tokens", "batch_size"} <= values.keys():
-            raise InputError(
-                "--max-tokens sets the rows of a batch: give either --max-tokens or --batch-size"
-            )
+        for key, replaced in INSTEAD.items():
+            if {key, replaced} <= values.keys():
+                raise InputError(f"{flag(key)} replaces {flag(replaced)}: give only one of them")
         unused = [flag(key) for key in values if key != "option" and not SETTINGS[key].used_by(name)]
         if unused:
             raise InputError(f"--option {name} does not use {', '.join(unused)}")
@@ -343,7 +346,8 @@ class Config:
         given = {key: value for key, value in values.items() if key != "option"}
         config = cls(name).changed(**DEFAULTS.get(name, {}) | given)
         _ = config.bppo.betas, config.choice.least_scores  # both are text with a form of its own
-        updates = config.training.epochs * (config.training.steps_per_epoch or 1)
+        steps = config.training.steps_per_epoch
+        updates = config.training.epochs if steps is None else config.training.epochs * steps
         if updates > MAX_STEPS:
             raise InputError(f"--epochs times --steps-per-epoch is {updates:,}, more than {MAX_STEPS:,}")
         return config

@@ -273,7 +273,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
         different = [name for name in {**found[0], **theirs} if theirs.get(name) != found[0].get(name)]
         if different:
             raise InputError(
-                f"process {number} has another {', '.join(different)} than process 0: start all machines "
+                f"process {number} differs from process 0 in {', '.join(different)}: start all machines "
                 "with the same command, on the same tables, with --out in a folder that they share"
             )
 

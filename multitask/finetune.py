@@ -32,7 +32,7 @@ from multitask.methods.sampling import (
     random_generator,
     random_seed,
 )
-from multitask.methods.smart import TINY, adversarial_noise, ascent_gain
+from multitask.methods.smart import adversarial_noise, ascent_gain
 from multitask.model import MultitaskBert
 from multitask.train import Terms, epoch_steps
 
@@ -67,7 +67,7 @@ class Pass:
     packing: Packing
     outputs: Tensor  # (B, C)
 
-    def encode(self, embeddings: Tensor) -> Tensor:
+    def outputs_of(self, embeddings: Tensor) -> Tensor:
         """Return the outputs (B, C) that other embeddings (T, H) would give."""
         return self.head(embeddings, self.packing)
 
@@ -165,9 +165,10 @@ class Finetuning:
             r, of_r = self.smoothness(batch, for_r)
             d, of_d = self.distance_to_teacher(batch, for_d)
         whole = loss + self.smart.weight * r + self.bppo.weight * d
-        if batch.measured:
-            of_r |= self.strength(batch, loss, self.smart.weight * r)
-            of_d |= self.strength(batch, loss, self.bppo.weight * d)
+        if batch.measured and (r.requires_grad or d.requires_grad):
+            of_l = gradient_norm(loss, self.weights)
+            of_r |= self.strength(batch, self.smart.weight * r, of_l)
+            of_d |= self.strength(batch, self.bppo.weight * d, of_l)
         name, parts = batch.task.name, {"smart": of_r, "bregman": of_d}
         terms = {f"{part}/{name}/{term}": known for part, of in parts.items() for term, known in of.items()}
         return whole, of_loss | terms | {f"objective/{name}": whole.item()}
@@ -218,20 +219,20 @@ class Finetuning:
         part, divergence = batch.smoothed, batch.task.kind.divergence
         # In mode "normalize" the size of the gradient matters: as in a mean over all rows of the batch.
         noise, found = adversarial_noise(
-            clean.encode,
+            clean.outputs_of,
             clean.embeddings,
             clean.outputs,
             lambda p, q: divergence(p, q) * part.batch_weight,
             **self.smart.ascent(clean.embeddings.shape[1]),
             normal=batch.noise,
         )
-        r = divergence(clean.encode(clean.embeddings + noise), clean.outputs)
+        r = divergence(clean.outputs_of(clean.embeddings + noise), clean.outputs)
         if not (found.finite and r.isfinite()):
             return clean.outputs.new_zeros(()), {"skipped": float(part.weight > 0)}
         norm, cosine = found.noise_norm * part.token_weight, found.cosine * part.token_weight
         terms = {"r": r.item() * part.weight, "noise_norm": norm, "cosine": cosine, "skipped": 0.0}
         if batch.chance is not None:
-            passed = clean.encode, clean.embeddings, clean.outputs, divergence
+            passed = clean.outputs_of, clean.embeddings, clean.outputs, divergence
             gain = ascent_gain(*passed, noise, r, self.smart.norm, batch.chance)
             terms |= {"gain": gain * part.weight} if math.isfinite(gain) else {}
         return r * part.weight, terms
@@ -244,14 +245,17 @@ class Finetuning:
         d = batch.task.kind.divergence(clean.outputs, averaged) * batch.part.weight
         return d, {"d": d.item()}
 
-    def strength(self, batch: Batch, loss: Tensor, regulariser: Tensor) -> Terms:
-        """Return the norm of a regulariser's gradient over that of the loss, as a term; none for one that is
-        off or was left out, which is a constant."""
-        if not regulariser.requires_grad:
+    def strength(self, batch: Batch, regulariser: Tensor, of_loss: float) -> Terms:
+        """Return the norm of a regulariser's gradient over `of_loss`, that of the loss, as a term; none if
+        the loss has no gradient, or the regulariser is off or was left out and thus a constant."""
+        if not regulariser.requires_grad or not of_loss:
             return {}
-        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        ratio = gradient_norm(regulariser, weights) / max(gradient_norm(loss, weights), TINY)
+        ratio = gradient_norm(regulariser, self.weights) / of_loss
         return {"gradient_ratio": ratio * batch.part.weight} if math.isfinite(ratio) else {}
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def after_update(self, step: int) -> None:
         if self.teacher is not None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from multitask import machine
 from multitask.config import Config
 from multitask.data.tables import SPLITS, read_splits
-from multitask.inference import in_length_order, to_device
-from multitask.model import MultitaskBert
 from multitask.preparation import prepare, tasks_of
+from multitask.ranking import sentence_vectors
 from multitask.train import TrainingRun, train_step
 
 TRIED = 5  # updates to time
@@ -44,29 +40,20 @@ def measure(config: Config) -> Cost:
     started = time.perf_counter()
     selected = tasks_of(config)
     rows = read_splits(config.tables.data, SPLITS[:2], selected, config.reading.skip_bad_rows)
-    prepared = prepare(config, selected, rows, machine.set_up(config.machine, config.products))
+    run = prepare(config, selected, rows, machine.set_up(config.machine, config.products))
     start = time.perf_counter() - started
-    run = prepared.training
     update_seconds = mean(_tried_updates(run)[1:])  # the first one warms up
-    evaluation = _evaluation_seconds(run, prepared.model)
-    return Cost(start, update_seconds, evaluation, run.settings.epochs, run.steps_per_epoch)
+    return Cost(start, update_seconds, _evaluation_seconds(run), run.settings.epochs, run.steps_per_epoch)
 
 
-def _evaluation_seconds(run: TrainingRun, model: MultitaskBert) -> float:
+def _evaluation_seconds(run: TrainingRun) -> float:
     """Return the seconds of an evaluation's pass through the encoder, which is nearly all of it, timed on the
     first rows of each table."""
     seconds = 0.0
-    model.eval()
-
-    @torch.inference_mode()
-    def pooled(batch: Mapping[str, Tensor]) -> Tensor:
-        embedded = model.encoder.embed(**to_device(batch, model.device))
-        return model.pooled_from_embeddings(*embedded)
-
     for examples in run.method.evaluated:
         some = examples.tokens.head(TRIED_ROWS)
         started = time.perf_counter()
-        in_length_order(some, model.tokenizer.pad_token_id, pooled)
+        sentence_vectors(run.method.model, some)
         seconds += (time.perf_counter() - started) * len(examples) / len(some)
     return seconds
 

@@ -24,7 +24,7 @@ from multitask.folder import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
 from multitask.predictor import Predictor
-from multitask.preparation import Prepared, prepare, tasks_of
+from multitask.preparation import prepare, tasks_of
 from multitask.report.figures import can_plot
 from multitask.report.page import write_report
 from multitask.runs import (
@@ -38,7 +38,7 @@ from multitask.runs import (
     write_result,
 )
 from multitask.state import Progress, States
-from multitask.train import fit
+from multitask.train import TrainingRun, fit
 
 # Training
 
@@ -49,7 +49,7 @@ def run_training(config: Config) -> None:
     selected = tasks_of(config)
     rows = read_and_print_dropped(config, SPLITS, selected)
     device, run = set_up(config), claim_folder(config)
-    progress = train(prepare(config, selected, rows, device), run)
+    progress = train(prepare(config, selected, rows, device), config, run)
     predict_with_best(config, run, device, selected, rows, progress)
 
 
@@ -70,9 +70,9 @@ def run_distillation(config: Config) -> None:
         outputs = targets.compute_targets(teacher, learned)
         distributed.from_writer(lambda: targets.write_targets(run, outputs))
     outputs = targets.read_targets(run, selected, learned)
-    prepared = prepare(config, selected, rows, device, outputs["train"])
-    prepared = replace(prepared, data=key_of(prepared.data, targets.digest_of(outputs)))
-    progress = train(prepared, run)
+    training = prepare(config, selected, rows, device, outputs["train"])
+    training = replace(training, data=key_of(training.data, targets.digest_of(outputs)))
+    progress = train(training, config, run)
     of_teacher = evaluate.scores(selected, outputs["dev"], rows["dev"])
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
@@ -84,7 +84,7 @@ def run_ranking(config: Config) -> None:
     selected = tasks_of(config)
     rows = read_and_print_dropped(config, SPLITS[:2], selected)
     device, run = set_up(config), claim_folder(config)
-    progress = train(prepare(config, selected, rows, device), run)
+    progress = train(prepare(config, selected, rows, device), config, run)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
     found = {"dev": progress.best["dev"], "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, found))
@@ -92,8 +92,8 @@ def run_ranking(config: Config) -> None:
 
 def has_targets(config: Config) -> bool:
     """Whether a resumed run has its teacher's outputs. Raises InputError if they and the teacher are gone."""
-    run = Path(config.output.out or "")
-    if not config.saving.resume or not (run / CONFIG).is_file():
+    run = None if config.output.out is None else Path(config.output.out)
+    if not config.saving.resume or run is None or not (run / CONFIG).is_file():
         return False
     kept = (run / targets.FILE).is_file()
     if not kept and not Path(config.runs.run[0]).exists():
@@ -118,35 +118,34 @@ def taught_by(teacher: Predictor, config: Config) -> Config:
     return config.changed(data=config.tables.data or data_of(Path(run)), tasks=names)
 
 
-def train(prepared: Prepared, run: Path) -> Progress:
+def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     """Train from step 0, or from the last saved state, to the end. Raises InputError if the disk failed and
     the model had to be saved elsewhere."""
-    config, training = prepared.config.changed(out=str(run)), prepared.training
+    config = config.changed(out=str(run), steps_per_epoch=training.steps_per_epoch)
     states = States(run, training.method.parts, training.optimizer, config.settings)
-    progress = start_or_resume(config, states, prepared.data)
-    open_folder(config, run, progress)
-    print(prepared.summary)
+    progress = start_or_resume(config, states, training.data)
+    local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # these may differ between machines
+    distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
+    distributed.from_writer(lambda: write_settings_and_remove_result(config, run))
+    print(training.summary)
     print(
         f"{config.training.epochs} epochs of {training.steps_per_epoch:,} updates on "
-        f"{prepared.model.device}, writing {run}",
+        f"{training.method.model.device}, writing {run}",
         flush=True,
     )
     rescued = fit(training, states, progress, config.saving.save_every)
     if rescued != run:
         raise InputError(
-            f"{run}: cannot be written; the trained model is in {rescued / 'best'}: predict with --resume "
-            f"--out {rescued}"
+            f"{run}: cannot be written; the trained model is in {rescued / 'best'}: finish the run with "
+            f"--resume --out {rescued}"
         )
     return progress
 
 
-def open_folder(config: Config, run: Path, progress: Progress) -> None:
-    """Check that all processes are on the same run, remove an earlier result and write the settings."""
-    local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # these may differ between machines
-    distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
-    if distributed.is_writer():
-        (run / RESULT).unlink(missing_ok=True)
-        write_text(run / CONFIG, tomli_w.dumps(config.settings))
+def write_settings_and_remove_result(config: Config, run: Path) -> None:
+    """Write the settings of a run that is about to train, which is not done until it has a new result."""
+    (run / RESULT).unlink(missing_ok=True)
+    write_text(run / CONFIG, tomli_w.dumps(config.settings))
 
 
 def start_or_resume(config: Config, states: States, data: str) -> Progress:

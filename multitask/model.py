@@ -128,7 +128,7 @@ class MultitaskBert(nn.Module, Predictor):
         full = int((examples.tokens.lengths == self.max_length).sum())
         if full:
             name = table.source.task.name
-            print(f"{name}: {full} rows fill all {self.max_length} tokens; what is longer is cut")
+            print(f"{name}: {full} rows fill all {self.max_length} tokens; longer inputs are cut")
         return examples
 
     def token_ids(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:

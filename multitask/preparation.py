@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from minbert.bert import BertModel
+from minbert.errors import InputError
 from minbert.optim import AdamW, parameter_groups
+from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
-from multitask.build import build_model, start_heads
-from multitask.config import Config
+from multitask.config import Config, Start
 from multitask.data import tasks
+from multitask.data.kinds import REGRESSION
 from multitask.data.tables import SPLITS, Splits, fingerprint
 from multitask.data.tasks import Task
+from multitask.data.tokens import Examples
 from multitask.finetune import Finetuning, plan_over
-from multitask.model import MultitaskBert
+from multitask.methods.sampling import random_seed
+from multitask.model import MultitaskBert, best_folder, load_heads
 from multitask.ranking import Ranking
 from multitask.train import Method, TrainingRun, epoch_steps
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready, with what its folder and its reader must know of it."""
-
-    training: TrainingRun
-    model: MultitaskBert
-    config: Config  # with steps_per_epoch filled in
-    summary: str  # what will be sampled, in words
-    data: str  # the fingerprint of all that it learns from and is scored on
 
 
 def tasks_of(config: Config) -> dict[str, Task]:
@@ -50,8 +45,8 @@ def prepare(
     rows: Splits,
     device: torch.device,
     taught: Mapping[str, Tensor] | None = None,
-) -> Prepared:
-    """Return what a run of any training option needs, on checked tables. `taught` are a teacher's logits
+) -> TrainingRun:
+    """Return a run of any training option, ready to start, on checked tables. `taught` are a teacher's logits
     (N, C) on the training rows."""
     if config.option == "mnrl":
         return _prepare_ranking(config, selected, rows, device)
@@ -64,7 +59,7 @@ def _prepare_finetuning(
     rows: Splits,
     device: torch.device,
     taught: Mapping[str, Tensor] | None,
-) -> Prepared:
+) -> TrainingRun:
     model = _build(config, selected, device)
     model.encoder.requires_grad_(config.option != "pretrain")
     train, dev = (
@@ -75,12 +70,12 @@ def _prepare_finetuning(
     plan = plan_over(train, config.batches, config.training)
     method = Finetuning(model, train, dev, plan, config.smart, config.bppo, config.distillation, taught)
     summary = plan.describe(list(selected))
-    return _assemble(config, model, method, plan.steps_per_epoch, plan.rows_per_step, rows, summary)
+    return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
 
 
 def _prepare_ranking(
     config: Config, selected: Mapping[str, Task], rows: Splits, device: torch.device
-) -> Prepared:
+) -> TrainingRun:
     (task,) = selected.values()
     model, training, mnrl = _build(config, {}, device), config.training, config.mnrl
     train, dev = (model.tokenize_and_print_cuts(rows[split][task.name]) for split in SPLITS[:2])
@@ -88,30 +83,68 @@ def _prepare_ranking(
     method = Ranking(model, train, dev, mnrl, training.accumulate, training.seed)
     steps = epoch_steps(len(train), rows_per_step, training.steps_per_epoch)
     summary = f"{task.name}: {len(train):,} rows; {mnrl.groups} groups of sentences a batch"
-    return _assemble(config, model, method, steps, rows_per_step, rows, summary)
+    return _assemble(config, method, steps, rows_per_step, summary, rows)
 
 
 def _build(config: Config, selected: Mapping[str, Task], device: torch.device) -> MultitaskBert:
     """Return the model that the run starts from, on its device."""
-    dropout = config.encoder_dropout.encoder_dropout, config.head_dropout.head_dropout
+    dropout = config.encoder.dropout, config.batches.head_dropout
     with distributed.first_on_machine():  # a checkpoint may have to be fetched
         model = build_model(config.start, selected, config.training.seed, *dropout)
     return machine.place(model, config.products, device)
 
 
 def _assemble(
-    config: Config,
-    model: MultitaskBert,
-    method: Method,
-    steps_per_epoch: int,
-    rows_per_step: float,
-    rows: Splits,
-    summary: str,
-) -> Prepared:
-    """Put the run together, with an optimizer over all of the model's weights."""
+    config: Config, method: Method, steps_per_epoch: int, rows_per_step: float, summary: str, rows: Splits
+) -> TrainingRun:
+    """Return the run with an optimizer over all of the model's weights."""
     training = config.training
-    groups = parameter_groups(model, training.weight_decay)
+    groups = parameter_groups(method.model, training.weight_decay)
     optimizer = AdamW(groups, lr=training.lr, compiled=config.products.compile)
-    run = TrainingRun(method, optimizer, training, steps_per_epoch, rows_per_step, config.batches.choose_by)
-    data = fingerprint([rows["train"], rows["dev"]])
-    return Prepared(run, model, config.changed(steps_per_epoch=steps_per_epoch), summary, data)
+    choose_by, data = config.batches.choose_by, fingerprint([rows["train"], rows["dev"]])
+    return TrainingRun(method, optimizer, training, steps_per_epoch, rows_per_step, choose_by, summary, data)
+
+
+def build_model(
+    start: Start,
+    tasks: Mapping[str, Task],
+    seed: int,
+    encoder_dropout: float = 0.0,
+    head_dropout: float = 0.0,
+) -> MultitaskBert:
+    """Return a model with a pretrained encoder, or --init's encoder, and randomly initialised heads."""
+    source = start.weights if start.init is None else best_folder(start.init)
+    if (Path(source) / "best" / "config.json").is_file():  # --weights names a run
+        source = Path(source) / "best"
+    encoder = BertModel.from_pretrained(
+        source,
+        start.allow_pickle,
+        hidden_dropout_prob=encoder_dropout,
+        attention_probs_dropout_prob=encoder_dropout,
+    )
+    tokenizer = BertTokenizer.from_pretrained(source, start.allow_pickle)
+    torch.manual_seed(random_seed(seed, "heads"))
+    return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length)
+
+
+def start_heads(model: MultitaskBert, train: Mapping[str, Examples], init: str | None) -> None:
+    """Set the heads' initial weights: a regression's bias to its labels' mean, and the heads of --init.
+
+    A small learning rate would take long to move a bias to the mean. A head that --init has trained starts
+    from its trained weights. Raises InputError if --init's pooling or one of its tasks differs.
+    """
+    for name, task in model.tasks.items():
+        if task.kind == REGRESSION:
+            bias = cast(Tensor, model.heads[name].bias)
+            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)) / task.unit)
+    if init is not None:
+        settings, tasks, heads = load_heads(best_folder(init))
+        if settings["pooling"] != model.pooling:
+            raise InputError(f"--init {init}: its --pooling is {settings['pooling']}; use the same")
+        for name in model.tasks.keys() & tasks.keys():
+            ours, theirs = model.tasks[name], tasks[name]
+            if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
+                raise InputError(
+                    f"--init {init}: its task {name} is {theirs.kind.name} with {theirs.outputs} outputs"
+                )
+            model.heads[name].load_state_dict({key: heads[f"{name}.{key}"] for key in ("weight", "bias")})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multitask.config import Mnrl
-from multitask.data.tokens import Examples
+from multitask.data.tokens import Examples, Tokens
 from multitask.distributed import part_of
 from multitask.inference import in_length_order, to_device
 from multitask.methods.mnrl import draw_groups, group_loss, knn_accuracy, retrieval_accuracy
@@ -59,7 +59,7 @@ class Ranking:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Return how well the nearest sentence, and the nearest training sentences, tell a dev sentence's
         class."""
-        train, dev = (sentence_vectors(self.model, examples) for examples in (self.train, self.dev))
+        train, dev = (sentence_vectors(self.model, examples.tokens) for examples in (self.train, self.dev))
         knn = knn_accuracy(train, self.train.labels, dev, self.dev.labels)
         return {"dev": {"retrieval": retrieval_accuracy(dev, self.dev.labels), "knn": knn, "score": knn}}
 
@@ -80,8 +80,8 @@ def vectors_of(model: MultitaskBert, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def sentence_vectors(model: MultitaskBert, examples: Examples) -> Tensor:
+def sentence_vectors(model: MultitaskBert, tokens: Tokens) -> Tensor:
     """Return the sentence vectors (N, H) of tokenised examples, on the CPU and in their own order; leave the
     model in evaluation mode."""
     model.eval()
-    return in_length_order(examples.tokens, model.tokenizer.pad_token_id, partial(vectors_of, model))
+    return in_length_order(tokens, model.tokenizer.pad_token_id, partial(vectors_of, model))

@@ -106,5 +106,7 @@ def load_single(run: Path, config: Config, device: torch.device) -> MultitaskBer
     """Load a run's best model onto the device. Raises InputError if it has no heads, as after mnrl."""
     model = machine.place(MultitaskBert.load(run), config.products, device)
     if not model.tasks:
-        raise InputError(f"{run}: an encoder of mnrl, without heads; fine-tune from it with --init")
+        raise InputError(
+            f"{run}: is an encoder trained with mnrl and has no heads; fine-tune from it with --init"
+        )
     return model

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from minbert.errors import InputError
 from minbert.files import remove, write_tensors, write_text
 from multitask.distributed import is_writer
+from multitask.folder import CONFIG
 from multitask.model import MultitaskBert
 from multitask.replacement import digests, write_folder
 
@@ -229,7 +230,7 @@ class States:
 
     def _is_whole(self, progress: Progress) -> bool:
         published = self.best is None or self._published is not None
-        return self._written == progress.step and published and (self.run / "config.toml").exists()
+        return self._written == progress.step and published and (self.run / CONFIG).exists()
 
     def _write(self, step: int, tensors: Tensors, progress: str, metrics: str) -> None:
         folder = _folder(self.run, step)
@@ -243,8 +244,8 @@ class States:
         write_folder(folder, write)
         write_text(folder.parent / "latest", folder.name)
         self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
-        if not (self.run / "config.toml").exists():
-            write_text(self.run / "config.toml", tomli_w.dumps(self.settings))
+        if not (self.run / CONFIG).exists():
+            write_text(self.run / CONFIG, tomli_w.dumps(self.settings))
         if self._published is None or not (self.run / "best").exists():
             self._publish()
         write_text(self.run / "metrics.jsonl", metrics)

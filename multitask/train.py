@@ -20,6 +20,7 @@ from multitask.config import LONGEST_EPOCH, Training
 from multitask.data.tokens import Examples
 from multitask.methods.sampling import random_seed
 from multitask.methods.schedules import halve_on_rise
+from multitask.model import MultitaskBert
 from multitask.progress import Meter
 from multitask.state import Progress, States
 from multitask.stopping import Stop, Stopped
@@ -33,6 +34,8 @@ SCORED = ("dev", "dev_loss", "train", "teacher")  # the parts of a record that m
 
 class Method(Protocol):
     """What the loop asks of a way to train: `finetune.py` and `ranking.py` have one each."""
+
+    model: MultitaskBert
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
@@ -73,6 +76,8 @@ class TrainingRun:
     steps_per_epoch: int
     rows_per_step: float  # on average
     choose_by: str  # the dev score that picks the best epoch
+    summary: str  # what will be sampled, in words
+    data: str  # the fingerprint of all that it learns from and is scored on
 
     @property
     def total_steps(self) -> int:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from minbert import BertModel, BertTokenizer
 from multitask import MultitaskBert
-from multitask.build import build_model
 from multitask.config import Config
 from multitask.data.tables import read_split
 from multitask.data.tasks import BUILT_IN, Task
 from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning, plan_over
+from multitask.preparation import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 12, "dev": 6, "test-student": 3}
@@ -84,7 +84,7 @@ def make_config(option: str, **settings: Any) -> Config:
 
 def make_finetuning(config: Config, folder: Path, taught: Mapping[str, Tensor] | None = None) -> Finetuning:
     """The method of a run with this config, on small tables that it writes into the folder."""
-    dropout = config.encoder_dropout.encoder_dropout, config.head_dropout.head_dropout
+    dropout = config.encoder.dropout, config.batches.head_dropout
     model = build_model(config.start, BUILT_IN, config.training.seed, *dropout)
     write_tables(folder)
     train, dev = (

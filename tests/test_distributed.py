@@ -496,7 +496,7 @@ def test_a_process_that_differs_is_refused_in_every_process(monkeypatch, theirs,
     monkeypatch.setattr(
         dist, "all_gather_object", lambda box, mine: box.__setitem__(slice(2), [ours, theirs])
     )
-    message = f"process 1 has another {named} than process 0: start all machines"
+    message = f"process 1 differs from process 0 in {named}: start all machines"
     with pytest.raises(InputError, match=message):
         distributed.check_same((ours, theirs)[rank])
 

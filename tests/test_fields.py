@@ -112,7 +112,7 @@ def test_whole_numbers_for_a_float_and_lists_are_brought_into_the_fields_type(na
 
 COUNT = "a whole number, at least 1 and below 100,000"
 RATE = "a number, at least 0 and at most 1e+09"
-NAMES = "a list of texts, not empty and without NUL"
+NAMES = "a list of non-empty texts without NUL"
 NUMBERS = "a list of numbers, at least 1e-06 and at most 1e+06"
 
 
@@ -136,10 +136,10 @@ NUMBERS = "a list of numbers, at least 1e-06 and at most 1e+06"
         ("rate", "1", f"x must be {RATE}, not '1'"),
         ("share", 1.01, "x must be a number, at least 0 and at most 1, not 1.01"),
         ("free", math.nan, "x must be a number, at least -inf and at most inf, not nan"),
-        ("text", "", "x must be text, not empty and without NUL, not ''"),
-        ("text", "a\0", r"x must be text, not empty and without NUL, not 'a\x00'"),
-        ("text", 3, "x must be text, not empty and without NUL, not 3"),
-        ("text", ["a"], "x must be text, not empty and without NUL, not ['a']"),
+        ("text", "", "x must be non-empty text without NUL, not ''"),
+        ("text", "a\0", r"x must be non-empty text without NUL, not 'a\x00'"),
+        ("text", 3, "x must be non-empty text without NUL, not 3"),
+        ("text", ["a"], "x must be non-empty text without NUL, not ['a']"),
         ("perhaps", "\0", r"x must be text without NUL, not '\x00'"),
         ("perhaps", None, "x must be text without NUL, not None"),
         ("mode", "c", "x must be one of ball, cube, not 'c'"),
@@ -266,11 +266,11 @@ def test_every_kind_says_what_it_expects():
     assert {name: known.expected for name, known in FIELDS.items()} == {
         "count": COUNT,
         "any_count": "a whole number, at least 0 and at most 1e+09",
-        "seed": "a whole number, at least 0 and below 9.22337e+18",
+        "seed": "a whole number, at least 0 and below 9,223,372,036,854,775,808",
         "rate": RATE,
         "share": "a number, at least 0 and at most 1",
         "free": "a number, at least -inf and at most inf",
-        "text": "text, not empty and without NUL",
+        "text": "non-empty text without NUL",
         "perhaps": "text without NUL",
         "mode": "one of ball, cube",
         "on": "true or false",

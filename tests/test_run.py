@@ -179,7 +179,7 @@ def test_inputs_that_fill_the_longest_length_are_counted(call, finetune, data, t
         *finetune, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--max-length", 8
     )
     assert status == 0
-    assert "similarity: 12 rows fill all 8 tokens; what is longer is cut" in out
+    assert "similarity: 12 rows fill all 8 tokens; longer inputs are cut" in out
 
 
 def test_resuming_what_is_no_run_is_refused(call, tmp_path):

@@ -13,14 +13,13 @@ from minbert import AdamW
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
 from multitask import finetune, state, train
-from multitask.build import build_model, start_heads
 from multitask.data.tables import read_split
 from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning
 from multitask.methods.schedules import halve_on_rise
 from multitask.model import best_folder
-from multitask.preparation import prepare
+from multitask.preparation import build_model, prepare, start_heads
 from multitask.state import Progress, States
 
 CPU = torch.device("cpu")
@@ -40,7 +39,7 @@ def examples(model, rows, split="train") -> dict[str, Examples]:
 
 def build(tiny, config=FINETUNE, tasks=BUILT_IN):
     config = config.changed(weights=str(tiny))
-    dropout = config.encoder_dropout.encoder_dropout, config.head_dropout.head_dropout
+    dropout = config.encoder.dropout, config.batches.head_dropout
     return build_model(config.start, tasks, config.training.seed, *dropout)
 
 
@@ -167,8 +166,8 @@ def test_pretrain_leaves_the_encoder_as_it_is(tiny, rows, tmp_path):
 def test_dropout_is_off_in_a_frozen_encoder(tiny, rows, option, encoder_trains):
     config = make_config(option, weights=str(tiny), steps_per_epoch=1)
     prepared = prepare(config, BUILT_IN, rows, CPU)
-    model = prepared.model
-    list(prepared.training.method.losses(0))
+    model = prepared.method.model
+    list(prepared.method.losses(0))
     assert model.training and model.dropout.training
     assert model.encoder.training == encoder_trains
 
@@ -299,10 +298,10 @@ def test_an_epoch_is_one_pass_but_at_most_2000_updates(sizes, settings, steps):
 def fit(config, rows, folder, progress=None):
     """Train on these tables, and return the model."""
     prepared = prepare(config, BUILT_IN, rows, CPU)
-    run = prepared.training
+    run = prepared
     states = States(folder, run.method.parts, run.optimizer)
     assert train.fit(run, states, progress or Progress(), config.saving.save_every) == folder
-    return prepared.model
+    return prepared.method.model
 
 
 def test_the_same_seed_gives_the_same_metrics_and_weights(tiny, rows, tmp_path):
@@ -370,7 +369,7 @@ def test_a_model_that_stands_still_keeps_its_rate(tiny, rows, tmp_path):
     config = FINETUNE.changed(epochs=12, steps_per_epoch=40, sampling="annealed", lr=1e-12)
     config = config.changed(schedule="halve-on-rise", warmup=0.0)
     method, progress = method_of(config, model, data, examples(model, rows, "dev")), Progress()
-    run = train.TrainingRun(method, make_optimizer(model, config), config.training, 40, 4, "score")
+    run = train.TrainingRun(method, make_optimizer(model, config), config.training, 40, 4, "score", "", "")
     train.fit(run, States(tmp_path, method.parts, run.optimizer), progress)
     assert [record["lr"] for record in progress.records] == [1e-12] * 12
     by_mixture = [{"all": {"mean": r["loss"]["all"], "variance": 0, "updates": 9}} for r in progress.records]

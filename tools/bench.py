@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
-from multitask.build import build_model
 from multitask.config import Batches, Config, Start, Training
 from multitask.data.tables import SAMPLE, read_split
 from multitask.data.tasks import BUILT_IN
@@ -47,6 +46,7 @@ from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning, plan_over
 from multitask.inference import to_device
 from multitask.machine import product_seconds
+from multitask.preparation import build_model
 from multitask.train import update
 
 SHAPES = {"minilm": BertConfig(30522, 384, 6, 12, 1536), "base": BertConfig()}

@@ -34,7 +34,7 @@ class Task:
     """
 
     name: str
-    kind: Kind = field(type="str", choices=KINDS)
+    kind: Kind = field(type="str", choices=KINDS)  # its name will do, too
     texts: tuple[str, ...] = field()  # the text columns: one sentence, or two that are tokenised together
     label: str = field()  # the label's column
     files: str = field()  # a table's file name, with {split} in place of train, dev or test-student
@@ -50,7 +50,9 @@ class Task:
             if not good:
                 raise InputError(f"task {short_line(self.name)}: {problem}")
 
-        check(isinstance(self.kind, Kind), f"kind must be one of KINDS, not {shown(self.kind)}")
+        kind = KINDS.get(self.kind) if isinstance(self.kind, str) else self.kind
+        check(isinstance(kind, Kind), f"kind must be one of {', '.join(KINDS)}, not {shown(self.kind)}")
+        object.__setattr__(self, "kind", kind)
         check(self.name.isidentifier(), "invalid name; use letters, digits and underscores")
         for name in (self.name, self.files, self.output):
             check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes each")
@@ -169,7 +171,7 @@ def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
         raise InputError(f"{path}: {shown(name)}: invalid task name; use letters, digits and underscores")
     values = check_table(table, fields_of(Task), f"{path}: [{name}]", ("kind", "texts", "label", "files"))
     try:
-        return Task(name, **values | {"kind": KINDS[values["kind"]]})
+        return Task(name, **values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

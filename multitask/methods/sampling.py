@@ -207,7 +207,7 @@ class Plan:
     @cached_property
     def updates(self) -> np.ndarray:
         """How many updates of the run each task gets: exact if tasks take turns, else the expected number."""
-        steps = self.epochs * self.steps_per_epoch
+        steps = self.total_steps
         if self.turns is None:
             return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
         passes, rest = divmod(steps, len(self.turns))
@@ -220,7 +220,7 @@ class Plan:
     @property
     def rows_per_step(self) -> float:
         """The mean number of rows in an update of the run."""
-        return round(float(self.updates @ np.asarray(self.rows)) / (self.epochs * self.steps_per_epoch), 6)
+        return round(float(self.updates @ np.asarray(self.rows)) / self.total_steps, 6)
 
     def _counts(self, tasks: np.ndarray) -> np.ndarray:
         return np.bincount(tasks, minlength=len(self.sizes))

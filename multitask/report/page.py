@@ -15,7 +15,6 @@ from minbert.errors import InputError
 from minbert.files import write_text
 from minbert.hub import CHECKPOINTS
 from multitask import evaluate, targets
-from multitask.build import build_model
 from multitask.config import TRAINING, Config, Start, Tsne
 from multitask.data.tables import SAMPLE, Row, Table, read_split
 from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
@@ -25,7 +24,7 @@ from multitask.finetune import plan_over
 from multitask.folder import CONFIG
 from multitask.methods.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
-from multitask.preparation import tasks_of
+from multitask.preparation import build_model, tasks_of
 from multitask.ranking import sentence_vectors
 from multitask.recipes import read_settings
 from multitask.report.figures import (
@@ -78,9 +77,7 @@ def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
     """Read the settings of a run. Raises InputError if it is not a run of one of these options."""
     settings = read_settings(run / CONFIG)
     if settings.get("option") not in options:
-        raise InputError(
-            f"{run / 'config.toml'}: its option must be {' or '.join(options)}; name another --run"
-        )
+        raise InputError(f"{run / CONFIG}: its option must be {' or '.join(options)}; name another --run")
     config = Config.of(settings)
     return config.changed(skip_bad_rows=config.reading.skip_bad_rows or skip_bad_rows)
 
@@ -138,8 +135,8 @@ def members_table(
     for name, panel in ensemble.panels.items():
         for member, weight, one in zip(panel.members, panel.weights, logits[name], strict=True):
             score = evaluate.scores(ensemble.tasks, {name: one}, tables)["score"]
-            share = f"{weight / sum(panel.weights):.3f}"
-            lines.append([title_of(panel.task), member, share, f"{score:.3f}", f"{panel.threshold:g}"])
+            fraction = f"{weight / sum(panel.weights):.3f}"
+            lines.append([title_of(panel.task), member, fraction, f"{score:.3f}", f"{panel.threshold:g}"])
     return html_table(["task", "member", "weight", "score", "threshold"], lines)
 
 
@@ -216,8 +213,8 @@ def task_sections(
     recorded = best["dev"]["score"]
     if abs(recorded - scores["score"]) > 1e-3:
         yield f'<p class="note">The run recorded {recorded:.3f}, so these are not its own dev tables.</p>'
-    drawing = learning_curves(records, config.batches.choose_by)
-    yield embed(drawing, figures, "learning-curves", "losses, scores and rate by epoch")
+    plot = learning_curves(records, config.batches.choose_by)
+    yield embed(plot, figures, "learning-curves", "losses, scores and rate by epoch")
     yield epochs_table(records)
 
     train = read_split(folder, "train", model.tasks, config.reading.skip_bad_rows)
@@ -227,8 +224,8 @@ def task_sections(
         plan, names = plan_over(data, config.batches, training), list(model.tasks)
         yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.describe(names))}</pre>"
         shares = np.array([plan.shares(epoch) for epoch in range(1, config.training.epochs + 1)])
-        drawing = sampling_shares(config.batches.sampling, names, shares)
-        yield embed(drawing, figures, "sampling", "each task's share of the updates by epoch")
+        plot = sampling_shares(config.batches.sampling, names, shares)
+        yield embed(plot, figures, "sampling", "each task's share of the updates by epoch")
 
     for name, task in model.tasks.items():
         yield from task_section(task, tables[name], logits[name], scores[name][task.kind.metric], figures)
@@ -302,12 +299,12 @@ def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures:
     """
     labels, predictions = rows.labels, task.kind.decode(logits).double().numpy()
     if not task.classes:
-        drawing = similarity_scatter(labels, predictions, value)
+        plot = similarity_scatter(labels, predictions, value)
     else:
         classes = range(task.classes)
-        drawing = confusion_matrix(labels, predictions, [str(number) for number in classes])
+        plot = confusion_matrix(labels, predictions, [str(number) for number in classes])
     yield f"<h2>{escape(title_of(task))}</h2>"
-    yield embed(drawing, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
+    yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
     yield worst_mistakes(task, list(rows.rows()), labels, logits)
 
 
@@ -349,7 +346,7 @@ def embedding_section(
     dev_table = read_dev(folder, {task.name: task}, config)[task.name]
     examples = make_examples(dev_table, model.tokenizer, model.max_length)
     first = build_model(config.start, {}, config.training.seed).to(model.device)
-    before, after = (sentence_vectors(it, examples) for it in (first, model))
+    before, after = (sentence_vectors(it, examples.tokens) for it in (first, model))
 
     dev, epochs = best_record(records)["dev"], ("before", "best epoch")
     nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
@@ -361,8 +358,8 @@ def embedding_section(
     yield embed(learning_curves(records), figures, "learning-curves", "loss, retrieval and kNN by epoch")
     if len(examples) >= 4:
         seed, perplexity, iterations = config.training.seed, embedding.perplexity, embedding.iterations
-        drawing = tsne(before.numpy(), after.numpy(), examples.labels, perplexity, iterations, seed)
-        yield embed(drawing, figures, "tsne", "dev sentence vectors before and after training, by class")
+        plot = tsne(before.numpy(), after.numpy(), examples.labels, perplexity, iterations, seed)
+        yield embed(plot, figures, "tsne", "dev sentence vectors before and after training, by class")
         yield "<p>t-SNE shows which sentences are close; the sizes and distances of groups mean nothing.</p>"
 
 

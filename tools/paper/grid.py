@@ -14,9 +14,8 @@ from pathlib import Path
 
 from cells import Cell, Figure, PaperTable, as_text, in_order
 from multitask.config import flag
+from multitask.folder import RESULT
 from multitask.recipes import read_recipe, recipe_path
-
-RESULT = "result.json"  # in a run's folder once it is finished: see multitask/jobs.py
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Grid:
         words += [*self.common, "--out", str(run)]
         return Job(words, run, run / RESULT, [need / RESULT for need in needs])
 
-    def drawing(self, figure: Figure, seed: int) -> Job:
+    def report(self, figure: Figure, seed: int) -> Job:
         run = self.run(figure.cell, seed)
         words = ["--option", "report", "--run", str(run), *self.common]
         return Job(words, run, run / "figures" / f"{figure.file}.png", [run / RESULT])
@@ -100,12 +99,12 @@ def pooled(table: PaperTable, tables: Iterable[PaperTable], grid: Grid) -> Paper
         if one.said["option"] == "finetune" and (one in own or len(grid.done(one)) == len(grid.seeds))
     ]
     rows = tuple(
-        row if row.cell.trains else replace(row, cell=_drawing_on(row.cell, members)) for row in table.rows
+        row if row.cell.trains else replace(row, cell=_averaging(row.cell, members)) for row in table.rows
     )
     return replace(table, rows=rows)
 
 
-def _drawing_on(ensemble: Cell, members: Sequence[Cell]) -> Cell:
+def _averaging(ensemble: Cell, members: Sequence[Cell]) -> Cell:
     names = " ".join(sorted(one.name for one in members))
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
     return replace(ensemble, needs=tuple(members), mark=f"of-{len(members)}-{digest}")
@@ -114,8 +113,8 @@ def _drawing_on(ensemble: Cell, members: Sequence[Cell]) -> Cell:
 def jobs_of(target: PaperTable | Figure, grid: Grid) -> list[Job]:
     """Return the jobs of a target, each after the jobs that it needs."""
     cells = [grid.job(cell, seed) for cell in target.cells for seed in grid.seeds]
-    drawings = [grid.drawing(target, seed) for seed in grid.seeds] if isinstance(target, Figure) else []
-    return cells + drawings
+    reports = [grid.report(target, seed) for seed in grid.seeds] if isinstance(target, Figure) else []
+    return cells + reports
 
 
 def carry_out(jobs: Sequence[Job]) -> int:

@@ -36,7 +36,7 @@ def main() -> None:
     device = machine.set_up(config.machine)
     selected = tasks_of(config)
     rows = read_splits(arguments.data, SPLITS[:2], selected, skip_bad_rows=False)
-    run = prepare(config, selected, rows, device).training
+    run = prepare(config, selected, rows, device)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         states = States(Path(folder), run.method.parts, run.optimizer)
         states.keep_best()  # every state includes its copy
