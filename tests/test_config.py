@@ -11,10 +11,14 @@ import pytest
 import tomli_w
 from helpers import ROOT, make_config
 
+from minbert.bert import POOLINGS
 from minbert.errors import InputError
 from multitask.command_line import resolve
-from multitask.config import OPTIONS, SETTINGS, Config
+from multitask.config import FIELDS, OPTIONS, SETTINGS, Config, Training
+from multitask.methods.sampling import ALPHAS, FULL_PASS
+from multitask.methods.smart import MODES, NORMS
 from multitask.recipes import SHIPPED, read_recipe, read_settings
+from multitask.train import rate_schedule
 
 FINETUNE = make_config("finetune")
 
@@ -513,3 +517,12 @@ def test_the_help_of_an_option_states_its_own_defaults(capsys, option, rate):
         resolve(["--option", option, "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert f"highest learning rate (default {rate})" in said
+
+
+def test_choices_are_those_of_the_code():
+    """config.py imports no torch, so it names them again."""
+    assert FIELDS["smart_mode"].choices == MODES and FIELDS["smart_norm"].choices == tuple(NORMS)
+    assert FIELDS["pooling"].choices == POOLINGS
+    assert {*FIELDS["sampling"].choices} == {"round-robin", FULL_PASS, *ALPHAS}
+    for name in FIELDS["schedule"].choices:
+        assert 0 < rate_schedule(Training(schedule=name, warmup=0.5), 10)(0, []) < 1
