@@ -170,7 +170,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     if unknown:
         name = unknown[0].partition("=")[0]
         names = [flag(known)[2:] for known in (*FIELDS, "recipe")]
-        hint = did_you_mean(name[2:], names, "--") if name.startswith("--") else ""
+        hint = did_you_mean(name[2:], names, "--") if name.startswith("--") else did_you_mean(name, OPTIONS)
         raise InputError(f"unknown argument {short_line(name)}{hint} (--help lists the flags)")
     values = {"option": option} if option is not None else {}
     values |= {name: _typed(name, value) for name, value in vars(given).items()}

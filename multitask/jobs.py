@@ -226,6 +226,8 @@ def run_evaluation(config: Config) -> None:
 def run_report(config: Config) -> None:
     """Write the report of a run: report.html, self-contained, and the figures beside it."""
     run = Path(config.runs.run[0])
+    if not (run / CONFIG).is_file() and (run.parent / CONFIG).is_file():  # the best/ of a run
+        run = run.parent
     device = set_up(config)
     if config.tsne != Tsne() and (is_ensemble(run) or read_definitions(best_folder(run) / "tasks.toml")[1]):
         raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")

@@ -15,13 +15,16 @@ from minbert.files import write_text
 from multitask import distributed, folder
 from multitask.command_line import Pipeline
 from multitask.config import TRAINING, Config
+from multitask.data.tasks import select
 from multitask.folder import CONFIG, PIPELINE, RESULT
 from multitask.forecast import measure
 from multitask.jobs import JOBS
+from multitask.preparation import tasks_of
 
 
 def run_pipeline(pipeline: Pipeline) -> None:
     """Print how long it will take, then carry out every stage that is not done yet."""
+    check_thresholds(pipeline.stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(
         lambda: [name for name in pipeline.stages if not (out / name / RESULT).exists()]
@@ -38,6 +41,16 @@ def run_pipeline(pipeline: Pipeline) -> None:
             job()
         else:
             distributed.from_writer(job)
+
+
+def check_thresholds(stages: Mapping[str, Config]) -> None:
+    """Raise InputError, before anything is trained, if an ensemble of stages has a threshold for a task that
+    no stage trains."""
+    trained = [tasks_of(config) for config in stages.values() if config.option in TRAINING]
+    known = {name: task for some in trained for name, task in some.items()}
+    for config in stages.values():
+        if all(run.startswith("@") for run in config.runs.run):
+            select(list(config.choice.least_scores), known)
 
 
 def start(pipeline: Pipeline) -> Path:

@@ -14,6 +14,8 @@ from multitask.config import TRAINING, Config
 from multitask.folder import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
 
+RESUME = "python -m multitask.run --resume --out"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0; 2 after a mistake in the input or an error of the disk,
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Stopped as stopped:
         if stopped.run is not None:
-            print(f"stopped; resume with --resume --out {resumable(stopped.run)}", file=sys.stderr)
+            print(f"stopped; resume with {RESUME} {resumable(stopped.run)}", file=sys.stderr)
         else:
             print(f"stopped{how_to_resume(command)}", file=sys.stderr)
         return 128 + stopped.number
@@ -60,10 +62,10 @@ def how_to_resume(command: Config | Pipeline | None) -> str:
         return ""
     out = out_of(command)
     if out is None:
-        return "; resume from the last saved state with --resume --out and the folder named above"
+        return f"; resume from the last saved state with {RESUME} and the folder named above"
     if not any((Path(out) / name).is_file() for name in (CONFIG, PIPELINE)):
         return "; nothing was saved yet: start again with the same command"
-    return f"; resume from the last saved state with --resume --out {out}"
+    return f"; resume from the last saved state with {RESUME} {out}"
 
 
 def out_of(command: Config | Pipeline) -> str | None:

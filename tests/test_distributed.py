@@ -283,7 +283,8 @@ def test_stopped_through_torchrun_they_go_on_as_if_they_had_not_been(words, tmp_
     """SIGTERM to the launcher, who hands it on: all save one state, and say so once."""
     harm = "os.kill(os.getppid(), signal.SIGTERM); __import__('time').sleep(2)"
     done = torchrun(2, fatal(tmp_path, 1, 7, harm), *words, "--out", tmp_path / "two")
-    assert done.stderr.count(f"stopped; resume with --resume --out {tmp_path}/two\n") == 1
+    how = f"stopped; resume with python -m multitask.run --resume --out {tmp_path}/two\n"
+    assert done.stderr.count(how) == 1
     assert not (tmp_path / "two" / "result.json").exists()
     done = torchrun(2, RUN, "--resume", "--out", tmp_path / "two", "--threads", "1")
     assert done.returncode == 0 and "resuming after step" in done.stdout, done.stderr

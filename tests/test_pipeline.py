@@ -242,6 +242,13 @@ def test_a_measured_run(words, tiny, data, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())  # nothing is written
 
 
+def test_a_threshold_of_no_task_is_refused_before_anything_is_trained(tiny, tmp_path, capsys):
+    words = ["--recipe", "paper", "--weights", str(tiny), "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert main([*words, "--thresholds", "sentment=.5"]) == 2
+    assert "unknown task 'sentment'; known are sentiment" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "seconds, text", [(20, "20 seconds"), (90, "90 seconds"), (120, "2.0 minutes"), (7200, "2.0 hours")]
 )
