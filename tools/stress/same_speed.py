@@ -30,9 +30,10 @@ def main() -> int:
     parser.add_argument("--weights", default="minilm-l6")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="runs in each checkout")
-    parser.add_argument("flags", nargs="*", help="flags for both, after --")
-    args = parser.parse_args()
-    words = ["--weights", args.weights, "--threads", str(args.threads), *args.flags]
+    given = [*sys.argv[1:], "--"]
+    args = parser.parse_args(given[: given.index("--")])
+    flags = given[given.index("--") + 1 : -1]
+    words = ["--weights", args.weights, "--threads", str(args.threads), *flags]
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(args.repeats):
         sides = (0, 1) if repeat % 2 else (1, 0)  # neither is always the one that comes second
