@@ -94,8 +94,9 @@ def test_paths_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_no_page_names_what_a_reader_cannot_open(page: str) -> None:
-    assert not re.search(r"\b(METHODS|DESIGN|STYLE)\.md|/work/", read(page))
+def test_every_page_that_is_named_is_here(page: str) -> None:
+    for name in re.findall(r"[\w/]+\.md\b", read(page)):
+        assert any((ROOT / folder / name.lstrip("/")).is_file() for folder in ("", "docs", "weights")), name
 
 
 def test_readme_is_short_and_has_the_test_command_where_ci_looks() -> None:
