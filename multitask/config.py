@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -413,9 +413,10 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_settings(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return these settings, checked. Raises InputError for one that does not exist or has no such value."""
-    return check_table(values, FIELDS, source)
+def check_settings(values: Mapping[str, Any], source: str, required: Collection[str] = ()) -> dict[str, Any]:
+    """Return these settings, checked. Raises InputError for one that does not exist or has no such value, and
+    if a required one is missing."""
+    return check_table(values, FIELDS, source, required)
 
 
 def looks_ahead(settings: Mapping[str, Any]) -> bool:

@@ -457,9 +457,13 @@ def test_resume_may_change_epochs_where_the_rate_does_not_look_ahead(tmp_path, s
             resume(tmp_path, "--epochs=20")
 
 
-def test_resume_of_a_torn_config(tmp_path):
-    (tmp_path / "config.toml").write_text("lr = ")
-    with pytest.raises(InputError, match=r"config\.toml: cannot be read as TOML"):
+@pytest.mark.parametrize(
+    "content, problem",
+    [("lr = ", "cannot be read as TOML"), ("lr = 1.0\n", "lacks option"), ("", "lacks option")],
+)
+def test_resume_of_a_torn_config(tmp_path, content, problem):
+    (tmp_path / "config.toml").write_text(content)
+    with pytest.raises(InputError, match=rf"config\.toml: {problem}"):
         resume(tmp_path)
 
 

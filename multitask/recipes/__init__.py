@@ -74,5 +74,6 @@ def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], kno
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a run's config.toml, checked."""
-    return check_settings(load_toml(path), str(path))
+    """Return the settings in a run's config.toml, checked. Raises InputError if it lacks its option, as a
+    file that was cut does."""
+    return check_settings(load_toml(path), str(path), required=("option",))
