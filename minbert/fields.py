@@ -20,7 +20,6 @@ KINDS: dict[str, tuple[type, type]] = {  # annotation -> (type, type of the item
     "tuple[float, ...]": (tuple, float),
 }
 
-
 LARGEST_INTEGER = 2**63 - 1  # that TOML and a tensor can hold
 
 

@@ -172,15 +172,20 @@ class Part:
         return drawn[torch.from_numpy(mine).to(generator.device)]
 
 
+def _gather(mine: Item) -> list[Item]:
+    """Every process's item, in the processes' order."""
+    items: list[Any] = [None] * size()
+    with _together():
+        dist.all_gather_object(items, mine)
+    return items
+
+
 def add_up(terms: Mapping[str, float]) -> dict[str, float]:
     """Return the sum over the processes of each number, the same everywhere; a process may lack some."""
     if not several():
         return dict(terms)
-    found: list[Any] = [None] * size()
-    with _together():
-        dist.all_gather_object(found, dict(terms))
     sums: dict[str, float] = {}
-    for one in found:
+    for one in _gather(dict(terms)):
         for name, value in one.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
@@ -219,9 +224,7 @@ def collect(results: list[Item]) -> list[Item]:
     """Every process's results of the items it was dealt, in the items' own order."""
     if not several():
         return results
-    hands: list[Any] = [None] * size()
-    with _together():
-        dist.all_gather_object(hands, results)
+    hands = _gather(results)
     items: list[Any] = [None] * sum(map(len, hands))
     for number, hand in enumerate(hands):
         items[number :: size()] = hand
@@ -266,9 +269,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
     missing."""
     if not several():
         return
-    found: list[Any] = [None] * size()
-    with _together():
-        dist.all_gather_object(found, dict(facts))
+    found = _gather(dict(facts))
     for number, theirs in enumerate(found):
         different = [name for name in {**found[0], **theirs} if theirs.get(name) != found[0].get(name)]
         if different:
