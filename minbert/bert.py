@@ -27,6 +27,7 @@ from minbert.dropout import Dropout
 from minbert.dropout import dropout as drop
 from minbert.embedding import Embedding
 from minbert.errors import InputError
+from minbert.files import named_folder
 from minbert.linear import Linear, fast_products
 from minbert.packing import Packing, added_to_scores
 
@@ -278,13 +279,12 @@ class BertModel(nn.Module):
         shapes = model.state_dict()
         stored = checkpoint.find(directory, shapes, allow_pickle)  # raises if the file does not fit them
         weights = {name: torch.empty(shape.shape, device="cpu") for name, shape in shapes.items()}
-        checkpoint.fill(weights, stored)
+        checkpoint.fill(weights, stored, directory)
         model.load_state_dict(weights, assign=True)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, which `transformers.BertModel` reads."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = named_folder(directory)
         self.config.save_pretrained(directory)
         checkpoint.save(directory, self.state_dict())

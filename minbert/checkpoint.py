@@ -104,10 +104,14 @@ def find(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = Fals
 
 
 @torch.no_grad()
-def fill(state: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
-    """Read what `find` has found into a model's own state dict, in its precision."""
+def fill(state: Mapping[str, Tensor], stored: Mapping[str, Stored], directory: Path) -> None:
+    """Read what `find` has found in a folder into a model's own state dict, in its precision. Raises
+    InputError if a weight is not finite."""
     for name, place in to_hugging_face(state).items():
         place.copy_(stored[name].read())
+        if not place.isfinite().all():
+            problem = f"the weights {name} are not all finite"
+            raise InputError(f"{directory}: {problem}; fetch or train the model again")
 
 
 def save(directory: Path, state: Mapping[str, Tensor]) -> None:

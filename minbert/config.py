@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minbert.errors import InputError, shown
 from minbert.fields import check, field, fields_of
-from minbert.files import write_text
+from minbert.files import resolved, write_text
 from minbert.reading import load_json
 
 SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
@@ -66,4 +66,4 @@ class BertConfig:
     def save_pretrained(self, directory: Path) -> None:
         """Write a `config.json` that `transformers` reads."""
         values = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu"} | asdict(self)
-        write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
+        write_text(resolved(directory) / "config.json", json.dumps(values, indent=2) + "\n")

@@ -19,13 +19,15 @@ from minbert.errors import InputError, short_line
 
 MEGABYTE = 1 << 20
 LARGEST_TEXT = 64 * MEGABYTE  # for vocabularies; the largest BERT's takes a few megabytes
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer; Windows has neither
+BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 LARGEST_SETTINGS = MEGABYTE  # for TOML, whose parser is slow
 
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading bytes. Raises OSError for anything else, such as a pipe or a folder."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait on a pipe
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | BINARY)
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a NUL byte") from None
     mode = os.fstat(descriptor).st_mode

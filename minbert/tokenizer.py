@@ -25,7 +25,7 @@ from torch import Tensor
 from minbert import hub
 from minbert.config import BertConfig
 from minbert.errors import InputError, short_line, shown
-from minbert.files import write_text
+from minbert.files import named_folder, write_text
 from minbert.reading import load_json, read_text, reason
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -130,8 +130,7 @@ class BertTokenizer:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = named_folder(directory)
         self.backend.no_truncation()
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         vocabulary = self.backend.get_vocab()

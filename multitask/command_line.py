@@ -19,13 +19,14 @@ from multitask.config import (
     MACHINE,
     OPTIONS,
     PATHS,
+    PERMISSIONS,
     RESUMABLE,
     SETTINGS,
     Config,
     flag,
     looks_ahead,
 )
-from multitask.folder import CONFIG, PIPELINE
+from multitask.layout import CONFIG, PIPELINE, STATE
 from multitask.recipes import layered, read_recipe, read_settings, read_stages, recipe_path
 
 
@@ -105,7 +106,9 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
 
 def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -> Pipeline:
     """Return the pipeline as it was started; only the machine's flags may differ."""
-    machine = {name: value for name, value in flags.items() if name in MACHINE | {"out", "resume"}}
+    machine = {
+        name: value for name, value in flags.items() if name in MACHINE | PERMISSIONS | {"out", "resume"}
+    }
     before = _pipeline(saved, machine, named=False)
     now = _pipeline(saved, flags, named=False) if recipe is None else _pipeline(recipe, flags)
     for name in before.stages | now.stages:
@@ -133,14 +136,13 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     InputError for any other that differs."""
     if "out" not in values:
         raise InputError("--resume needs --out, the folder of the run to resume")
-    path = Path(values["out"]) / CONFIG
-    if not os.path.isfile(path):
+    path, saved = _saved_settings(Path(values["out"]))
+    if saved is None:
         if "option" not in values:
             raise InputError(f"{values['out']}: holds no run to resume (no config.toml)")
         return values
-    saved = read_settings(path)
     changeable = RESUMABLE - {"epochs"} if looks_ahead(saved) else RESUMABLE
-    for name in values.keys() - changeable - {"out", "resume"}:
+    for name in values.keys() - changeable - PERMISSIONS - {"out", "resume"}:
         before = saved.get(name, FIELDS[name].default)
         if values[name] != before:
             raise InputError(
@@ -148,6 +150,21 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
     return saved | values
+
+
+def _saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return a run's settings and their file: its config.toml or, if that is lost or damaged, the one in its
+    newest state; None if there is neither. Raises InputError if there are only damaged ones."""
+    problems = []
+    for path in (run / CONFIG, *sorted(run.glob(f"{STATE}/step-*/{CONFIG}"), reverse=True)):
+        if os.path.isfile(path):
+            try:
+                return path, read_settings(path)
+            except InputError as error:
+                problems.append(error)
+    if problems:
+        raise problems[0]
+    return run / CONFIG, None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,8 +7,6 @@ lines. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -291,6 +289,7 @@ PATHS = ("data", "task_file", "weights", "init")
 # update depends on how many are to follow.
 MACHINE = {"threads", "device", "save_every"}
 RESUMABLE = MACHINE | {"epochs"}
+PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
 
 
 @dataclass(frozen=True)
@@ -362,22 +361,15 @@ class Config:
     @property
     def settings(self) -> dict[str, Any]:
         """What is saved as `config.toml`: every setting of this option that has a value, except --resume and
-        those that another one replaces, as --init does --weights."""
+        those that another one replaces, as --init does --weights; permissions are not kept."""
         values = {
             name: getattr(getattr(self, one.group), one.attribute)
             for name, one in SETTINGS.items()
             if one.used_by(self.option)
         }
         replaced = {idle for name, idle in INSTEAD.items() if values.get(name) is not None}
-        saved = {name: values[name] for name in values if name not in {"resume", *replaced}}
+        saved = {name: values[name] for name in values if name not in {"resume", *PERMISSIONS, *replaced}}
         return {"option": self.option} | {name: x for name, x in saved.items() if x is not None}
-
-    @property
-    def fingerprint(self) -> str:
-        """A SHA-256 over the settings that decide the result of a run."""
-        free = MACHINE | {*PATHS, "out", "report"} | (set() if looks_ahead(self.settings) else {"epochs"})
-        decisive = {name: value for name, value in self.settings.items() if name not in free}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -408,15 +400,29 @@ SETTINGS = _settings()
 FIELDS = fields_of(Config) | {name: setting.field for name, setting in SETTINGS.items()}
 
 
+def last_setting(option: str) -> str:
+    """Return the setting with which the config.toml of every run of this option ends."""
+    saved = [name for name, one in SETTINGS.items() if one.used_by(option) and one.field.default is not None]
+    return saved[-1]
+
+
 def flag(name: str) -> str:
     """max_tokens -> --max-tokens"""
     return "--" + name.replace("_", "-")
 
 
 def check_settings(values: Mapping[str, Any], source: str, required: Collection[str] = ()) -> dict[str, Any]:
-    """Return these settings, checked. Raises InputError for one that does not exist or has no such value, and
-    if a required one is missing."""
+    """Return the settings in a file, checked. Raises InputError for one that does not exist or has no such
+    value, for a permission, and if a required one is missing."""
+    for name in filter(values.get, PERMISSIONS):
+        raise InputError(f"{source}: {name} may be set on the command line alone, with {flag(name)}")
     return check_table(values, FIELDS, source, required)
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a run's settings that decide its result, but for where its files are."""
+    free = MACHINE | {*PATHS, "out", "report"} | (set() if looks_ahead(settings) else {"epochs"})
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def looks_ahead(settings: Mapping[str, Any]) -> bool:

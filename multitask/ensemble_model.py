@@ -32,14 +32,14 @@ from minbert.reading import load_toml
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.inference import EVALUATION_BATCH
+from multitask.layout import COPIES, ENSEMBLE
 from multitask.methods.ensemble import average
-from multitask.model import ENSEMBLE, MultitaskBert, best_folder, read_definitions
+from multitask.model import MODEL_FILES, MultitaskBert, best_folder, read_definitions
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import write_folder
 
 MOST_MEMBERS = 1000  # for one task
 LONGEST_PATH = 1000  # characters in a member's path
-COPIES = "members"  # subfolder of an ensemble's folder for copies of its members' models
 
 LoadModel = Callable[[Path], MultitaskBert]
 
@@ -137,7 +137,7 @@ def copy_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
     paths = {}
     for number, run in enumerate(runs, start=1):
         paths[run] = f"{COPIES}/{number}-{os.path.basename(os.path.realpath(run))}"
-        write_folder(folder / paths[run], MultitaskBert.load(run).save)
+        write_folder(folder / paths[run], MultitaskBert.load(run).save, MODEL_FILES)
     return paths
 
 

@@ -20,7 +20,7 @@ from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import Panel, copy_members, distinct_runs, relative_members, write_ensemble
-from multitask.folder import CONFIG
+from multitask.layout import CONFIG, PREDICTIONS
 from multitask.methods.ensemble import average, members
 from multitask.model import best_folder, read_definitions
 from multitask.runs import (
@@ -53,7 +53,7 @@ def run_ensemble(config: Config) -> None:
         }
         for split in SPLITS[1:]
     }
-    scores = write_all_predictions(out / "predictions", known, tables, averaged)
+    scores = write_all_predictions(out / PREDICTIONS, known, tables, averaged)
     inside = {run for entry in chosen.values() for run in entry["members"]}
     needed = [run for run in distinct_runs(runs) if run in inside]
     paths = (copy_members if config.choice.copy else relative_members)(out, needed)
@@ -63,7 +63,7 @@ def run_ensemble(config: Config) -> None:
     print_members(chosen)
     print(f"on the dev tables of {config.tables.data or 'the shipped sample'}:")
     print(evaluate.format_scores(known, scores))
-    print(f"ensemble {out}, predictions {out / 'predictions'}")
+    print(f"ensemble {out}, predictions {out / PREDICTIONS}")
 
 
 def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Splits, Logits]:

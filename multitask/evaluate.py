@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minbert.files import write_text
+from minbert.files import make_folder, write_text
 from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
@@ -77,7 +77,7 @@ def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
 def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:
     """Write a split's submission file in the course's format and return its path. For a task with classes,
     their probabilities are written beside it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     ids = list(ids)
     path = directory / f"{task.submission}-{split}-output.csv"
     values = task.kind.decode(logits).tolist()

@@ -1,51 +1,104 @@
-"""A run's folder: claimed and locked by one process, numbered if it has no name, given back if unused."""
+"""A run's folder: claimed, locked and marked by one process, numbered if unnamed, given back if unused.
+
+A folder is not trusted because it was named: it may be the user's own, or somebody else's work. One that
+holds anything by the name of a piece of a run is taken only if it bears the mark that `claim` leaves, and
+never if that piece is a link; and what a run removes, it removes file by file (`minbert.files.remove`).
+"""
 
 from __future__ import annotations
 
 import atexit
-import fcntl
+import errno
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from minbert.errors import InputError
+from minbert.files import make_folder, named_folder, sweep, write_text
+from multitask.layout import CONFIG, FOLDERS, PIECES, PIPELINE, STATE
 
-CONFIG = "config.toml"  # the settings of a single run
-PIPELINE = "pipeline.toml"  # the stages of a recipe, as they were started
-RESULT = "result.json"  # written last: what a run found, and thereby that it is done
+LOCK = ".lock"
+MARK = ".minbert"
+MARK_TEXT = "The folder that holds this file was made by minbert, which may replace the files that it made.\n"
 
-_locks: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> its open descriptor
+_held: dict[
+    str, tuple[FileLock, os.stat_result]
+] = {}  # by the folder's real path: its lock, and the lock's file
 
 
 def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None = False) -> Path:
-    """Make and lock the folder `out`, or the next free runs/NAME-N, and return it.
+    """Make, lock and mark the folder `out`, or the next free runs/NAME-N, and return it.
 
     `holds` is CONFIG for a single run and PIPELINE for a recipe's stages. A folder that holds a run is never
     written over: it is claimed only with `resume`, which is None for what cannot be resumed. Raises
-    InputError if the folder cannot be made, is in use, or holds another run.
+    InputError if the folder cannot be made, is in use, holds another run, or what may not be a run's.
     """
-    if out is None:
-        return _claim_next_free(_made(Path("runs")), name)
-    folder = _made(Path(out))
-    lock(folder)
-    for other, what in ((CONFIG, "a single run"), (PIPELINE, "the stages of a recipe")):
-        if other != holds and (folder / other).exists():
-            raise InputError(f"{folder}: holds {what}; choose another --out")
-    if not resume and (folder / holds).exists():
-        remedy = "" if resume is None else "resume it with --resume, or "
-        raise InputError(f"{folder}: holds a run already; {remedy}choose another --out")
-    return folder
-
-
-def _made(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if out is None:
+            return _claim_next_free(named_folder("runs"), name)
+        folder = named_folder(out)
     except OSError as error:
         raise InputError(
             f"{error.filename}: cannot be made ({error.strerror}); choose another --out"
         ) from None
+    lock(folder)
+    for other, what in ((CONFIG, "a single run"), (PIPELINE, "the stages of a recipe")):
+        if other != holds and (folder / other).exists():
+            raise InputError(f"{folder}: holds {what}; choose another --out")
+    found = [piece for piece in PIECES if os.path.lexists(folder / piece)]
+    if found and not resume and (is_marked(folder) or holds in found):
+        remedy = "" if resume is None else "resume it with --resume, or "
+        raise InputError(f"{folder}: holds a run already; {remedy}choose another --out")
+    check_links(folder)
+    if found and (not resume or {*found} & {*FOLDERS}):
+        _check_mark(folder, found)
+    mark(folder)
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        sweep(place)
     return folder
+
+
+def check_links(folder: Path, pieces: Iterable[str] = PIECES) -> None:
+    """Raise InputError if one of these pieces of a run is a link, which would lead out of its folder."""
+    for piece in pieces:
+        if (folder / piece).is_symlink():
+            raise InputError(
+                f"{folder / piece}: is a link, which is not followed; put what it leads to in its place"
+            )
+
+
+def _check_mark(folder: Path, found: Sequence[str]) -> None:
+    """Raise InputError if a folder with these pieces of a run is not one that a run has made."""
+    places = [folder, *([folder / STATE] if STATE in found else [])]
+    if unmarked := [place for place in places if not is_marked(place)]:
+        raise InputError(
+            f"{unmarked[0]}: has no file {MARK}, so it may not be a run's, and {found[0]} is left alone; "
+            "choose another --out, or if it is a copy of a run, copy its hidden files too"
+        )
+
+
+def is_marked(folder: Path) -> bool:
+    """Return whether a run has made this folder."""
+    return (folder / MARK).is_file() and not (folder / MARK).is_symlink()
+
+
+def make_marked(folder: Path) -> None:
+    """Make a folder for a run alone. Raises OSError if there is one that no run has made, or a link."""
+    make_folder(folder)
+    if not is_marked(folder):
+        if os.listdir(folder):
+            raise OSError(errno.EEXIST, f"has no file {MARK}, so it may not be a run's", str(folder))
+        mark(folder)
+
+
+def mark(folder: Path) -> None:
+    """Leave the mark of a run in a folder."""
+    if not is_marked(folder):
+        write_text(folder / MARK, MARK_TEXT)
 
 
 def _claim_next_free(folder: Path, name: str) -> Path:
@@ -57,14 +110,17 @@ def _claim_next_free(folder: Path, name: str) -> Path:
             run.mkdir()
             break
     lock(run)
+    mark(run)
     atexit.register(_give_back, run)
     return run
 
 
 def _give_back(run: Path) -> None:
     with suppress(OSError):
-        if os.listdir(run) == [".lock"]:
-            (run / ".lock").unlink()
+        if {*os.listdir(run)} <= {LOCK, MARK}:
+            _held.pop(os.path.realpath(run), None)
+            for name in os.listdir(run):
+                (run / name).unlink()
             run.rmdir()
 
 
@@ -74,20 +130,36 @@ def lock(folder: Path) -> None:
     Raises InputError if another process holds the lock or the folder cannot be written. A file system without
     locks is left unlocked.
     """
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-    status = os.fstat(descriptor)
-    if (status.st_dev, status.st_ino) in _locks:
-        os.close(descriptor)
+    if _is_held(folder):
         return
+    one = FileLock(folder / LOCK, timeout=0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        one.acquire()
+    except Timeout:
         raise InputError(f"{folder}: in use by another process; wait, or choose another --out") from None
-    except OSError:  # a file system without locks
-        os.close(descriptor)
+    except NotImplementedError:  # a file system without locks
         return
-    _locks[status.st_dev, status.st_ino] = descriptor
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            return
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+    _held[os.path.realpath(folder)] = one, (folder / LOCK).lstat()
+
+
+def check_held(folder: Path) -> None:
+    """Make and lock a folder that this process has locked again if it is gone. Raises OSError if there is
+    another in its place, which may be another run's."""
+    if os.path.realpath(folder) not in _held or _is_held(folder):
+        return
+    if os.path.lexists(folder):
+        raise OSError(errno.ESTALE, "was replaced while this run was at work", str(folder))
+    make_folder(folder)
+    lock(folder)
+    mark(folder)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        return os.path.samestat(_held[os.path.realpath(folder)][1], (folder / LOCK).lstat())
+    except (KeyError, OSError):
+        return False

@@ -15,12 +15,12 @@ from minbert.files import write_text
 from multitask import distributed, evaluate, machine, targets
 from multitask.config import PATHS, Config, Tsne
 from multitask.data import tasks
-from multitask.data.cache import key_of
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
-from multitask.folder import CONFIG, RESULT
+from multitask.history import Progress
+from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
 from multitask.predictor import Predictor
@@ -31,13 +31,14 @@ from multitask.runs import (
     claim_folder,
     data_of,
     load_run,
+    place_of_run,
     predict_all,
     print_if_sample,
     read_and_print_dropped,
     set_up,
     write_result,
 )
-from multitask.state import Progress, States
+from multitask.state import States
 from multitask.train import TrainingRun, fit
 
 # Training
@@ -71,8 +72,8 @@ def run_distillation(config: Config) -> None:
         distributed.from_writer(lambda: targets.write_targets(run, outputs))
     outputs = targets.read_targets(run, selected, learned)
     training = prepare(config, selected, rows, device, outputs["train"])
-    training = replace(training, data=key_of(training.data, targets.digest_of(outputs)))
-    progress = train(training, config, run)
+    facts = {**training.facts, "teacher's outputs": targets.digest_of(outputs)}
+    progress = train(replace(training, facts=facts), config, run)
     of_teacher = evaluate.scores(selected, outputs["dev"], rows["dev"])
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
@@ -85,7 +86,7 @@ def run_ranking(config: Config) -> None:
     rows = read_and_print_dropped(config, SPLITS[:2], selected)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
-    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / 'best'}")
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / BEST}")
     found = {"dev": progress.best["dev"], "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, found))
 
@@ -95,10 +96,10 @@ def has_targets(config: Config) -> bool:
     run = None if config.output.out is None else Path(config.output.out)
     if not config.saving.resume or run is None or not (run / CONFIG).is_file():
         return False
-    kept = (run / targets.FILE).is_file()
+    kept = (run / TARGETS).is_file()
     if not kept and not Path(config.runs.run[0]).exists():
         raise InputError(
-            f"{run / targets.FILE}: is gone, and so is the teacher {config.runs.run[0]} that could compute "
+            f"{run / TARGETS}: is gone, and so is the teacher {config.runs.run[0]} that could compute "
             "it again; restore one of them"
         )
     return kept
@@ -123,9 +124,9 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     the model had to be saved elsewhere."""
     config = config.changed(out=str(run), steps_per_epoch=training.steps_per_epoch)
     states = States(run, training.method.parts, training.optimizer, config.settings)
-    progress = start_or_resume(config, states, training.data)
+    progress = start_or_resume(config, states, training)
     local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # these may differ between machines
-    distributed.check_same(config.settings | local | {"tables": progress.data, "saved step": progress.step})
+    distributed.check_same(config.settings | local | progress.facts | {"saved step": progress.step})
     distributed.from_writer(lambda: write_settings_and_remove_result(config, run))
     print(training.summary)
     print(
@@ -136,7 +137,7 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     rescued = fit(training, states, progress, config.saving.save_every)
     if rescued != run:
         raise InputError(
-            f"{run}: cannot be written; the trained model is in {rescued / 'best'}: finish the run with "
+            f"{run}: cannot be written; the trained model is in {rescued / BEST}: finish the run with "
             f"--resume --out {rescued}"
         )
     return progress
@@ -148,13 +149,13 @@ def write_settings_and_remove_result(config: Config, run: Path) -> None:
     write_text(run / CONFIG, tomli_w.dumps(config.settings))
 
 
-def start_or_resume(config: Config, states: States, data: str) -> Progress:
+def start_or_resume(config: Config, states: States, training: TrainingRun) -> Progress:
     """Return step 0 or, with --resume, the last saved state, loaded into the method's parts and the
     optimizer."""
-    fresh = Progress(data=data, config=config.fingerprint)
+    fresh = Progress(facts=dict(training.facts))
     if not config.saving.resume:
         return fresh
-    progress = states.load(fresh)
+    progress = states.load(training.facts, training.method.describe)
     if progress is None:
         print(f"{states.run}: nothing saved yet, starting at step 0")
         return fresh
@@ -179,8 +180,8 @@ def predict_with_best(
     """Predict dev and test with a run's best model, print its dev scores, beside those of its teacher if it
     had one, and finish the run."""
     distributed.wait()  # until the best model is on the disk
-    best = machine.place(MultitaskBert.load(run / "best"), config.products, device)
-    scores = predict_all(run / "predictions", best, selected, rows)
+    best = machine.place(MultitaskBert.load(run / BEST), config.products, device)
+    scores = predict_all(run / PREDICTIONS, best, selected, rows)
     compared = {} if teacher is None else {"teacher": teacher}
     columns = ", student and teacher" if compared else ""
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
@@ -189,7 +190,7 @@ def predict_with_best(
         metric = task.kind.metric
         value, epoch = max((record["dev"][name][metric], -record["epoch"]) for record in progress.records)
         print(f"  best {name} {metric} {value:.3f} in epoch {-epoch}")
-    print(f"model {run / 'best'}, predictions {run / 'predictions'}, curves {run / 'metrics.jsonl'}")
+    print(f"model {run / BEST}, predictions {run / PREDICTIONS}, curves {run / 'metrics.jsonl'}")
     found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, found))
 
@@ -212,15 +213,15 @@ def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, 
 
 def run_evaluation(config: Config) -> None:
     """Score a finished run or an ensemble on the dev tables and write its dev and test predictions again."""
-    run, device = Path(config.runs.run[0]), set_up(config)
+    run, device = place_of_run(Path(config.runs.run[0])), set_up(config)
     config = config.changed(data=config.tables.data or data_of(run))
     model = load_run(run, config, device)
     selected = tasks.select(config.selection.tasks, model.tasks)
     rows = read_and_print_dropped(config, SPLITS[1:], selected)
-    scores = predict_all(run / "predictions", model, selected, rows)
+    scores = predict_all(run / PREDICTIONS, model, selected, rows)
     print(f"{run} on the dev tables of {config.tables.data or 'the shipped sample'}:")
     print(evaluate.format_scores(selected, scores))
-    print(f"predictions {run / 'predictions'}")
+    print(f"predictions {run / PREDICTIONS}")
 
 
 def run_report(config: Config) -> None:
@@ -228,6 +229,7 @@ def run_report(config: Config) -> None:
     run = Path(config.runs.run[0])
     if not (run / CONFIG).is_file() and (run.parent / CONFIG).is_file():  # the best/ of a run
         run = run.parent
+    run = place_of_run(run)
     device = set_up(config)
     if config.tsne != Tsne() and (is_ensemble(run) or read_definitions(best_folder(run) / "tasks.toml")[1]):
         raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")

@@ -21,18 +21,22 @@ from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
 from minbert.errors import InputError, short_line
 from minbert.fields import check_table, field, fields_of
-from minbert.files import write_tensors, write_text
+from minbert.files import named_folder, write_tensors, write_text
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
 from multitask.data.tables import Table
-from multitask.data.tasks import Task, task_from_toml, task_to_toml
+from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.data.tokens import Examples, Tokens, make_examples
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
+from multitask.layout import BEST, ENSEMBLE
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
-ENSEMBLE = "ensemble.toml"  # in the folder of an ensemble; ensemble_model.py reads it
+MODEL_FILES = (
+    *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
+    *("heads.safetensors", "tasks.toml"),
+)
 
 
 class MultitaskBert(nn.Module, Predictor):
@@ -151,7 +155,7 @@ class MultitaskBert(nn.Module, Predictor):
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'
         definitions."""
-        directory = Path(directory)
+        directory = named_folder(directory)
         self.encoder.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         write_tensors(directory / "heads.safetensors", self.heads.state_dict())
@@ -183,13 +187,13 @@ def best_folder(run: str | Path) -> Path:
     run = Path(run)
     if not run.exists():
         raise InputError(f"{run}: no such folder")
-    best = run / "best"
+    best = run / BEST
     for candidate in (best, previous(best), run):
         if (candidate / "tasks.toml").is_file():
             return candidate
     if (run / ENSEMBLE).is_file():
         raise InputError(f"{run}: is an ensemble, where one model is needed; name one of its members")
-    finished = [*run.glob("*/best/tasks.toml"), *run.glob(f"*/{ENSEMBLE}")]
+    finished = [*run.glob(f"*/{BEST}/tasks.toml"), *run.glob(f"*/{ENSEMBLE}")]
     if runs := sorted(path.relative_to(run).parts[0] for path in finished):
         names = ", ".join(runs)
         raise InputError(f"{run}: holds the runs {names}; name one of them, such as {run / runs[-1]}")
@@ -215,7 +219,9 @@ def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: not a saved model's: has no sections [tasks.NAME]")
     settings = check_table(values, fields_of(Saved), str(path), required=fields_of(Saved))
-    return settings, {name: task_from_toml(name, table, path) for name, table in tables.items()}
+    tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}
+    check_outputs(tasks.values(), str(path))
+    return settings, tasks
 
 
 def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:
@@ -226,6 +232,9 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         stored = contents(path)
         if not all(tensor.dtype in FLOATS.values() for tensor in stored.values()):
             raise ValueError("holds something else than floats")
-        return settings, tasks, {name: tensor.read() for name, tensor in stored.items()}
+        heads = {name: tensor.read() for name, tensor in stored.items()}
+        if not all(tensor.isfinite().all() for tensor in heads.values()):
+            raise ValueError("holds values that are not finite")
+        return settings, tasks, heads
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: not a saved model's ({short_line(error)})") from None

@@ -16,9 +16,9 @@ from multitask import distributed, folder
 from multitask.command_line import Pipeline
 from multitask.config import TRAINING, Config
 from multitask.data.tasks import select
-from multitask.folder import CONFIG, PIPELINE, RESULT
 from multitask.forecast import measure
 from multitask.jobs import JOBS
+from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT
 from multitask.preparation import tasks_of
 
 
@@ -56,6 +56,7 @@ def check_thresholds(stages: Mapping[str, Config]) -> None:
 def start(pipeline: Pipeline) -> Path:
     """Claim the pipeline's folder, write its stages into it, and return it."""
     out = folder.claim(pipeline.out, pipeline.name, PIPELINE, pipeline.resume)
+    folder.check_links(out, pipeline.stages)
     write_text(out / PIPELINE, tomli_w.dumps(pipeline.settings))
     return out
 
@@ -89,7 +90,7 @@ def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> 
     seconds = {}
     for name in left:
         if stages[name].option in TRAINING:
-            metrics = out / name / "metrics.jsonl"
+            metrics = out / name / METRICS
             done = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
             seconds[name] = measure(standalone(stages, name)).seconds(done)
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())

@@ -17,11 +17,13 @@ from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
 from multitask.config import Config, Start
 from multitask.data import tasks
+from multitask.data.cache import key_of
 from multitask.data.kinds import REGRESSION
 from multitask.data.tables import SPLITS, Splits, fingerprint
 from multitask.data.tasks import Task
 from multitask.data.tokens import Examples
 from multitask.finetune import Finetuning, plan_over
+from multitask.layout import BEST
 from multitask.methods.sampling import random_seed
 from multitask.model import MultitaskBert, best_folder, load_heads
 from multitask.ranking import Ranking
@@ -101,8 +103,18 @@ def _assemble(
     training = config.training
     groups = parameter_groups(method.model, training.weight_decay)
     optimizer = AdamW(groups, lr=training.lr, compiled=config.products.compile)
-    choose_by, data = config.batches.choose_by, fingerprint([rows["train"], rows["dev"]])
-    return TrainingRun(method, optimizer, training, steps_per_epoch, rows_per_step, choose_by, summary, data)
+    facts = {"tables": fingerprint([rows["train"], rows["dev"]]), **facts_of(method.model)}
+    choose_by = config.batches.choose_by
+    return TrainingRun(method, optimizer, training, steps_per_epoch, rows_per_step, choose_by, summary, facts)
+
+
+def facts_of(model: MultitaskBert) -> dict[str, str]:
+    """Return fingerprints of what decides a model's outputs, beside its weights."""
+    return {
+        "tokenizer": model.tokenizer.fingerprint(),
+        "encoder's config.json": key_of(model.encoder.config),
+        "task definitions": key_of(model.tasks),
+    }
 
 
 def build_model(
@@ -114,8 +126,8 @@ def build_model(
 ) -> MultitaskBert:
     """Return a model with a pretrained encoder, or --init's encoder, and randomly initialised heads."""
     source = start.weights if start.init is None else best_folder(start.init)
-    if (Path(source) / "best" / "config.json").is_file():  # --weights names a run
-        source = Path(source) / "best"
+    if (Path(source) / BEST / "config.json").is_file():  # --weights names a run
+        source = Path(source) / BEST
     encoder = BertModel.from_pretrained(
         source,
         start.allow_pickle,

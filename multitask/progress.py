@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from multitask.state import Progress
+from multitask.history import Progress
 
 SECONDS_BETWEEN_LINES = 10
 

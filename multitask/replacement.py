@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from minbert import files
+from minbert.reading import open_regular
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder with what `write` puts into an empty one.
+def write_folder(path: Path, write: Callable[[Path], None], pieces: Collection[str]) -> None:
+    """Replace a folder with what `write` puts into an empty one: files of the names in `pieces`.
 
-    If the machine stops between the two renames, `path` is missing and the old folder is still beside it:
-    `recover_folder` puts it back.
+    Whatever else the folder holds is not this program's, and stays. If the machine stops between the two
+    renames, `path` is missing and the old folder is still beside it: `settle` puts it back.
     """
     partial, old = files.partial_path(path), previous(path)
-    recover_folder(path)
-    for leftover in (partial, old):
-        files.remove(leftover)
+    settle(path, pieces)
+    for other in path.parent.glob(f"{path.name}.partial-*"):  # of a process that was killed
+        files.remove(other, pieces)
     try:
         files.make_folder(partial)
         write(partial)
@@ -30,11 +30,12 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
             files.rename(path, old)
         files.rename(partial, path)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
-        recover_folder(path)
+        with suppress(OSError):  # the disk may be full
+            files.remove(partial, pieces)
+            settle(path, pieces)
         raise
     files.flush(path.parent)
-    files.remove(old)
+    settle(path, pieces)
 
 
 def previous(path: Path) -> Path:
@@ -42,21 +43,26 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".old")
 
 
-def recover_folder(path: Path) -> None:
-    """Undo a replacement that was interrupted halfway.
+def settle(path: Path, pieces: Collection[str]) -> None:
+    """Finish a replacement of this folder, or undo it if it was interrupted before the new one was in place.
 
     Only the process that writes the folder may call this.
     """
-    if previous(path).exists() and not path.exists():
-        os.rename(previous(path), path)
+    old = previous(path)
+    if not files.is_real_folder(old):
+        return
+    if not path.exists():
+        files.rename(old, path)
+        return
+    for other in [file for file in old.iterdir() if not files.is_piece(file.name, pieces)]:
+        files.rename(other, path / other.name)
+    files.remove(old, pieces)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder, by name; empty if there is no such folder."""
+def digests(folder: Path, pieces: Collection[str]) -> dict[str, str]:
+    """Return the SHA-256 of each of these files that is in a folder and can be read, by name."""
     found = {}
-    for path in sorted(folder.glob("*")):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in sorted(pieces):
+        with suppress(OSError), open_regular(folder / name) as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from minbert.errors import InputError
 from multitask.command_line import Pipeline, resolve
 from multitask.config import TRAINING, Config
-from multitask.folder import CONFIG, PIPELINE
+from multitask.layout import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
 
 RESUME = "python -m multitask.run --resume --out"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from minbert.errors import InputError
-from minbert.files import write_text
+from minbert.files import resolved, write_text
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
 from multitask.data.tables import SPLITS, Splits, print_dropped, read_splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
-from multitask.folder import CONFIG, RESULT
+from multitask.layout import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder
 from multitask.predictor import Predictor
 from multitask.recipes import read_settings
@@ -95,6 +95,13 @@ def data_of(run: Path) -> str | None:
     if not is_ensemble(run):
         best_folder(run)  # raises InputError if the folder holds no run at all
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
+
+
+def place_of_run(run: Path) -> Path:
+    """Return where a run's folder is. Raises InputError if a piece of it is a link, so that it is not safe to
+    write there."""
+    folder.check_links(resolved(run))
+    return resolved(run)
 
 
 def load_run(run: Path, config: Config, device: torch.device) -> Predictor:

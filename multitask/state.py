@@ -1,9 +1,10 @@
 """The saved state from which a run resumes exactly. The last two states are kept, with checksums.
 
 A state is a folder `state/step-N` with the tensors of the model, the optimizer, a teacher and the best model
-so far (safetensors), `progress.json`, and a manifest of their SHA-256s. It is written under another name,
-flushed to disk and renamed; then the pointer `state/latest` is switched to it, and all older states but one
-are removed. Random numbers need not be saved: they are functions of (seed, step, purpose).
+so far (safetensors), `progress.json`, the run's `config.toml`, and a manifest of their SHA-256s. It is
+written under another name, flushed to disk and renamed; then the pointer `state/latest` is switched to it,
+and all older states but one are removed. Random numbers need not be saved: they are functions of (seed,
+step, purpose).
 
 A run resumes from the newest state alone. `best/` and `metrics.jsonl` are written from it, and rewritten if
 they are missing or damaged.
@@ -13,112 +14,45 @@ from __future__ import annotations
 
 import copy
 import json
-import math
+import os
+import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import tomli_w
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from minbert.errors import InputError
-from minbert.files import remove, write_tensors, write_text
+from minbert.checkpoint import Stored, contents
+from minbert.errors import InputError, short_line, shown
+from minbert.files import PARTIAL, is_real_folder, remove, write_tensors, write_text
+from minbert.reading import load_json, read_text
+from multitask.config import decisive
 from multitask.distributed import is_writer
-from multitask.folder import CONFIG
-from multitask.model import MultitaskBert
+from multitask.folder import check_held, make_marked, mark
+from multitask.history import Progress, check_progress, read_progress
+from multitask.layout import BEST, CONFIG, METRICS, STATE
+from multitask.model import MODEL_FILES, MultitaskBert
+from multitask.recipes import read_settings
 from multitask.replacement import digests, write_folder
 
 KEPT = 2  # states on disk
-FORMAT = 2  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
+FORMAT = 3  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
+PROGRESS, MANIFEST, LATEST = "progress.json", "manifest.json", "latest"
+NAME = re.compile(r"step-\d{8,}")  # of a state
 SECONDS = 45  # between saved states, unless --save-every is set; writing one may take longer
 
 Tensors = dict[str, dict[str, Tensor]]  # file -> name -> tensor
-
-
-@dataclass
-class Progress:
-    """A run's progress after `step` updates. Floats survive JSON to the last bit."""
-
-    step: int = 0
-    # Of this epoch: term -> [sum, sum of squares, updates]; term -> all values, for a median; training time.
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    ratios: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    best_score: float | None = None
-    best_epoch: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)  # one per epoch: the lines of metrics.jsonl
-    data: str = ""  # the fingerprint of the training and dev rows
-    config: str = ""  # the fingerprint of the settings that affect the result
-    skipped_in_a_row: int = 0  # consecutive skipped updates up to now
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The record of the best epoch."""
-        return self.records[self.best_epoch - 1]
-
-    @property
-    def metrics(self) -> str:
-        """The content of metrics.jsonl."""
-        return "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
-
-    def add(self, terms: Mapping[str, float], seconds: float) -> None:
-        """Count one more update, with the terms of its loss."""
-        self.step += 1
-        self.seconds += seconds
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if "skipped" in terms else 0
-        for name, value in terms.items():
-            if name.endswith("/gradient_ratio"):
-                self.ratios.setdefault(name, []).append(value)
-                continue
-            sums = self.sums.setdefault(name, [0.0, 0.0, 0])
-            sums[0] += value
-            sums[1] += value * value
-            sums[2] += 1
-
-    def mean(self, name: str) -> float:
-        """Return a term's mean over the updates of this epoch that had it, or NaN if none had."""
-        total, _, updates = self.sums.get(name, (math.nan, 0.0, 1))
-        return total / updates
-
-    def end_epoch(self) -> dict[str, Any]:
-        """Return the epoch's terms, nested by the slashes in their names, and start the next epoch.
-
-        A term is its mean over the updates that had it, a gradient ratio its median, `skipped` a count. A
-        task's objective is its mean, variance and number of updates, which give the error of the mean.
-        """
-        nested: dict[str, Any] = {}
-        for name in sorted(self.sums.keys() | self.ratios.keys()):
-            *path, last = name.split("/")
-            level = nested
-            for part in path:
-                level = level.setdefault(part, {})
-            level[last] = self._summary(name)
-        self.sums, self.ratios, self.seconds = {}, {}, 0.0
-        return nested
-
-    def _summary(self, name: str) -> Any:
-        if name in self.ratios:
-            return median(self.ratios[name])
-        total, squares, updates = self.sums[name]
-        if name.endswith("skipped"):
-            return int(total)
-        mean = self.mean(name)
-        if not name.startswith("objective/"):
-            return mean
-        variance = max(0.0, squares - total * mean) / max(1, updates - 1)
-        return {"mean": mean, "variance": variance, "updates": updates}
 
 
 class States:
@@ -132,11 +66,12 @@ class States:
         run: Path,
         parts: Mapping[str, nn.Module],
         optimizer: Optimizer,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any],
     ):
         """`parts` are the model, which `optimizer` trains, and any other modules to save, such as a teacher.
         `settings` are those of config.toml, in case it gets lost."""
-        self.run, self.parts, self.optimizer, self.settings = run, parts, optimizer, settings or {}
+        self.run, self.parts, self.optimizer, self.settings = run, parts, optimizer, settings
+        self.pieces = [*(f"{name}.safetensors" for name in (*parts, "optimizer", BEST)), PROGRESS, CONFIG]
         self.best: MultitaskBert | None = None
         self._published: dict[str, str] | None = None  # the digests of best/, if it holds that model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
@@ -184,7 +119,7 @@ class States:
             for name, found in self._tensors().items()
         }
         if self.best is not None:
-            tensors["best"] = self.best.state_dict()  # only keep_best changes it, and that waits
+            tensors[BEST] = self.best.state_dict()  # only keep_best changes it, and that waits
         text = json.dumps(asdict(progress))
         self._writing = self._thread.submit(self._write, progress.step, tensors, text, progress.metrics)
 
@@ -210,19 +145,21 @@ class States:
         self._finish(progress)
         if self._is_whole(progress) or not is_writer():
             return self.run
-        for place in (None, Path.cwd(), Path.home()):
+        for parent in (tempfile.gettempdir, os.getcwd, lambda: os.path.expanduser("~")):
             with suppress(OSError):
-                self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=place))
+                self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=parent()))
                 self._kept, self._published, self._written = [], None, -1
+                mark(self.run)
                 self._finish(progress)
                 if self._is_whole(progress):
                     return self.run
+            shutil.rmtree(self.run, ignore_errors=True)
         raise OSError("the last state could not be written anywhere")
 
     def _finish(self, progress: Progress) -> None:
         self.wait()
-        if self._published is not None and digests(self.run / "best") != self._published:
-            warn(f"{self.run / 'best'}: has changed since it was written; writing it again")
+        if self._published is not None and digests(self.run / BEST, MODEL_FILES) != self._published:
+            warn(f"{self.run / BEST}: has changed since it was written; writing it again")
             self._published = None
         if not self._is_whole(progress):
             self.save(progress)
@@ -233,47 +170,57 @@ class States:
         return self._written == progress.step and published and (self.run / CONFIG).exists()
 
     def _write(self, step: int, tensors: Tensors, progress: str, metrics: str) -> None:
+        check_held(self.run)
         folder = _folder(self.run, step)
+        make_marked(folder.parent)
 
         def write(partial: Path) -> None:
             for name, found in tensors.items():
                 write_tensors(partial / f"{name}.safetensors", found)
-            write_text(partial / "progress.json", progress)
-            write_text(partial / "manifest.json", json.dumps({"format": FORMAT, "files": digests(partial)}))
+            write_text(partial / PROGRESS, progress)
+            write_text(partial / CONFIG, tomli_w.dumps(self.settings))
+            manifest = {"format": FORMAT, "files": digests(partial, self.pieces)}
+            write_text(partial / MANIFEST, json.dumps(manifest))
 
-        write_folder(folder, write)
-        write_text(folder.parent / "latest", folder.name)
+        write_folder(folder, write, [*self.pieces, MANIFEST])
+        write_text(folder.parent / LATEST, folder.name)
         self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
         if not (self.run / CONFIG).exists():
             write_text(self.run / CONFIG, tomli_w.dumps(self.settings))
-        if self._published is None or not (self.run / "best").exists():
+        if self._published is None or not (self.run / BEST).exists():
             self._publish()
-        write_text(self.run / "metrics.jsonl", metrics)
-        for path in folder.parent.iterdir():
-            if path.is_dir() and path not in self._kept:
-                remove(path)
+        write_text(self.run / METRICS, metrics)
+        self._remove_others(folder.parent)
         self._written = step
+
+    def _remove_others(self, states: Path) -> None:
+        """Remove the states that are not kept, and what was never finished."""
+        for path in states.iterdir():
+            name = path.name if (unfinished := PARTIAL.fullmatch(path.name)) is None else unfinished["name"]
+            if NAME.fullmatch(name.removesuffix(".old")) and path not in self._kept:
+                remove(path, [*self.pieces, MANIFEST])
 
     def _publish(self) -> None:
         """Write best/ from the best model."""
         if self.best is not None:
-            write_folder(self.run / "best", self.best.save)
-            self._published = digests(self.run / "best")
+            write_folder(self.run / BEST, self.best.save, MODEL_FILES)
+            self._published = digests(self.run / BEST, MODEL_FILES)
 
     # Loading
 
-    def load(self, fresh: Progress) -> Progress | None:
+    def load(self, facts: Mapping[str, str], check: Callable[[dict[str, Any]], object]) -> Progress | None:
         """Load the newest intact state into the parts and the optimizer, and return its progress.
 
-        Rewrites best/ and metrics.jsonl from that state. Returns None if nothing has been saved. `fresh` has
-        the fingerprints that a state must have. Raises InputError if there are states but none is usable.
+        Rewrites best/ and metrics.jsonl from that state. Returns None if nothing has been saved. A state must
+        have these `facts`, the fingerprints of what the run learns from, and records of epochs for which
+        `check` raises no exception. Raises InputError if there are states but none is usable.
         """
         problems = []
         for folder in _newest_first(self.run):
             try:
-                progress = self._read(folder, fresh)
-            except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-                problems.append(f"{folder}: {' '.join(str(error).split())}")
+                progress = self._read(folder, facts, check)
+            except Exception as error:  # whatever a damaged or hostile state may cause
+                problems.append(f"{folder}: {short_line(error)}")
                 continue
             for problem in problems:
                 warn(f"{problem}; resuming from the state before it")
@@ -285,50 +232,69 @@ class States:
                 f"no saved state can be resumed: {'; '.join(problems)}; restore what has changed, or "
                 "start again with another --out"
             )
-        if (self.run / "metrics.jsonl").exists():
+        if (self.run / METRICS).exists():
             raise InputError(
                 f"{self.run}: was saved before, but its folder state/ is gone; restore it, or start "
                 "again with another --out"
             )
         return None
 
-    def _read(self, folder: Path, fresh: Progress) -> Progress:
-        written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if not isinstance(written, dict) or written.get("format") != FORMAT:
+    def _read(
+        self, folder: Path, facts: Mapping[str, str], check: Callable[[dict[str, Any]], object]
+    ) -> Progress:
+        """Return the progress of a state, and load its tensors. Raises some exception if it is not one that
+        this run has saved. What a text or a header says is checked before anything large is read."""
+        manifest = load_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError("was saved by another version of minbert, whose states this one cannot resume")
-        manifest, found = written["files"], digests(folder)
-        del found["manifest.json"]
-        if found != manifest:
-            changed = sorted(
-                name for name in found.keys() | manifest.keys() if found.get(name) != manifest.get(name)
-            )
+        progress = read_progress(folder / PROGRESS)
+        changed = [
+            name for name in {**facts, **progress.facts} if facts.get(name) != progress.facts.get(name)
+        ]
+        if changed:
+            raise ValueError(f"the {' and the '.join(changed)} are not what the run was started with")
+        check_settings_same(self.settings, read_settings(folder / CONFIG))
+        check_progress(progress, self.settings, check)
+
+        names = [PROGRESS, CONFIG, *(f"{name}.safetensors" for name in (*self.parts, "optimizer"))]
+        names += [f"{BEST}.safetensors"] * bool(progress.best_epoch)
+        if other := {*names} ^ {*manifest["files"]}:
+            raise ValueError(f"does not hold the files of this run's ({', '.join(sorted(other))})")
+        wanted = {name: module.state_dict() for name, module in self.parts.items()}
+        if progress.best_epoch:
+            wanted[BEST] = wanted["model"]
+        stored = {name: contents(folder / f"{name}.safetensors") for name in (*wanted, "optimizer")}
+        wanted["optimizer"] = _moments_like(self.parts["model"], stored["optimizer"])
+        for name, tensors in wanted.items():
+            check_tensors(f"{name}.safetensors", tensors, stored[name])
+        found = digests(folder, names)
+        if changed := [
+            name for name in names if name not in found or found[name] != manifest["files"].get(name)
+        ]:
             raise ValueError(f"changed since it was written ({', '.join(changed)})")
-        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-        if progress.data != fresh.data:
-            raise ValueError("the tables or the teacher's outputs are not those the run was started with")
-        if progress.config != fresh.config:
-            raise ValueError("its settings differ from the run's")
+
+        tensors = {name: read_finite(f"{name}.safetensors", stored[name]) for name in wanted}
         for name, module in self.parts.items():
-            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        _set_moments(self.parts["model"], self.optimizer, load_file(folder / "optimizer.safetensors"))
+            module.load_state_dict(tensors[name])
+        _set_moments(self.parts["model"], self.optimizer, tensors["optimizer"], progress.step)
         if progress.best_epoch:
             self.best = copy.deepcopy(self.parts["model"]).cpu()  # type: ignore[assignment]
-            self.best.load_state_dict(load_file(folder / "best.safetensors"))  # type: ignore[union-attr]
+            self.best.load_state_dict(tensors[BEST])  # type: ignore[union-attr]
         return progress
 
     def _restore_files(self, progress: Progress) -> None:
         """Write best/ and metrics.jsonl from this state."""
         if not is_writer():
             return
-        before = digests(self.run / "best")
+        before = digests(self.run / BEST, MODEL_FILES)
         try:
             self._publish()
-            write_text(self.run / "metrics.jsonl", progress.metrics)
+            write_text(self.run / METRICS, progress.metrics)
             self._written = progress.step
         except OSError as error:
             warn(f"{self.run}: cannot be written ({error}); the next save tries again")
         if self._published is not None and before != self._published:
-            warn(f"{self.run / 'best'}: was not the best model of the saved state; rewritten from it")
+            warn(f"{self.run / BEST}: was not the best model of the saved state; rewritten from it")
 
     def _tensors(self) -> Tensors:
         model = {name: module.state_dict() for name, module in self.parts.items()}
@@ -342,38 +308,77 @@ def warn(line: str) -> None:
 
 
 def _folder(run: Path, step: int) -> Path:
-    return run / "state" / f"step-{step:08d}"
-
-
-def _saved(run: Path) -> list[Path]:
-    """Return the folders of a run's states, oldest first."""
-    return sorted(path for path in run.glob("state/step-*") if path.name.removeprefix("step-").isdigit())
+    return run / STATE / f"step-{step:08d}"
 
 
 def _newest_first(run: Path) -> Iterator[Path]:
     """Yield the state that the pointer names, then the others, newest first."""
-    saved = _saved(run)[::-1]
-    with suppress(OSError):
-        named = (run / "state" / "latest").read_text(encoding="utf-8", errors="replace")
+    saved = [
+        path for path in (run / STATE).glob("step-*") if NAME.fullmatch(path.name) and is_real_folder(path)
+    ]
+    saved.sort(reverse=True)
+    with suppress(OSError, ValueError):
+        named = read_text(run / STATE / LATEST, 100)
         saved.sort(key=lambda path: path.name != named)
     yield from saved
+
+
+def check_settings_same(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise ValueError if settings that decide the result differ from those of a saved state."""
+    ours, saved = decisive(ours), decisive(saved)
+    for name in ours | saved:
+        if ours.get(name) != saved.get(name):
+            raise ValueError(f"was saved with {name} = {shown(saved.get(name))}, not {shown(ours.get(name))}")
+
+
+def check_tensors(file: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+    """Raise ValueError unless a file's header describes tensors of these names, shapes and types."""
+    if wanted.keys() != stored.keys():
+        raise ValueError(f"{file} does not hold the tensors of this run's")
+    for name, tensor in wanted.items():
+        if (stored[name].shape, stored[name].dtype) != (tuple(tensor.shape), tensor.dtype):
+            raise ValueError(f"{file}: {name} has another shape or type")
+
+
+def read_finite(file: str, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Read the tensors of a file. Raises ValueError if a value is not finite."""
+    tensors = {name: one.read() for name, one in stored.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} holds values that are not finite")
+    return tensors
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Return AdamW's state as named tensors: PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step."""
     return {
-        f"{name}/{key}": torch.as_tensor(value)
+        f"{name}/{key}": torch.tensor(float(value), dtype=torch.float64) if key == "step" else value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _set_moments(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Set AdamW's state from what `_moments` returned."""
+def _moments_like(model: nn.Module, stored: Collection[str]) -> dict[str, Tensor]:
+    """Return tensors like those of `_moments`, of each parameter that has a step in `stored`."""
+    step = torch.zeros((), dtype=torch.float64)
+    return {
+        f"{name}/{key}": like
+        for name, parameter in model.named_parameters()
+        if f"{name}/step" in stored
+        for key, like in (("step", step), ("exp_avg", parameter), ("exp_avg_sq", parameter))
+    }
+
+
+def _set_moments(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], steps: int) -> None:
+    """Set AdamW's state from what `_moments` returned. Raises ValueError if it cannot be that after so many
+    steps."""
     optimizer.state.clear()
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")
         parameter = parameters[name]
-        value = int(tensor) if moment == "step" else tensor.to(parameter.device)
-        optimizer.state[parameter][moment] = value
+        if moment == "step" and not (1 <= tensor <= steps and tensor == tensor.round()):
+            raise ValueError(f"optimizer.safetensors: {key} is not a step up to {steps}")
+        if moment == "exp_avg_sq" and tensor.min() < 0:
+            raise ValueError(f"optimizer.safetensors: {key} is negative")
+        optimizer.state[parameter][moment] = int(tensor) if moment == "step" else tensor.to(parameter.device)

@@ -19,9 +19,9 @@ from minbert.errors import InputError, short_line
 from minbert.files import write_tensors
 from multitask.data.tables import Table
 from multitask.data.tasks import Task
+from multitask.layout import TARGETS
 from multitask.predictor import Predictor
 
-FILE = "teacher.safetensors"  # in a run's folder: one tensor (N, C) per SPLIT/TASK
 Targets = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C), float32
 
 
@@ -34,17 +34,17 @@ def compute_targets(teacher: Predictor, tables: Mapping[str, Mapping[str, Table]
 
 
 def write_targets(run: Path, targets: Targets) -> None:
-    """Write the logits into a run's folder."""
+    """Write the logits into a run's folder: one tensor (N, C) per SPLIT/TASK."""
     tensors = {
         f"{split}/{name}": logits for split, found in targets.items() for name, logits in found.items()
     }
-    write_tensors(run / FILE, tensors)
+    write_tensors(run / TARGETS, tensors)
 
 
 def read_targets(run: Path, tasks: Mapping[str, Task], tables: Mapping[str, Mapping[str, Table]]) -> Targets:
     """Read what `write_targets` wrote. Raises InputError if the file does not have finite logits for every
     row of these tables."""
-    path = run / FILE
+    path = run / TARGETS
     try:
         stored = contents(path)
         wanted = {

@@ -18,11 +18,12 @@ from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
 from multitask.config import LONGEST_EPOCH, Training
 from multitask.data.tokens import Examples
+from multitask.history import Progress
 from multitask.methods.sampling import random_seed
 from multitask.methods.schedules import halve_on_rise
 from multitask.model import MultitaskBert
 from multitask.progress import Meter
-from multitask.state import Progress, States
+from multitask.state import States
 from multitask.stopping import Stop, Stopped
 
 # Parts of a loss by name, such as loss/sentiment; `Progress.end_epoch` sums them up for metrics.jsonl. Under
@@ -77,7 +78,7 @@ class TrainingRun:
     rows_per_step: float  # on average
     choose_by: str  # the dev score that picks the best epoch
     summary: str  # what will be sampled, in words
-    data: str  # the fingerprint of all that it learns from and is scored on
+    facts: Mapping[str, str]  # fingerprints of all that it learns from and is scored on
 
     @property
     def total_steps(self) -> int:
@@ -180,7 +181,7 @@ def end_epoch(run: TrainingRun, progress: Progress, found: dict[str, Any], state
         **found,
     }
     score = record["dev"][run.choose_by]
-    best = progress.best_score is None or score > progress.best_score
+    best = not progress.best_epoch or score > progress.best_score
     if best:
         progress.best_score, progress.best_epoch = score, record["epoch"]
         states.keep_best()

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from helpers import ROOT
 
 from minbert.errors import InputError
 from multitask import folder
-from multitask.folder import CONFIG, PIPELINE, claim
+from multitask.folder import LOCK, MARK, MARK_TEXT, check_held, claim
+from multitask.layout import CONFIG, FOLDERS, PIECES, PIPELINE
 
 KINDS = {CONFIG: "a single run", PIPELINE: "the stages of a recipe"}
 
@@ -61,7 +63,7 @@ def free_descriptor() -> int:
 @pytest.mark.parametrize("holds", KINDS)
 def test_a_folder_is_made_with_those_above_it(tmp_path, holds):
     assert claim(str(tmp_path / "a" / "b"), "finetune", holds) == tmp_path / "a" / "b"
-    assert os.listdir(tmp_path / "a" / "b") == [".lock"]
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == [".lock", ".minbert"]
 
 
 @pytest.mark.parametrize("resume", [False, True, None])
@@ -117,7 +119,83 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_named_folder_stays_when_the_process_ends(tmp_path):
     assert said_by("print(claim('mine', 'finetune'))", tmp_path) == "mine\n"
-    assert os.listdir(tmp_path / "mine") == [".lock"]
+    assert sorted(os.listdir(tmp_path / "mine")) == [".lock", ".minbert"]
+
+
+# A folder that may not be a run's
+
+
+@pytest.mark.parametrize("resume", [False, True, None])
+@pytest.mark.parametrize("piece", FOLDERS)
+def test_pieces_that_no_run_has_made_are_left_alone(tmp_path, piece, resume):
+    (tmp_path / piece).mkdir()
+    (tmp_path / piece / "novel.txt").write_text("mine")
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}: has no file \.minbert, .* {piece} is left alone; choose"
+    ):
+        claim(str(tmp_path), "finetune", resume=resume)
+    assert not (tmp_path / MARK).exists()
+
+
+def test_a_state_that_no_run_has_made_is_left_alone(tmp_path):
+    claim(str(tmp_path), "finetune")
+    (tmp_path / "state" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/state: has no file \.minbert, "):
+        claim(str(tmp_path), "finetune", resume=True)
+
+
+def test_a_run_that_has_lost_its_config_is_not_written_over(tmp_path):
+    claim(str(tmp_path), "finetune")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds a run already; resume it with --resume, or choose another"):
+        claim(str(tmp_path), "finetune")
+    assert claim(str(tmp_path), "finetune", resume=True) == tmp_path
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_link_in_place_of_a_piece_is_refused(tmp_path, piece):
+    claim(str(tmp_path / "run"), "finetune")
+    (tmp_path / "run" / piece).symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/run/{piece}: (is a link|holds)"):
+        claim(str(tmp_path / "run"), "finetune", resume=True)
+
+
+def test_a_lock_and_a_mark_that_are_links_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    for name in (LOCK, MARK):
+        run = tmp_path / name.strip(".")
+        run.mkdir()
+        (run / name).symlink_to(victim)
+        if name == LOCK:
+            with pytest.raises(InputError, match="cannot be written"):
+                claim(str(run), "finetune")
+        else:
+            claim(str(run), "finetune")
+    assert not victim.exists() and (tmp_path / "minbert" / MARK).read_text() == MARK_TEXT
+
+
+def test_what_a_killed_run_never_finished_is_swept_away(tmp_path):
+    claim(str(tmp_path), "finetune")
+    (tmp_path / "predictions").mkdir()
+    unfinished = [
+        tmp_path / f"{name}.partial-0123456789abcdef" for name in ("metrics.jsonl", "predictions/x.csv")
+    ]
+    for path in (*unfinished, tmp_path / "notes.partial"):
+        path.write_text("half")
+    claim(str(tmp_path), "finetune", resume=True)
+    assert not any(path.exists() for path in unfinished) and (tmp_path / "notes.partial").exists()
+
+
+def test_a_folder_that_another_run_has_taken_is_not_written(tmp_path):
+    """The folder was removed while the run was at work, and another process made a run of this name."""
+    run = claim(str(tmp_path / "run"), "finetune")
+    check_held(run)
+    shutil.rmtree(run)
+    check_held(run)  # nobody has taken it, so it is made again
+    assert sorted(os.listdir(run)) == [LOCK, MARK]
+    shutil.rmtree(run)
+    with holding(run), pytest.raises(OSError, match="was replaced while this run was at work"):
+        check_held(run)
 
 
 # The lock
@@ -138,7 +216,7 @@ def test_a_folder_in_use_by_another_process_is_refused_until_that_one_ends(tmp_p
 def test_a_lock_keeps_out_every_name_of_the_folder_and_no_other_folder(tmp_path):
     (tmp_path / "link").symlink_to("run")
     with holding(tmp_path / "run"):
-        with pytest.raises(InputError, match="link: in use by another process"):
+        with pytest.raises(InputError, match="run: in use by another process"):
             claim(str(tmp_path / "link"), "finetune")
         claim(str(tmp_path / "other"), "finetune")
 
@@ -155,10 +233,10 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    before, free = dict(folder._locks), free_descriptor()
+    before, free = dict(folder._held), free_descriptor()
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert claim(str(tmp_path / "run"), "finetune") == tmp_path / "run"
-    assert folder._locks == before and free_descriptor() == free
+    assert folder._held == before and free_descriptor() == free
 
 
 # A folder with a number
@@ -199,9 +277,8 @@ def test_a_numbered_folder_is_locked(tmp_path, monkeypatch):
     [
         ("", {}),
         ("raise SystemExit(2)", {}),
-        ("(run / 'config.toml').write_text('')", {"finetune-1": [".lock", "config.toml"]}),
-        ("(run / '.lock').unlink()", {"finetune-1": []}),  # whatever has happened, it is not ours to tidy up
-        ("(run / '.lock').unlink(); run.rmdir()", {}),
+        ("(run / 'config.toml').write_text('')", {"finetune-1": [".lock", ".minbert", "config.toml"]}),
+        ("import shutil; shutil.rmtree(run)", {}),
     ],
 )
 def test_a_number_is_given_back_by_a_run_that_never_began(tmp_path, code, left):

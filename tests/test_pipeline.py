@@ -134,7 +134,7 @@ def test_a_bad_pipeline_ends_in_one_line_that_names_the_recipe(tmp_path, text, f
 
 def test_every_stage_is_a_run_of_its_own(finished, data):
     assert {path.name for path in finished.iterdir()} == {
-        ".lock", "pipeline.toml", "first", "second", "both"
+        ".lock", ".minbert", "pipeline.toml", "first", "second", "both"
     }  # fmt: skip
     for stage in ("first", "second", "both"):
         assert (finished / stage / "result.json").exists()

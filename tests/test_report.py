@@ -457,7 +457,7 @@ def test_the_shipped_sample_is_named_and_its_kin_to_qqp_too(finished, tmp_path):
 def test_a_run_from_a_run_names_the_checkpoint_it_began_with(tmp_path):
     for name, line in (("first", 'weights = "minilm-l6"'), ("second", f'init = "{tmp_path}/first"')):
         (tmp_path / name / "best").mkdir(parents=True)
-        (tmp_path / name / "config.toml").write_text(f'option = "finetune"\n{line}\n')
+        (tmp_path / name / "config.toml").write_text(f'option = "finetune"\n{line}\ncompile = false\n')
     assert first_checkpoint(str(tmp_path / "second")) == "minilm-l6"
     assert first_checkpoint(str(tmp_path / "first" / "best")) == "minilm-l6"
     assert first_checkpoint("minilm-l6") == "minilm-l6"
@@ -627,7 +627,7 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     run.mkdir()
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
-    (run / "config.toml").write_text('option = "evaluate"\n')
+    (run / "config.toml").write_text('option = "evaluate"\ncompile = false\n')
     assert "config.toml: its option must be pretrain or mnrl or finetune or distill" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)

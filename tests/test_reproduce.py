@@ -332,7 +332,7 @@ def test_mean_spread_and_n_of_the_seeds(grid):
 
 
 def metrics(run: Path, config: str, records: list[dict]) -> None:
-    (run / "config.toml").write_text(config)
+    (run / "config.toml").write_text(config + "compile = false\n")
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -658,16 +658,16 @@ def test_a_mistake_is_one_line(words, said, tmp_path, tiny, started, capsys):
 def test_runs_on_other_weights_or_tables_are_not_mixed(tmp_path, tiny, started, capsys):
     run = Grid(tmp_path).run(paper.BASELINE, 0)
     finish(run, 0.5, 0.5, 0.5)
-    (run / "config.toml").write_text('option = "finetune"\nweights = "minilm-l6"\n')
+    (run / "config.toml").write_text('option = "finetune"\nweights = "minilm-l6"\ncompile = false\n')
     words = ["table7", "--weights", str(tiny), "--out", str(tmp_path)]
     assert main(words) == 2
     assert "the run was made with weights minilm-l6; choose another --out" in capsys.readouterr().err
     (run / "config.toml").write_text(
-        'option = "finetune"\nweights = "/elsewhere/tiny"\ndata = "/elsewhere/d"\n'
+        'option = "finetune"\nweights = "/elsewhere/tiny"\ndata = "/elsewhere/d"\ncompile = false\n'
     )
     assert main(words) == 2
     assert "the run was made with data /elsewhere/d; choose another --out" in capsys.readouterr().err
-    (run / "config.toml").write_text('option = "finetune"\nweights = "/elsewhere/tiny"\n')
+    (run / "config.toml").write_text('option = "finetune"\nweights = "/elsewhere/tiny"\ncompile = false\n')
     assert main(words) == 0 and len(started) == 10
 
 

@@ -299,7 +299,7 @@ def fit(config, rows, folder, progress=None):
     """Train on these tables, and return the model."""
     prepared = prepare(config, BUILT_IN, rows, CPU)
     run = prepared
-    states = States(folder, run.method.parts, run.optimizer)
+    states = States(folder, run.method.parts, run.optimizer, {})
     assert train.fit(run, states, progress or Progress(), config.saving.save_every) == folder
     return prepared.method.model
 
@@ -370,7 +370,7 @@ def test_a_model_that_stands_still_keeps_its_rate(tiny, rows, tmp_path):
     config = config.changed(schedule="halve-on-rise", warmup=0.0)
     method, progress = method_of(config, model, data, examples(model, rows, "dev")), Progress()
     run = train.TrainingRun(method, make_optimizer(model, config), config.training, 40, 4, "score", "", "")
-    train.fit(run, States(tmp_path, method.parts, run.optimizer), progress)
+    train.fit(run, States(tmp_path, method.parts, run.optimizer, {}), progress)
     assert [record["lr"] for record in progress.records] == [1e-12] * 12
     by_mixture = [{"all": {"mean": r["loss"]["all"], "variance": 0, "updates": 9}} for r in progress.records]
     assert halve_on_rise(by_mixture) < 1

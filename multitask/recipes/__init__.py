@@ -10,7 +10,7 @@ from typing import Any
 
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import load_toml
-from multitask.config import INSTEAD, check_settings
+from multitask.config import INSTEAD, check_settings, last_setting
 
 SHIPPED = Path(__file__).parent
 Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been read
@@ -74,6 +74,8 @@ def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], kno
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a run's config.toml, checked. Raises InputError if it lacks its option, as a
-    file that was cut does."""
-    return check_settings(load_toml(path), str(path), required=("option",))
+    """Return the settings in a run's config.toml, checked. Raises InputError if the file was cut."""
+    values = check_settings(load_toml(path), str(path), required=("option",))
+    if last_setting(values["option"]) not in values:
+        raise InputError(f"{path}: was cut; --resume --out {path.parent} restores it from a saved state")
+    return values

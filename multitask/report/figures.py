@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minbert.errors import InputError
+from minbert.files import make_folder, write_content
 from multitask.data.tasks import RESERVED
 
 if TYPE_CHECKING:
@@ -359,11 +360,12 @@ def comparison(
 @plotting()
 def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
     """Write NAME.png and NAME.svg into the folder. Return the SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150)
-    svg = io.BytesIO()
+    make_folder(folder)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    (folder / f"{name}.svg").write_bytes(svg.getvalue())
+    write_content(folder / f"{name}.png", png.getvalue())
+    write_content(folder / f"{name}.svg", svg.getvalue())
     return svg.getvalue()
 
 

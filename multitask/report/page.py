@@ -21,7 +21,7 @@ from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Tas
 from multitask.data.tokens import make_examples
 from multitask.ensemble_model import Ensemble, is_ensemble
 from multitask.finetune import plan_over
-from multitask.folder import CONFIG
+from multitask.layout import CONFIG, FIGURES, METRICS, REPORT, TARGETS
 from multitask.methods.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
 from multitask.preparation import build_model, tasks_of
@@ -62,15 +62,15 @@ def write_report(
         config = read_config(run, skip_bad_rows, "ensemble")
         title, parts = "Ensemble", ensemble_parts(run, config, data or config.tables.data, device)
     else:
-        records = read_metrics(run / "metrics.jsonl")
+        records = read_metrics(run / METRICS)
         config = read_config(run, skip_bad_rows, *TRAINING)
         data = data or config.tables.data
         title, parts = "Run", run_parts(run, config, records, data, device, embedding)
     name = escape(run.resolve().name)
     settings = ["<h2>Settings</h2>", html_table(["setting", "value"], config.settings.items())]
     body = "\n".join([f"<h1>{title} {name}</h1>", *parts, *settings])
-    write_text(run / "report.html", PAGE.format(policy=POLICY, title=name, body=body))
-    return run / "report.html"
+    write_text(run / REPORT, PAGE.format(policy=POLICY, title=name, body=body))
+    return run / REPORT
 
 
 def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
@@ -92,13 +92,13 @@ def run_parts(
 ) -> Iterator[str]:
     """Yield the parts of a training run's report: what the run was, and how its best model does on dev."""
     model = load_model(run, config, device)
-    check_scores(run / "metrics.jsonl", records, model.tasks, config.batches.choose_by)
+    check_scores(run / METRICS, records, model.tasks, config.batches.choose_by)
     yield from overview(config, records, data)
     folder = SAMPLE if data is None else Path(data)
     if model.tasks:
-        yield from task_sections(model, config, records, folder, run / "figures")
+        yield from task_sections(model, config, records, folder, run / FIGURES)
     else:
-        yield from embedding_section(model, config, records, folder, run / "figures", embedding)
+        yield from embedding_section(model, config, records, folder, run / FIGURES, embedding)
 
 
 def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
@@ -118,7 +118,7 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     yield members_table(ensemble, of_members, tables)
     for name, task in ensemble.tasks.items():
         metric = scores[name][task.kind.metric]
-        yield from task_section(task, tables[name], logits[name], metric, run / "figures")
+        yield from task_section(task, tables[name], logits[name], metric, run / FIGURES)
 
 
 def load_model(folder: Path, config: Config, device: torch.device) -> MultitaskBert:
@@ -205,7 +205,7 @@ def task_sections(
     best = best_record(records, config.batches.choose_by)
     yield dev_scores(model.tasks, tables, scores, best.get("train"))
     own_tables = folder == (SAMPLE if config.tables.data is None else Path(config.tables.data))
-    if own_tables and (figures.parent / targets.FILE).is_file():  # its outputs are known for these only
+    if own_tables and (figures.parent / TARGETS).is_file():  # its outputs are known for these only
         taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
         teacher = evaluate.scores(model.tasks, taught["dev"], tables)
         yield "<h2>Student and teacher</h2>"

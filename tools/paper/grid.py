@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cells import Cell, Figure, PaperTable, as_text, in_order
 from multitask.config import flag
-from multitask.folder import RESULT
+from multitask.layout import RESULT
 from multitask.recipes import read_recipe, recipe_path
 
 

@@ -316,6 +316,7 @@ lr = 1e-5
 epochs = 5
 schedule = "constant"
 report = false
+compile = false
 """
 KEYS = [*config.SETTINGS, "option", "extends", "stages", "stages.x", "colour"]
 RECIPE = b"""option = "finetune"

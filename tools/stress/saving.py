@@ -38,7 +38,7 @@ def main() -> None:
     rows = read_splits(arguments.data, SPLITS[:2], selected, skip_bad_rows=False)
     run = prepare(config, selected, rows, device)
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        states = States(Path(folder), run.method.parts, run.optimizer)
+        states = States(Path(folder), run.method.parts, run.optimizer, {"option": "finetune"})
         states.keep_best()  # every state includes its copy
         progress = Progress()
         seconds: dict[bool, list[float]] = {True: [], False: []}

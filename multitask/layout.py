@@ -1,0 +1,18 @@
+"""The names of what a run's folder holds: its files, and the folders in it."""
+
+CONFIG = "config.toml"  # the settings of a single run
+PIPELINE = "pipeline.toml"  # the stages of a recipe, as they were started
+RESULT = "result.json"  # written last: what a run found, and thereby that it is done
+METRICS = "metrics.jsonl"  # a record of each epoch
+REPORT = "report.html"
+TARGETS = "teacher.safetensors"  # what a distilled model learns
+ENSEMBLE = "ensemble.toml"  # who the members of an ensemble are
+STATE = "state"  # what --resume needs
+BEST = "best"  # the model of the best epoch
+PREDICTIONS = "predictions"
+FIGURES = "figures"
+COPIES = "members"  # of an ensemble that keeps its members' models
+
+FILES = (CONFIG, PIPELINE, RESULT, METRICS, REPORT, TARGETS, ENSEMBLE)
+FOLDERS = (STATE, BEST, f"{BEST}.old", PREDICTIONS, FIGURES, COPIES)
+PIECES = (*FILES, *FOLDERS)
