@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -114,12 +115,16 @@ def _in(folder: int | None, path: Path) -> Path | str:
 # What changes the disk
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a new file. Raises OSError if there is one of this name."""
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing. Raises OSError if there is one of this name."""
     with _holding(path.parent) as folder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY
-        descriptor = os.open(_in(folder, path), flags, 0o666, dir_fd=folder)
-    with open(descriptor, "wb") as file:
+        return open(os.open(_in(folder, path), flags, 0o666, dir_fd=folder), "wb")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a new file. Raises OSError if there is one of this name."""
+    with create(path) as file:
         file.write(content)
 
 

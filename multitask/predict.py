@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
+from minbert.files import create, partial_path, rename, resolved
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
 from multitask.predictor import Predictor
@@ -39,22 +39,27 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
                 sys.stdout.reconfigure(encoding="utf-8")
             _write(model, task, windows, sys.stdout)
             return
-        path = Path(target)
-        # A pipe or a device is written directly, a file under another name until it is complete.
-        partial = path if path.exists() and not path.is_file() else path.with_name(path.name + ".partial")
-        try:
-            file = partial.open("w", encoding="utf-8", newline="")
-        except OSError as error:
-            raise InputError(
-                f"{target}: cannot be written ({error.strerror}); name another --output"
-            ) from None
-        with file:
+        raw, path, partial = _open_output(target)
+        with TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             try:
                 _write(model, task, windows, file)
             except InputError as error:
                 raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
         if partial != path:
-            os.replace(partial, path)
+            rename(partial, path)
+
+
+def _open_output(target: str) -> tuple[BinaryIO, Path, Path]:
+    """Open a file for the predictions. Return it, its path, and where it is until it is complete: a pipe or a
+    device is written directly."""
+    path = resolved(Path(target).parent) / Path(target).name
+    try:
+        if path.exists() and not path.is_file():
+            return open(path, "wb"), path, path
+        partial = partial_path(path)
+        return create(partial), path, partial
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); name another --output") from None
 
 
 def _open_input(source: str) -> tuple[BinaryIO, str]:
