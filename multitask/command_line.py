@@ -27,7 +27,7 @@ from multitask.config import (
     looks_ahead,
 )
 from multitask.layout import CONFIG, PIPELINE, STATE
-from multitask.recipes import layered, read_recipe, read_settings, read_stages, recipe_path
+from multitask.recipes import CutError, layered, read_recipe, read_settings, read_stages, recipe_path
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Return a run's settings and their file: its config.toml or, if that is lost or damaged, the one in its
-    newest state; None if there is neither. Raises InputError if there are only damaged ones."""
+    """Return a run's settings and their file: its config.toml or, if that is lost or cut, the one in its
+    newest state; None if there is neither. Raises InputError if all of them are cut."""
     problems = []
     for path in (run / CONFIG, *sorted(run.glob(f"{STATE}/step-*/{CONFIG}"), reverse=True)):
         if os.path.isfile(path):
             try:
                 return path, read_settings(path)
-            except InputError as error:
+            except CutError as error:
                 problems.append(error)
     if problems:
         raise problems[0]

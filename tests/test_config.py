@@ -459,7 +459,11 @@ def test_resume_may_change_epochs_where_the_rate_does_not_look_ahead(tmp_path, s
 
 @pytest.mark.parametrize(
     "content, problem",
-    [("lr = ", "cannot be read as TOML"), ("lr = 1.0\n", "lacks option"), ("", "lacks option")],
+    [
+        ("lr = ", "cannot be read as TOML"),
+        ("lr = 1.0\n", "was cut, since it lacks option"),
+        ("", "was cut, since it lacks option"),
+    ],
 )
 def test_resume_of_a_torn_config(tmp_path, content, problem):
     (tmp_path / "config.toml").write_text(content)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, contents, metrics_without_clock, sentence, write_table, write_tables
+from safetensors.torch import load_file, save_file
 
 from multitask import MultitaskBert, jobs, train
 from multitask import predict as prediction
@@ -28,6 +29,12 @@ PREDICTIONS = sorted(
     for task, what in [("sst", "output"), ("para", "output"), ("sts", "output"), ("sst", "probabilities"),
                        ("para", "probabilities")]
 )  # fmt: skip
+
+TOPIC = (
+    '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nnum_classes = 3\nid = "key"\n'
+    'files = "topic-{split}.tsv"\noutput = "t"\nheader = "Topic"\n'
+    '[closeness]\nkind = "regression"\ntexts = ["one", "two"]\nlabel = "y"\nfiles = "close-{split}.tsv"\n'
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -376,6 +383,84 @@ def test_a_state_of_other_settings_is_refused(call, finished, tmp_path):
     assert status == 2 and "was saved with seed = 0, not 1" in err
 
 
+@pytest.mark.parametrize("lines", [None, 0, 1, 9, -1])
+def test_a_config_that_is_lost_or_cut_is_restored_from_a_state(call, finished, tmp_path, lines):
+    """After so many of its lines. Nothing else trusts what is left of it."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    whole = (run / "config.toml").read_text()
+    (run / "config.toml").unlink()
+    if lines is not None:
+        (run / "config.toml").write_text("".join(whole.splitlines(keepends=True)[:lines]))
+    for option in ("evaluate", "report"):
+        status, _, err = call("--option", option, "--run", run)
+        assert status == 2 and "config.toml" in err
+    status, _, err = call("--resume", "--out", run)
+    assert (status, err) == (0, "")
+    assert tomllib.loads((run / "config.toml").read_text()) == tomllib.loads(whole) | {"out": str(run)}
+
+
+@pytest.mark.parametrize(
+    "what, file, old, new",
+    [
+        ("tokenizer", "tokenizer.json", '"lowercase": true', '"lowercase": false'),
+        ("encoder's config.json", "config.json", '"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-3'),
+        ("task definitions", "tasks.toml", "num_classes = 3", "num_classes = 4"),
+    ],
+)
+def test_what_a_run_was_made_from_may_not_change_on_resume(call, tiny, tmp_path, what, file, old, new):
+    shutil.copytree(tiny, tmp_path / "weights")
+    (tmp_path / "tasks.toml").write_text(TOPIC)
+    write_tables(tmp_path / "data", read_task_file(tmp_path / "tasks.toml"))
+    words = ["--option", "finetune", "--weights", tmp_path / "weights", "--data", tmp_path / "data"]
+    words += ["--task-file", tmp_path / "tasks.toml", *SMALL, "--epochs", 1, "--out", tmp_path / "run"]
+    assert call(*words)[0] == 0
+    path = tmp_path / file if file == "tasks.toml" else tmp_path / "weights" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    status, _, err = call("--resume", "--out", tmp_path / "run")
+    assert status == 2 and err.count("\n") == 1 and what in err, err
+
+
+@pytest.mark.parametrize("file", ["recipe.toml", "run/config.toml"])
+def test_no_file_allows_to_read_pickles(call, finished, tmp_path, file):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / file).write_text((run / "config.toml").read_text() + "allow_pickle = true\n")
+    words = ["--recipe", tmp_path / file] if file == "recipe.toml" else ["--resume"]
+    status, _, err = call(*words, "--out", run)
+    assert status == 2 and f"{tmp_path / file}: allow_pickle may be set on the command line alone" in err
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "heads.safetensors"])
+def test_weights_that_are_not_finite_are_refused(call, finished, tmp_path, file):
+    run = shutil.copytree(finished, tmp_path / "run")
+    tensors = load_file(run / "best" / file)
+    tensors[min(tensors)][0] = float("nan")
+    save_file(tensors, run / "best" / file)
+    (tmp_path / "in").write_text("a film\n")
+    predict = ["--option", "predict", "--run", run, "--task", "sentiment", "--input", tmp_path / "in"]
+    for words in (predict, ["--option", "evaluate", "--run", run]):
+        status, out, err = call(*words)
+        assert (status, out) == (2, "") and "not" in err and "finite" in err and str(run) in err
+
+
+def test_two_tasks_of_a_model_may_not_share_a_file(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "best" / "tasks.toml"
+    path.write_text(path.read_text().replace('output = "para"', 'output = "sst"'))
+    status, _, err = call("--option", "evaluate", "--run", run)
+    assert status == 2 and "tasks.toml: two tasks share an output" in err
+
+
+def test_a_users_files_in_best_stay(call, finetune, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "best" / "notes").mkdir()
+    (run / "best" / "notes" / "mine.txt").write_text("mine")
+    flip_a_bit(run / "best" / "heads.safetensors")
+    assert call("--resume", "--out", run)[0] == 0
+    assert (run / "best" / "notes" / "mine.txt").read_text() == "mine"
+    assert MultitaskBert.load(run).tasks
+
+
 def test_a_damaged_best_model_is_written_anew(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     flip_a_bit(run / "best" / "model.safetensors")
@@ -708,11 +793,7 @@ def test_a_stop_from_outside_is_one_message(call, monkeypatch, error, status, sa
 
 def test_tasks_of_ones_own_end_to_end(call, tiny, tmp_path):
     path = tmp_path / "tasks.toml"
-    path.write_text(
-        '[topic]\nkind = "classification"\ntexts = ["text"]\nlabel = "topic"\nnum_classes = 3\nid = "key"\n'
-        'files = "topic-{split}.tsv"\noutput = "t"\nheader = "Topic"\n'
-        '[closeness]\nkind = "regression"\ntexts = ["one", "two"]\nlabel = "y"\nfiles = "close-{split}.tsv"\n'
-    )
+    path.write_text(TOPIC)
     data, run = write_tables(tmp_path / "data", read_task_file(path)), tmp_path / "run"
     status, out, err = call("--option", "finetune", "--weights", tiny, "--data", data, "--task-file", path,
                             "--out", run, *SMALL)  # fmt: skip

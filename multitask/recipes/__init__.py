@@ -10,10 +10,14 @@ from typing import Any
 
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import load_toml
-from multitask.config import INSTEAD, check_settings, last_setting
+from multitask.config import INSTEAD, OPTIONS, check_settings, last_setting
 
 SHIPPED = Path(__file__).parent
 Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been read
+
+
+class CutError(InputError):
+    """A run's config.toml is not whole."""
 
 
 def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +78,15 @@ def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], kno
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a run's config.toml, checked. Raises InputError if the file was cut."""
-    values = check_settings(load_toml(path), str(path), required=("option",))
-    if last_setting(values["option"]) not in values:
-        raise InputError(f"{path}: was cut; --resume --out {path.parent} restores it from a saved state")
-    return values
+    """Return the settings in a run's config.toml, checked. Raises InputError, or its CutError, if there is
+    something wrong with them."""
+    try:
+        values = load_toml(path)
+    except InputError as error:
+        raise CutError(str(error)) from None
+    known = values.get("option") in list(OPTIONS)
+    for name in ("option", *([last_setting(values["option"])] if known else [])):
+        if name not in values:
+            remedy = f"--resume --out {path.parent} restores it from a saved state"
+            raise CutError(f"{path}: was cut, since it lacks {name}; {remedy}")
+    return check_settings(values, str(path))
