@@ -29,7 +29,7 @@ from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.data.tokens import Examples, Tokens, make_examples
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
-from multitask.layout import BEST, ENSEMBLE
+from multitask.layout import BEST, ENSEMBLE, STATE
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
@@ -168,17 +168,26 @@ class MultitaskBert(nn.Module, Predictor):
         """Load what `save` wrote, in evaluation mode: from a run's folder, its `best/`, or any other folder
         that holds a saved model."""
         directory = best_folder(directory)
+        try:
+            return cls._load(directory).to(device).eval()
+        except InputError as error:
+            if not (directory.parent / STATE).is_dir():
+                raise
+            remedy = f"--resume --out {directory.parent} writes {directory} again from the saved state"
+            raise InputError(f"{error}; {remedy}") from None
+
+    @classmethod
+    def _load(cls, directory: Path) -> MultitaskBert:
         settings, tasks, heads = load_heads(directory)
-        model = cls(
-            BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory), tasks, **settings
-        )
+        encoder, tokenizer = BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory)
+        model = cls(encoder, tokenizer, tasks, **settings)
         try:
             model.heads.load_state_dict(heads)
         except RuntimeError as error:
             raise InputError(
                 f"{directory}: heads.safetensors and tasks.toml disagree ({short_line(error)})"
             ) from None
-        return model.to(device).eval()
+        return model
 
 
 def best_folder(run: str | Path) -> Path:

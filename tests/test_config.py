@@ -127,6 +127,19 @@ def test_a_recipe_extends_another(tmp_path):
     assert "weights" not in config.settings  # init displaces the base's
 
 
+def test_what_a_recipe_extends_is_relative_to_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "base.toml").write_text("epochs = 7\n")
+    (tmp_path / "mine" / "a.toml").write_text('option = "finetune"\nextends = "../base.toml"\n')
+    monkeypatch.chdir(tmp_path / "mine")
+    for path in ("a.toml", str(tmp_path / "mine" / "a.toml")):
+        found = resolve(["--recipe", path])
+        assert isinstance(found, Config) and found.training.epochs == 7
+    (tmp_path / "mine" / "a.toml").write_text('extends = "../mine/a.toml"\n')
+    with pytest.raises(InputError, match=r"a\.toml: extends itself"):
+        resolve(["--recipe", "a.toml"])
+
+
 def test_a_recipe_extends_several_the_later_over_the_earlier(tmp_path):
     one, two, mine = (tmp_path / f"{name}.toml" for name in ("one", "two", "mine"))
     one.write_text('option = "finetune"\nepochs = 3\nlr = 1e-3\nbatch_size = 8\n')
@@ -181,7 +194,7 @@ def test_mnrl_starts_from_what_the_paper_states():
         ("extends = [3]", r"extends must be a recipe's name or a list of names, not \[3\]"),
         ('extends = "{mine}"', "extends itself"),
         ('extends = "paper"', "paper.toml: a recipe with stages cannot be extended"),
-        ('extends = "nowhere"', "'nowhere' is neither a file nor a shipped recipe"),
+        ('extends = "nowhere"', "mine.toml: extends: 'nowhere' is neither a file nor a shipped recipe"),
     ],
 )
 def test_a_recipe_that_extends_nothing(tmp_path, text, problem):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, write_tables
 
 
 @pytest.mark.slow
@@ -23,3 +23,29 @@ def test_import_works_from_the_folder_that_holds_the_clone(tmp_path: Path) -> No
     assert Path(done.stdout.strip()) == clone / "minbert" / "__init__.py"
     done = subprocess.run([environment / "bin" / "multitask", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--option" in done.stdout
+
+
+WITHOUT_POSIX = """
+import os, sys
+
+sys.modules["fcntl"] = sys.modules["resource"] = None
+for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "sched_getaffinity"):
+    delattr(os, name)
+os.supports_dir_fd = set()
+
+import minbert
+from multitask.run import main
+
+run = sys.argv[-1]
+sys.exit(main(sys.argv[1:]) or main(["--resume", "--out", run]) or main(["evaluate", "--run", run]))
+"""
+
+
+def test_a_run_on_a_system_without_posix(tiny, tmp_path):
+    """By design also on Windows; no test has run there yet."""
+    words = ["--option", "finetune", "--weights", tiny, "--data", write_tables(tmp_path / "data")]
+    words += ["--epochs", 1, "--threads", 1, "--no-report", "--out", tmp_path / "run"]
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_POSIX, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "resuming after step" in done.stdout and (tmp_path / "run" / "result.json").is_file()

@@ -27,15 +27,16 @@ def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name not in dropped} | flags
 
 
-def recipe_path(name: str) -> Path:
-    """Return the file of a shipped recipe's name, or of the path of a TOML file."""
+def recipe_path(name: str, folder: Path = Path(), source: str = "--recipe") -> Path:
+    """Return the file of a shipped recipe's name, or of the path of a TOML file, from this folder on. Raises
+    InputError, about the source of the name, if there is none."""
     shipped = SHIPPED / f"{name}.toml"
     if os.path.isfile(shipped):
         return shipped
-    if not os.path.isfile(name):
+    if not os.path.isfile(folder / name):
         names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
-        raise InputError(f"--recipe: {shown(name)} is neither a file nor a shipped recipe ({names})")
-    return Path(name)
+        raise InputError(f"{source}: {shown(name)} is neither a file nor a shipped recipe ({names})")
+    return Path(os.path.normpath(folder / name))
 
 
 def read_recipe(path: Path, behind: tuple[Path, ...] = (), known: Known | None = None) -> dict[str, Any]:
@@ -68,12 +69,13 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
 
 def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], known: Known) -> dict[str, Any]:
     """Return these settings over those of the recipes that they extend: one name, or a list of names, in
-    which a later recipe goes over an earlier one."""
+    which a later recipe goes over an earlier one. A path is relative to the recipe that names it."""
     bases = values.pop("extends", [])
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{source}: extends must be a recipe's name or a list of names, not {shown(bases)}")
-    layers = [read_recipe(recipe_path(name), behind, known) for name in names]
+    paths = [recipe_path(name, behind[-1].parent, f"{source}: extends") for name in names]
+    layers = [read_recipe(path, behind, known) for path in paths]
     return reduce(layered, [*layers, check_settings(values, source)])
 
 
