@@ -85,12 +85,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
         Checkpoint(DEFAULT, _MINILM_L6, 84, "Apache-2.0", _PAIRS),
-        Checkpoint("bert-base-uncased", "google-bert/bert-base-uncased", 441, "Apache-2.0", _BOOKS),
-        Checkpoint("bert-base-cased", "google-bert/bert-base-cased", 437, "Apache-2.0", _BOOKS),
         Checkpoint("bert-tiny", "google/bert_uncased_L-2_H-128_A-2", 18, "Apache-2.0", _COMPACT),
         Checkpoint("bert-mini", "google/bert_uncased_L-4_H-256_A-4", 45, "Apache-2.0", _COMPACT),
         Checkpoint("bert-small", "google/bert_uncased_L-4_H-512_A-8", 116, "Apache-2.0", _COMPACT),
         Checkpoint("bert-medium", "google/bert_uncased_L-8_H-512_A-8", 166, "Apache-2.0", _COMPACT),
+        Checkpoint("bert-base-uncased", "google-bert/bert-base-uncased", 441, "Apache-2.0", _BOOKS),
+        Checkpoint("bert-base-cased", "google-bert/bert-base-cased", 437, "Apache-2.0", _BOOKS),
     )
 }
 

@@ -450,6 +450,7 @@ def test_a_resumed_run_keeps_its_commit_although_a_branch_has_moved(tmp_path, st
         assert resume(tmp_path, *words) == config.changed(resume=True)
     with pytest.raises(InputError, match=f"started with revision = '{commit}', not '{'f' * 40}'"):
         resume(tmp_path, f"--revision={'f' * 40}")
+    assert config.fingerprint == FINETUNE.fingerprint  # a state holds all weights, wherever they came from
     started("--weights=folder")
     with pytest.raises(InputError, match="started with revision = None, not 'main'"):
         resume(tmp_path, "--revision=main")

@@ -148,7 +148,6 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "option": config.option,
         **({"teacher": config.runs.run[0]} if config.runs.run else {}),
         "weights": source if first == source else f"{source}, which started from {first}",
-        **({"revision": config.start.revision} if config.start.revision else {}),
         "data": "the shipped sample" if data is None else data,
         "seed": config.training.seed,
         "device": config.machine.device,
