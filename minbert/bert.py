@@ -265,14 +265,19 @@ class BertModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_directory: str | Path, allow_pickle: bool = False, **config_changes: Any
+        cls,
+        name_or_directory: str | Path,
+        allow_pickle: bool = False,
+        revision: str | None = None,
+        **config_changes: Any,
     ) -> BertModel:
-        """Load a pretrained encoder, in evaluation mode: a name from `hub.py` (fetched once) or a directory
-        that `save_pretrained` or Hugging Face wrote. `pytorch_model.bin` is read only with `allow_pickle`,
-        and then with `weights_only=True`. `config_changes` replace fields of its config, such as
-        hidden_dropout_prob. Raises InputError that lists the keys that are missing, unexpected or misshapen.
+        """Load a pretrained encoder, in evaluation mode: a name from `hub.py`, a directory that
+        `save_pretrained` or Hugging Face wrote, or a hub repository "org/name" at a `revision`: a branch, a
+        tag or a commit (default: main). `pytorch_model.bin` is read only with `allow_pickle`, and then with
+        `weights_only=True`. `config_changes` replace fields of its config, such as hidden_dropout_prob.
+        Raises InputError that lists the keys that are missing, unexpected or misshapen.
         """
-        directory = hub.resolve(name_or_directory, allow_pickle)
+        directory = hub.resolve(name_or_directory, allow_pickle, revision)
         config = replace(BertConfig.from_pretrained(directory), **config_changes)
         with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
             model = cls(config)

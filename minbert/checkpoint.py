@@ -142,7 +142,8 @@ def _open(directory: Path, allow_pickle: bool) -> tuple[Path, dict[str, Stored]]
         try:
             return path, contents(path)
         except (OSError, SafetensorError) as error:
-            remedy = f"delete {directory}, then fetch or save it again"
+            damaged = path.resolve() if path.is_symlink() else directory  # a link, in huggingface_hub's cache
+            remedy = f"delete {damaged}, then fetch or save it again"
             raise InputError(
                 f"{path}: not a whole safetensors file ({short_line(error)}); {remedy}"
             ) from None

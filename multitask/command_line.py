@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import Field, check, did_you_mean, from_text
-from minbert.hub import CHECKPOINTS
+from minbert.hub import CHECKPOINTS, COMMIT
 from minbert.reading import load_toml
 from multitask.config import (
     DEFAULTS,
@@ -85,7 +85,7 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         option = settings.get("option", "")
         own = {key: flags[key] for key in shared if SETTINGS[key].used_by(option)}
         if "init" in settings:
-            own.pop("weights", None)
+            own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
         values = layered(settings, own)
         values |= {key: _absolute(key, value) for key, value in values.items() if key in PATHS}
         try:
@@ -116,7 +116,7 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
             pipeline.stages[name].settings if name in pipeline.stages else {} for pipeline in (before, now)
         )
         for key in sorted((old.keys() | new.keys()) - MACHINE):
-            if old.get(key) != new.get(key):
+            if _differs(key, old.get(key), new.get(key)):
                 raise InputError(
                     f"{saved}: stage {name} was started with {key} = {shown(old.get(key))}, "
                     f"not {shown(new.get(key))}"
@@ -144,12 +144,19 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     changeable = RESUMABLE - {"epochs"} if looks_ahead(saved) else RESUMABLE
     for name in values.keys() - changeable - PERMISSIONS - {"out", "resume"}:
         before = saved.get(name, FIELDS[name].default)
-        if values[name] != before:
+        if _differs(name, before, values[name]):
             raise InputError(
                 f"{path}: the run was started with {name} = {shown(before)}, not {shown(values[name])}; "
                 f"a resumed run may change only {', '.join(sorted(changeable))}"
             )
-    return saved | values
+    return saved | {name: value for name, value in values.items() if name != "revision"}
+
+
+def _differs(name: str, before: Any, now: Any) -> bool:
+    """Whether a resumed run was started with another value. Its revision is a commit; a branch, which may
+    have moved since then, stands for the commit that was fetched."""
+    moved = name == "revision" and before is not None and not COMMIT.fullmatch(now or "")
+    return before != now and not moved
 
 
 def _saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:

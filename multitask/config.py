@@ -54,7 +54,10 @@ class Start(Group):
     title = "model"
     task_file: str | None = field(None, "TOML file with tasks of your own, instead of the built-in ones")
     max_length: int = field(512, "longest input in tokens; longer ones are cut", low=8, below=4097)
-    weights: str = field(DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, or a folder")
+    weights: str = field(
+        DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub"
+    )
+    revision: str | None = field(None, "branch, tag or commit of --weights on the hub (default: main)")
     allow_pickle: bool = field(False, "read pytorch_model.bin if there is no model.safetensors")
     init: str | None = field(None, "finished run to start from, encoder and heads, instead of --weights")
     pooling: str = field("mean", "sentence vector: first token, or mean over tokens", choices=("cls", "mean"))
@@ -329,6 +332,8 @@ class Config:
         for key, replaced in INSTEAD.items():
             if {key, replaced} <= values.keys():
                 raise InputError(f"{flag(key)} replaces {flag(replaced)}: give only one of them")
+        if "revision" in values and "weights" not in values:
+            raise InputError("--revision does nothing without --weights")
         unused = [flag(key) for key in values if key != "option" and not SETTINGS[key].used_by(name)]
         if unused:
             raise InputError(f"--option {name} does not use {', '.join(unused)}")
@@ -421,7 +426,7 @@ def check_settings(values: Mapping[str, Any], source: str, required: Collection[
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a run's settings that decide its result, but for where its files are."""
-    free = MACHINE | {*PATHS, "out", "report"} | (set() if looks_ahead(settings) else {"epochs"})
+    free = MACHINE | {*PATHS, "revision", "out", "report"} | (set() if looks_ahead(settings) else {"epochs"})
     return {name: value for name, value in settings.items() if name not in free}
 
 

@@ -24,7 +24,7 @@ from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
 from multitask.predictor import Predictor
-from multitask.preparation import prepare, tasks_of
+from multitask.preparation import prepare, tasks_of, with_commit
 from multitask.report.figures import can_plot
 from multitask.report.page import write_report
 from multitask.runs import (
@@ -49,6 +49,7 @@ def run_training(config: Config) -> None:
     print_if_sample(config)
     selected = tasks_of(config)
     rows = read_and_print_dropped(config, SPLITS, selected)
+    config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
     predict_with_best(config, run, device, selected, rows, progress)
@@ -65,6 +66,7 @@ def run_distillation(config: Config) -> None:
     selected = tasks_of(config)
     rows = read_and_print_dropped(config, SPLITS, selected)
     learned = {split: rows[split] for split in SPLITS[:2]}
+    config = with_commit(config)
     run = claim_folder(config)
     if teacher is not None:
         print(f"computing {config.runs.run[0]}'s outputs on the training and dev rows", flush=True)
@@ -84,6 +86,7 @@ def run_ranking(config: Config) -> None:
     print_if_sample(config)
     selected = tasks_of(config)
     rows = read_and_print_dropped(config, SPLITS[:2], selected)
+    config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / BEST}")

@@ -6,6 +6,7 @@ A stage that has a result is not run again, and one that was stopped is resumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from multitask.data.tasks import select
 from multitask.forecast import measure
 from multitask.jobs import JOBS
 from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT
-from multitask.preparation import tasks_of
+from multitask.preparation import tasks_of, with_commit
 
 
 def run_pipeline(pipeline: Pipeline) -> None:
     """Print how long it will take, then carry out every stage that is not done yet."""
     check_thresholds(pipeline.stages)
+    stages = {name: with_commit(config) for name, config in pipeline.stages.items()}
+    pipeline = replace(pipeline, stages=stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(
         lambda: [name for name in pipeline.stages if not (out / name / RESULT).exists()]
@@ -82,7 +85,8 @@ def standalone(stages: Mapping[str, Config], name: str) -> Config:
     first = stages[name]
     while first.start.init is not None and first.start.init.startswith("@"):
         first = stages[first.start.init[1:]]
-    return stages[name].changed(init=first.start.init, weights=first.start.weights)
+    start = first.start
+    return stages[name].changed(init=start.init, weights=start.weights, revision=start.revision)
 
 
 def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minbert import hub
 from minbert.bert import BertModel
 from minbert.errors import InputError
 from minbert.optim import AdamW, parameter_groups
@@ -39,6 +40,14 @@ def tasks_of(config: Config) -> dict[str, Task]:
         return selected
     task = tasks.first_of_single_texts_in_classes(selected)
     return {task.name: task}
+
+
+def with_commit(config: Config) -> Config:
+    """Return the settings with the commit of weights from the hub, so that a resumed run starts from the same
+    ones, although their branch may have moved."""
+    start = config.start
+    commit = distributed.from_writer(lambda: hub.commit_of(start.weights, start.revision))
+    return config if commit is None else config.changed(revision=commit)
 
 
 def prepare(
@@ -131,10 +140,11 @@ def build_model(
     encoder = BertModel.from_pretrained(
         source,
         start.allow_pickle,
+        start.revision,
         hidden_dropout_prob=encoder_dropout,
         attention_probs_dropout_prob=encoder_dropout,
     )
-    tokenizer = BertTokenizer.from_pretrained(source, start.allow_pickle)
+    tokenizer = BertTokenizer.from_pretrained(source, start.revision)
     torch.manual_seed(random_seed(seed, "heads"))
     return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length)
 

@@ -308,7 +308,7 @@ def test_weights_are_read_into_memory_whatever_the_default_device(tiny: Path) ->
 def test_a_pickle_is_fetched_only_where_it_may_be_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = []
 
-    def resolve(name: str, allow_pickle: bool) -> Path:
+    def resolve(name: str, allow_pickle: bool, revision: str | None) -> Path:
         allowed.append(allow_pickle)
         return tiny
 

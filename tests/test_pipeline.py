@@ -81,18 +81,21 @@ def test_the_papers_pipeline():
 
 
 def test_a_flag_goes_to_every_stage_that_uses_it():
-    stages = stages_of("--recipe", "paper", "--epochs", "3", "--weights", "bert-mini", "--seed", "7")
+    words = ["--epochs", "3", "--weights", "bert-mini", "--revision", "main", "--seed", "7"]
+    stages = stages_of("--recipe", "paper", *words)
     training = [stages[name].training for name in ("mnrl", "annealed-smart", "bregman")]
     assert [(one.epochs, one.seed) for one in training] == [(3, 7)] * 3
-    assert stages["mnrl"].start.weights == "bert-mini"
+    first = stages["mnrl"].start
+    assert (first.weights, first.revision) == ("bert-mini", "main")
     later = stages["bregman"].start  # --weights begins the first stage, and only that
-    assert later.init == "@annealed-smart" and later.weights != "bert-mini"
+    assert later.init == "@annealed-smart" and later.weights != "bert-mini" and later.revision is None
 
 
 def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
-    stages = stages_of("--recipe", "paper", "--weights", "bert-mini")
+    stages = stages_of("--recipe", "paper", "--weights", "bert-mini", "--revision", "v1")
     alone = pipeline.standalone(stages, "bregman")
     assert (alone.start.init, alone.start.weights, alone.bppo.weight) == (None, "bert-mini", 1)
+    assert alone.start.revision == "v1"
 
 
 @pytest.mark.parametrize(

@@ -612,7 +612,7 @@ def test_a_budget_that_holds_the_whole_grid_scales_nothing(tmp_path, tiny, measu
     [
         (["table9"], "invalid choice: 'table9'"),
         (["table7", "--data", "no/such"], "no/such is not a folder"),
-        (["table7", "--weights", "no-such"], "no-such: no such checkpoint"),
+        (["table7", "--weights", "no-such"], "no-such: neither a checkpoint's name"),
         (["table7", "--budget", "0"], "'0' is not a number of minutes"),
         (["table7", "--budget", "nan"], "'nan' is not a number of minutes"),
         (["table7", "--seeds", "0;1"], "'0;1' is not N,N,..."),

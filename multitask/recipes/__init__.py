@@ -21,9 +21,12 @@ class CutError(InputError):
 
 
 def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags over the recipe; --init displaces a recipe's weights, and so on (see INSTEAD)."""
+    """Return the flags over the recipe; --init displaces a recipe's weights, and so on (see INSTEAD). A
+    recipe's revision is one of its own weights."""
     displaced = INSTEAD | {idle: name for name, idle in INSTEAD.items()}
     dropped = {displaced[name] for name in flags if name in displaced}
+    if {"weights", "init"} & flags.keys():
+        dropped.add("revision")
     return {name: value for name, value in recipe.items() if name not in dropped} | flags
 
 
