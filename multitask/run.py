@@ -12,6 +12,7 @@ from minbert.errors import InputError
 from multitask.command_line import Pipeline, resolve
 from multitask.config import TRAINING, Config
 from multitask.folder import CONFIG, PIPELINE
+from multitask.launcher import GRACE_SECONDS, launched
 from multitask.stopping import Stopped, terminable
 
 RESUME = "python -m multitask.run --resume --out"
@@ -85,19 +86,16 @@ def settings(argv: Sequence[str]) -> Config | Pipeline:
     """Return the command line's settings. Under torchrun, one process of each machine says what is wrong with
     them; and if torchrun has restarted the processes after one had died, the run is resumed."""
 
-    def launcher(name: str, default: int = 0) -> int:
-        return int(os.environ.get(name, default))
-
     try:
         command = resolve(argv)
-        if launcher("WORLD_SIZE", 1) > 1 and not trains(command):
+        if launched("WORLD_SIZE", 1) > 1 and not trains(command):
             raise InputError(f"{' '.join(argv)}: needs a single process: start it without torchrun")
-        if launcher("TORCHELASTIC_MAX_RESTARTS") > 0 and out_of(command) is None:
+        if launched("TORCHELASTIC_MAX_RESTARTS") > 0 and out_of(command) is None:
             raise InputError("torchrun --max-restarts needs --out, the folder that a restart resumes")
-        return resolve([*argv, "--resume"]) if launcher("TORCHELASTIC_RESTART_COUNT") > 0 else command
+        return resolve([*argv, "--resume"]) if launched("TORCHELASTIC_RESTART_COUNT") > 0 else command
     except InputError:
-        if launcher("LOCAL_RANK") > 0:
-            time.sleep(5)  # torchrun ends all at the first exit, which must not come before the message
+        if launched("LOCAL_RANK") > 0:
+            time.sleep(GRACE_SECONDS)
             raise SystemExit(2) from None
         raise
 
