@@ -91,11 +91,20 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 def weights_dir() -> Path:
     """Return the folder of checkpoints: MINBERT_HOME, else a checkout's weights/, else the user's cache."""
     if home := os.environ.get("MINBERT_HOME"):
-        return Path(home).expanduser()
+        return at_home(home)
     checkout = Path(__file__).resolve().parent.parent / "weights"
     if (checkout / "README.md").is_file():
         return checkout
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minbert"
+    return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minbert"
+
+
+def at_home(path: str | Path) -> Path:
+    """Return the path with the home folder in place of ~. Raises InputError if the user has none, as in some
+    containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: this user has no home folder; name one with HOME") from None
 
 
 def resolve(name_or_directory: str | Path, allow_pickle: bool = False) -> Path:
