@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from minbert.errors import InputError
+from minbert.errors import InputError, counted
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
 from multitask.predictor import Predictor
@@ -97,7 +97,7 @@ def _windows(
             window = []
     yield window
     if dropped:
-        print(f"{name}: dropped {dropped} bad rows", file=sys.stderr)
+        print(f"{name}: dropped {counted(dropped, 'bad row')}", file=sys.stderr)
 
 
 def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:

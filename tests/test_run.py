@@ -179,7 +179,7 @@ def test_inputs_that_fill_the_longest_length_are_counted(call, finetune, data, t
         *finetune, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--max-length", 8
     )
     assert status == 0
-    assert "similarity: 12 rows fill all 8 tokens; longer inputs are cut" in out
+    assert "similarity: 12 rows of 8 tokens, the limit; longer ones are cut" in out
 
 
 def test_resuming_what_is_no_run_is_refused(call, tmp_path):
@@ -206,7 +206,7 @@ def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, dat
     assert err.startswith(f"error: {path}:14: sentiment 9") and "bad rows: 1 of 13" in err
     status, out, err = call(*words, "--skip-bad-rows")
     assert (status, err) == (0, "")
-    assert f"{path}: dropped 1 bad rows, kept 12" in out
+    assert f"{path}: dropped 1 bad row, kept 12" in out
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(call, finetune, finished):
@@ -544,7 +544,7 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
     assert not target.exists() and Path(f"{target}.partial").read_text() == out
 
     status, _, err = call(*words, "--output", target, "--skip-bad-rows")
-    assert (status, err) == (0, f"{source}: dropped 1 bad rows\n")
+    assert (status, err) == (0, f"{source}: dropped 1 bad row\n")
     assert [line.split("\t")[0] for line in target.read_text().splitlines()] == [
         "id",
         "1",
