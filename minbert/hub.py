@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minbert.command import explain, guarded
 from minbert.errors import InputError, short_line
 from minbert.reading import open_regular
 
@@ -310,14 +311,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pickle_help = f"accept {PICKLE} if there is no model.safetensors (a pickle can run code)"
     parser.add_argument("--allow-pickle", action="store_true", help=pickle_help)
     options = parser.parse_args(arguments)
-    try:
-        print(fetch(options.name, options.allow_pickle) if options.name else _listing())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with guarded() as output:
+        try:
+            print(fetch(options.name, options.allow_pickle) if options.name else _listing(), flush=True)
+            if output.lost is not None:
+                raise output.lost
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from minbert.command import unguarded
 from minbert.errors import InputError, counted
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
@@ -35,9 +36,12 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
     with reader:
         windows = _windows(_items(reader, name, task), name, size, skip_bad_rows)
         if target == "-":
-            if isinstance(sys.stdout, TextIOWrapper):
-                sys.stdout.reconfigure(encoding="utf-8")
-            _write(model, task, windows, sys.stdout)
+            stdout = unguarded(sys.stdout)
+            if stdout.closed:
+                raise InputError("standard output is closed; name a file with --output")
+            if isinstance(stdout, TextIOWrapper):
+                stdout.reconfigure(encoding="utf-8")
+            _write(model, task, windows, stdout)
             return
         path = Path(target)
         # A pipe or a device is written directly, a file under another name until it is complete.
@@ -59,6 +63,8 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
 
 def _open_input(source: str) -> tuple[BinaryIO, str]:
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file with --input")
         return sys.stdin.buffer, "standard input"
     try:
         return open(source, "rb"), source

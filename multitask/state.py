@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,12 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from minbert.errors import InputError
 from minbert.files import remove, write_tensors, write_text
 from multitask.distributed import is_writer
 from multitask.folder import CONFIG
+from multitask.messages import warn
 from multitask.model import MultitaskBert
 from multitask.replacement import digests, write_folder
 
@@ -333,12 +332,6 @@ class States:
     def _tensors(self) -> Tensors:
         model = {name: module.state_dict() for name, module in self.parts.items()}
         return model | {"optimizer": _moments(self.parts["model"], self.optimizer)}
-
-
-def warn(line: str) -> None:
-    """Print a warning on standard error, above the progress bar if there is one."""
-    tqdm.write(f"warning: {line}", file=sys.stderr)
-    sys.stderr.flush()
 
 
 def _folder(run: Path, step: int) -> Path:
