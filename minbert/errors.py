@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix, and how a message quotes what a file contains."""
+"""The exception for mistakes that the user can fix, and how messages quote and count."""
 
 
 class InputError(ValueError):
@@ -10,11 +10,15 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(_visible(character) for character in message))
+        super().__init__(visible(message))
 
 
-def _visible(character: str) -> str:
-    return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+def visible(text: str) -> str:
+    """Return the text with Python's escapes in place of all that is not printable, but for line breaks."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def shown(value: object, width: int = 100) -> str:
@@ -36,3 +40,8 @@ def short_line(reason: object, width: int = 300) -> str:
     """
     text = " ".join(str(reason).split()) or type(reason).__name__
     return text if len(text) <= width else f"{text[:width]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts: 1 epoch, 2,000 updates."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

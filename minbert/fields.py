@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Field:
         many = self.kind is tuple
         if self.item is str:
             what = "" if self.empty else "non-empty "
-            return f"a list of {what}texts without NUL" if many else f"{what}text without NUL"
+            return f"a list of {what}UTF-8 texts without NUL" if many else f"{what}UTF-8 text without NUL"
         number = "a whole number" if self.item is int else "a list of numbers" if many else "a number"
         highest = f"at most {_shortly(self.most)}" if self.below is None else f"below {_shortly(self.below)}"
         return f"{number}, at least {_shortly(self.low)} and {highest}"
@@ -65,13 +66,19 @@ class Field:
 
     def _accepts_item(self, value: Any) -> bool:
         if self.item is str:
-            written = isinstance(value, str) and "\0" not in value and (self.empty or value != "")
+            written = isinstance(value, str) and _is_text(value) and (self.empty or value != "")
             return written and (not self.choices or value in self.choices)
         if isinstance(value, bool) or not isinstance(value, int if self.item is int else (int, float)):
             return False
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             return False
         return self.low <= value <= self.most and (self.below is None or value < self.below)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a file in UTF-8 can hold this. It cannot hold surrogates, Python's stand-ins for other bytes in
+    the name of a file."""
+    return "\0" not in value and not re.search("[\ud800-\udfff]", value)
 
 
 def _shortly(number: float) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minbert.command import explain, guarded
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import did_you_mean
 from minbert.reading import load_json, open_regular
@@ -98,11 +99,20 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 def weights_dir() -> Path:
     """Return the folder of checkpoints: MINBERT_HOME, else a checkout's weights/, else the user's cache."""
     if home := os.environ.get("MINBERT_HOME"):
-        return Path(home).expanduser()
+        return at_home(home)
     checkout = Path(__file__).resolve().parent.parent / "weights"
     if (checkout / "README.md").is_file():
         return checkout
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minbert"
+    return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minbert"
+
+
+def at_home(path: str | Path) -> Path:
+    """Return the path with the home folder in place of ~. Raises InputError if the user has none, as in some
+    containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: this user has no home folder; name one with HOME") from None
 
 
 def resolve(name_or_directory: str | Path, allow_pickle: bool = False, revision: str | None = None) -> Path:
@@ -393,14 +403,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pickle_help = f"accept {PICKLE} if there is no {SAFE} (a pickle can run code)"
     parser.add_argument("--allow-pickle", action="store_true", help=pickle_help)
     given = parser.parse_args(arguments)
-    try:
-        print(resolve(given.name, given.allow_pickle, given.revision) if given.name else _listing())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with guarded() as output:
+        try:
+            found = resolve(given.name, given.allow_pickle, given.revision) if given.name else _listing()
+            print(found, flush=True)
+            if output.lost is not None:
+                raise output.lost
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ def _absolute(name: str, value: str) -> str:
     """Return a path that holds from every folder, since a run may be resumed from another one. The names of
     checkpoints and stages stay."""
     is_name = name == "weights" and (value in CHECKPOINTS or not os.path.isdir(value))
-    return value if is_name or value.startswith("@") else os.path.realpath(value)
+    if is_name or value.startswith("@"):
+        return value
+    return check(os.path.realpath(value), FIELDS[name], flag(name))
 
 
 def _resumed(values: dict[str, Any]) -> dict[str, Any]:

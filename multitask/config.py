@@ -216,7 +216,7 @@ class Saving(Group):
 class Machine(Group):
     title = "machine"
     threads: int | None = field(None, "processor threads", low=1, below=1025)
-    device: str = field("auto", "auto, cpu, cuda or cuda:N")
+    device: str = field("auto", "auto, cpu, cuda, cuda:N or mps")
 
 
 @dataclass(frozen=True)

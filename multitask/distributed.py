@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -33,10 +32,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line
+from multitask.launcher import GRACE_SECONDS, launched, processes_launched
 from multitask.stopping import Stopped
-
-GRACE_SECONDS = 5  # torchrun ends all processes at the first exit, which must be that of the one that speaks
 
 Item = TypeVar("Item")
 
@@ -47,16 +45,21 @@ def processes() -> Iterator[None]:
 
     The first that fails raises its error; the others, which then fail too, exit silently with status 2.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if processes_launched() <= 1:
         yield
         return
     # Its functions keep the group that they find at import, whose threads would be at work while Python ends.
     importlib.import_module("torch.distributed.nn.functional")
-    store, number, count = next(dist.rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what the one before has left would mislead
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
-    # gloo for the CPU, NCCL for GPUs. The others wait for what the writer does by itself, however long.
-    dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(days=7))
+    attempt = launched("TORCHELASTIC_RESTART_COUNT")  # what the one before has left would mislead
+    try:
+        store, number, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"attempt-{attempt}", store)
+        # gloo for the CPU, NCCL for GPUs. The others wait for what the writer does by itself, however long.
+        dist.init_process_group(store=store, rank=number, world_size=count, timeout=timedelta(days=7))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the processes cannot meet ({short_line(error)}); start them all with torchrun"
+        ) from None
     try:
         with _silence() if number else nullcontext():
             yield
@@ -256,7 +259,7 @@ def wait() -> None:
 @contextmanager
 def first_on_machine() -> Iterator[None]:
     """One process of each machine goes first, and leaves on its disk what the others find there."""
-    others = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    others = launched("LOCAL_RANK") > 0
     if others:
         wait()
     yield
@@ -283,13 +286,13 @@ def own_device(device: torch.device) -> torch.device:
     """The device of this process: of the GPUs, the one with its number on the machine."""
     if not several() or device.type == "cpu":
         return device
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    here = launched("LOCAL_WORLD_SIZE", 1)
     if device.type != "cuda" or device.index is not None or here > torch.cuda.device_count():
         raise InputError(
             f"--device {device}: {here} processes need a GPU each, of {torch.cuda.device_count()} here; "
             "start as many as there are with --device cuda, or compute on the CPU with --device cpu"
         )
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", launched("LOCAL_RANK"))
     torch.cuda.set_device(device)
     return device
 
@@ -299,5 +302,5 @@ def default_threads() -> int | None:
     where torch's own default, or the OMP_NUM_THREADS of the user, holds."""
     if not several() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return None
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // launched("LOCAL_WORLD_SIZE", 1))

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from minbert.errors import InputError
+from minbert.errors import InputError, counted
 from minbert.files import write_text
 from multitask import distributed, evaluate, machine, targets
 from multitask.config import PATHS, Config, Tsne
@@ -133,7 +133,7 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     distributed.from_writer(lambda: write_settings_and_remove_result(config, run))
     print(training.summary)
     print(
-        f"{config.training.epochs} epochs of {training.steps_per_epoch:,} updates on "
+        f"{counted(config.training.epochs, 'epoch')} of {counted(training.steps_per_epoch, 'update')} on "
         f"{training.method.model.device}, writing {run}",
         flush=True,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import platform
 import re
 import time
@@ -10,18 +12,26 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
-from minbert.errors import InputError
+from minbert.bert import BertModel
+from minbert.config import BertConfig
+from minbert.errors import InputError, short_line, shown
 from minbert.linear import Linear, fast_products, onednn_is_faster
 from multitask import distributed
 from multitask.config import Machine, Products
+from multitask.messages import warn
 from multitask.model import MultitaskBert
 
+CPU, MPS = torch.device("cpu"), torch.device("mps")
+DEVICES = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 WORTH = 1.05  # the least speed of bf16, relative to float32, at which it is accepted
+TOLERANCE = 1e-3  # the largest relative difference from the CPU at which --device auto takes a Mac's GPU
 
 
 def set_up(machine: Machine, products: Products = Products(), resume: bool = False) -> torch.device:
-    """Set the number of threads and return the device; `auto` is the GPU if torch sees one.
+    """Set the number of threads and return the device; `auto` is the GPU if torch sees one, but a Mac's only
+    if it computes what the CPU does.
 
     Each of several processes has its own GPU. Raises InputError if this machine does not support the
     settings, or would only be slowed down by them.
@@ -54,17 +64,58 @@ def place(model: MultitaskBert, products: Products, device: torch.device) -> Mul
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return distributed.own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return distributed.own_device(_found_device())
+    if not DEVICES.fullmatch(name):
+        raise InputError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {shown(name)}")
     try:
         device = distributed.own_device(torch.device(name))
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("only cpu, cuda and mps are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device {name}: not available on this machine ({str(error).splitlines()[0]})"
-        ) from None
+        raise InputError(f"--device {name}: not available on this machine ({short_line(error)})") from None
     return device
+
+
+def _found_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available() and not distributed.several() and _agrees_with_cpu(MPS):
+        return MPS
+    return CPU
+
+
+@lru_cache  # warn once
+def _agrees_with_cpu(device: torch.device) -> bool:
+    try:
+        difference = difference_from_cpu(device)
+        found = f"vectors or gradients that differ from the CPU's by {difference:.2g} of their size"
+    except RuntimeError as error:  # such as an operation that it lacks
+        difference, found = math.inf, short_line(error)
+    if difference <= TOLERANCE:
+        return True
+    warn(f"--device auto: computing on the CPU, because a test on {device} gave {found}")
+    return False
+
+
+def difference_from_cpu(device: torch.device) -> float:
+    """Return by how much 8 rows through two layers of a random BERT-base give other numbers than on the CPU:
+    the largest difference in the vectors, or in the gradient, relative to the CPU's largest number there."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = BertModel(BertConfig(vocab_size=1000, num_hidden_layers=2)).eval()
+        ids = torch.randint(1, 1000, (8, 16))
+    mask = torch.arange(16) < torch.arange(2, 18, 2)[:, None]  # rows of 2, 4, ... 16 tokens
+    pairs = zip(*(_vectors_and_gradient(encoder, ids, mask, place) for place in (CPU, device)), strict=True)
+    return torch.stack([(one - other).abs().max() / one.abs().max() for one, other in pairs]).max().item()
+
+
+def _vectors_and_gradient(
+    encoder: BertModel, ids: Tensor, mask: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    copied = copy.deepcopy(encoder).to(device)
+    vectors = copied.pooled(ids.to(device), mask.to(device))
+    vectors.square().sum().backward()
+    gradients = [parameter.grad for parameter in copied.parameters() if parameter.grad is not None]
+    return vectors.detach().cpu(), torch.cat([gradient.flatten().cpu() for gradient in gradients])
 
 
 def _check_bf16(device: torch.device) -> None:
@@ -115,7 +166,7 @@ def rounding() -> dict[str, str]:
 def processor() -> str:
     """Return the processor's name with its family and model, which tell one generation from the next."""
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
     if len(found) < 3:
         return platform.processor()

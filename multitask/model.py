@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
-from minbert.errors import InputError, short_line
+from minbert.errors import InputError, counted, short_line
 from minbert.fields import check_table, field, fields_of
 from minbert.files import named_folder, write_tensors, write_text
 from minbert.packing import Packing
@@ -132,7 +132,9 @@ class MultitaskBert(nn.Module, Predictor):
         full = int((examples.tokens.lengths == self.max_length).sum())
         if full:
             name = table.source.task.name
-            print(f"{name}: {full} rows fill all {self.max_length} tokens; longer inputs are cut")
+            print(
+                f"{name}: {counted(full, 'row')} of {self.max_length} tokens, the limit; longer ones are cut"
+            )
         return examples
 
     def token_ids(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from minbert.errors import InputError
+from minbert.command import unguarded
+from minbert.errors import InputError, counted
 from minbert.files import create, partial_path, rename, resolved
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
@@ -35,9 +36,12 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
     with reader:
         windows = _windows(_items(reader, name, task), name, size, skip_bad_rows)
         if target == "-":
-            if isinstance(sys.stdout, TextIOWrapper):
-                sys.stdout.reconfigure(encoding="utf-8")
-            _write(model, task, windows, sys.stdout)
+            stdout = unguarded(sys.stdout)
+            if stdout.closed:
+                raise InputError("standard output is closed; name a file with --output")
+            if isinstance(stdout, TextIOWrapper):
+                stdout.reconfigure(encoding="utf-8")
+            _write(model, task, windows, stdout)
             return
         raw, path, partial = _open_output(target)
         with TextIOWrapper(raw, encoding="utf-8", newline="") as file:
@@ -64,6 +68,8 @@ def _open_output(target: str) -> tuple[BinaryIO, Path, Path]:
 
 def _open_input(source: str) -> tuple[BinaryIO, str]:
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file with --input")
         return sys.stdin.buffer, "standard input"
     try:
         return open(source, "rb"), source
@@ -102,7 +108,7 @@ def _windows(
             window = []
     yield window
     if dropped:
-        print(f"{name}: dropped {dropped} bad rows", file=sys.stderr)
+        print(f"{name}: dropped {counted(dropped, 'bad row')}", file=sys.stderr)
 
 
 def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from minbert.command import unguarded
 from multitask.history import Progress
 
 SECONDS_BETWEEN_LINES = 10
@@ -29,7 +30,13 @@ class Meter:
         if self.first_step < 0:
             self.first_step = progress.step - 1
             if sys.stderr.isatty():
-                self.bar = tqdm(total=self.total, initial=self.first_step, unit="step", dynamic_ncols=True)
+                self.bar = tqdm(
+                    total=self.total,
+                    initial=self.first_step,
+                    unit="step",
+                    dynamic_ncols=True,
+                    file=unguarded(sys.stderr),  # its carriage returns are to be obeyed
+                )
         loss = progress.mean("loss/all")
         done = progress.step - self.first_step
         seconds = time.perf_counter() - self.started
@@ -52,9 +59,3 @@ class Meter:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-    @staticmethod
-    def say(line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        tqdm.write(line)
-        sys.stdout.flush()

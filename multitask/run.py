@@ -8,52 +8,64 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from minbert.command import explain, guarded, is_lack_of_memory
 from minbert.errors import InputError
 from multitask.command_line import Pipeline, resolve
-from multitask.config import TRAINING, Config
+from multitask.config import SETTINGS, TRAINING, Config
+from multitask.launcher import GRACE_SECONDS, launched
 from multitask.layout import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
 
 RESUME = "python -m multitask.run --resume --out"
+LESS_MEMORY = "a smaller --batch-size, --max-tokens or --max-length and another --out"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0; 2 after a mistake in the input or an error of the disk,
-    with one line that says which; 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads the output."""
+    """Run a command and return its exit status: 0; that of `minbert.command.explain`, which prints one line,
+    after an error; 143 after SIGTERM, 129 after SIGHUP."""
     command = None
-    try:
-        command = settings(sys.argv[1:] if argv is None else argv)
-        with terminable():
-            # These bring torch, which help and usage errors do without.
-            from multitask.distributed import processes
-            from multitask.jobs import JOBS
-            from multitask.pipeline import run_pipeline
+    with guarded() as output:
+        try:
+            command = settings(sys.argv[1:] if argv is None else argv)
+            with terminable():
+                carry_out(command)
+            output.flush()
+            if output.lost is not None:
+                report_lost(output.lost, command)
+            return 0
+        except Stopped as stopped:
+            if stopped.run is not None:
+                advice = f"; resume with {RESUME} {resumable(stopped.run)}"
+            else:
+                advice = how_to_resume(command)
+            print(f"stopped{advice}", file=sys.stderr)
+            return 128 + stopped.number
+        except (Exception, KeyboardInterrupt) as error:
+            advice = how_to_resume(command)
+            if advice and is_lack_of_memory(error):
+                advice += f"; or train with {LESS_MEMORY}"
+            return explain(error, advice)
 
-            with processes():
-                if isinstance(command, Pipeline):
-                    run_pipeline(command)
-                else:
-                    JOBS[command.option](command)
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"stopped: nobody reads the output{how_to_resume(command)}", file=sys.stderr)
-        return 141
-    except OSError as error:  # such as a full disk
-        print(f"error: {error}{how_to_resume(command)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped{how_to_resume(command)}", file=sys.stderr)
-        return 130
-    except Stopped as stopped:
-        if stopped.run is not None:
-            print(f"stopped; resume with {RESUME} {resumable(stopped.run)}", file=sys.stderr)
+
+def carry_out(command: Config | Pipeline) -> None:
+    # These bring torch, which help and usage errors do without.
+    from multitask.distributed import processes
+    from multitask.jobs import JOBS
+    from multitask.pipeline import run_pipeline
+
+    with processes():
+        if isinstance(command, Pipeline):
+            run_pipeline(command)
         else:
-            print(f"stopped{how_to_resume(command)}", file=sys.stderr)
-        return 128 + stopped.number
+            JOBS[command.option](command)
+
+
+def report_lost(error: OSError, command: Config | Pipeline) -> None:
+    """Print that not all of the output could be written, if what counts is in a folder, which is complete.
+    Raise the error if the output was what the command is for."""
+    if not isinstance(command, Pipeline) and not SETTINGS["out"].used_by(command.option):
+        raise error
+    print(f"warning: not all of the output could be written ({error}); the run is complete", file=sys.stderr)
 
 
 def how_to_resume(command: Config | Pipeline | None) -> str:
@@ -85,19 +97,20 @@ def settings(argv: Sequence[str]) -> Config | Pipeline:
     """Return the command line's settings. Under torchrun, one process of each machine says what is wrong with
     them; and if torchrun has restarted the processes after one had died, the run is resumed."""
 
-    def launcher(name: str, default: int = 0) -> int:
-        return int(os.environ.get(name, default))
-
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory no longer exists; change to another one") from None
     try:
         command = resolve(argv)
-        if launcher("WORLD_SIZE", 1) > 1 and not trains(command):
+        if launched("WORLD_SIZE", 1) > 1 and not trains(command):
             raise InputError(f"{' '.join(argv)}: needs a single process: start it without torchrun")
-        if launcher("TORCHELASTIC_MAX_RESTARTS") > 0 and out_of(command) is None:
+        if launched("TORCHELASTIC_MAX_RESTARTS") > 0 and out_of(command) is None:
             raise InputError("torchrun --max-restarts needs --out, the folder that a restart resumes")
-        return resolve([*argv, "--resume"]) if launcher("TORCHELASTIC_RESTART_COUNT") > 0 else command
+        return resolve([*argv, "--resume"]) if launched("TORCHELASTIC_RESTART_COUNT") > 0 else command
     except InputError:
-        if launcher("LOCAL_RANK") > 0:
-            time.sleep(5)  # torchrun ends all at the first exit, which must not come before the message
+        if launched("LOCAL_RANK") > 0:
+            time.sleep(GRACE_SECONDS)
             raise SystemExit(2) from None
         raise
 

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +30,6 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from minbert.checkpoint import Stored, contents
 from minbert.errors import InputError, short_line, shown
@@ -42,6 +40,7 @@ from multitask.distributed import is_writer
 from multitask.folder import check_held, make_marked, mark
 from multitask.history import Progress, check_progress, read_progress
 from multitask.layout import BEST, CONFIG, METRICS, STATE
+from multitask.messages import warn
 from multitask.model import MODEL_FILES, MultitaskBert
 from multitask.recipes import read_settings
 from multitask.replacement import digests, write_folder
@@ -299,12 +298,6 @@ class States:
     def _tensors(self) -> Tensors:
         model = {name: module.state_dict() for name, module in self.parts.items()}
         return model | {"optimizer": _moments(self.parts["model"], self.optimizer)}
-
-
-def warn(line: str) -> None:
-    """Print a warning on standard error, above the progress bar if there is one."""
-    tqdm.write(f"warning: {line}", file=sys.stderr)
-    sys.stderr.flush()
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -1,19 +1,20 @@
-"""SIGTERM and Ctrl-C: a run that is training first finishes its step and saves. A second signal stops it at
-once."""
+"""SIGTERM, Ctrl-C, and SIGHUP when the terminal closes: a run that is training first finishes its step and
+saves. A second signal stops it at once, unless it is SIGHUP, which the shell and the kernel may both send.
+What was ignored when the program started, as SIGHUP is under nohup, stays ignored."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+FROM_OUTSIDE = (signal.SIGTERM,) if HANGUP is None else (signal.SIGTERM, HANGUP)
 Result = TypeVar("Result")
 
 
@@ -39,21 +40,18 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+            self._before = _handle((*FROM_OUTSIDE, signal.SIGINT), self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each == HANGUP else signal.SIG_DFL)
         with suppress(OSError):  # not print(), which the signal may have interrupted
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")
         if self._idle:
             raise _GivenUp
 
@@ -76,7 +74,7 @@ class Stop:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """A context in which SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt."""
+    """A context in which SIGTERM and SIGHUP raise Stopped, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -84,8 +82,19 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = _handle(FROM_OUTSIDE, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _restore(before)
+
+
+def _handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle those of these signals that are not ignored, and return the handlers that they had."""
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from minbert.errors import InputError
+from minbert.errors import InputError, counted
 from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
 from multitask.config import LONGEST_EPOCH, Training
 from multitask.data.tokens import Examples
 from multitask.history import Progress
+from multitask.messages import say
 from multitask.methods.sampling import random_seed
 from multitask.methods.schedules import halve_on_rise
 from multitask.model import MultitaskBert
@@ -125,8 +126,9 @@ def fit(run: TrainingRun, states: States, progress: Progress, save_every: int | 
                 found = evaluate() if distributed.several() else stop.unless_asked(evaluate)
                 if found is not None:
                     lr = run.settings.lr * rate(progress.step - 1, progress.records)
-                    end_epoch(run, progress, {"lr": lr, **found}, states)
+                    record = end_epoch(run, progress, {"lr": lr, **found}, states)
                     states.save(progress)
+                    announce(run.method, progress, record)
                 continue
             started = time.perf_counter()
             for group in run.optimizer.param_groups:
@@ -158,7 +160,7 @@ def train_step(run: TrainingRun, step: int) -> Terms:
 def report_skipped(rows: str, progress: Progress, steps_per_epoch: int) -> None:
     """Print that the last update was skipped. Raises InputError if ten in a row were, or all of an epoch."""
     problem = f"the loss or its gradient is not finite at step {progress.step}, on {rows}"
-    Meter.say(f"{problem}: update skipped")
+    say(f"{problem}: update skipped")
     count = progress.skipped_in_a_row
     if count >= min(SKIPPED_AT_MOST, steps_per_epoch):
         raise InputError(
@@ -167,8 +169,8 @@ def report_skipped(rows: str, progress: Progress, steps_per_epoch: int) -> None:
         )
 
 
-def end_epoch(run: TrainingRun, progress: Progress, found: dict[str, Any], states: States) -> None:
-    """Put the epoch's record together, keep the model if it is the best, and print the scores."""
+def end_epoch(run: TrainingRun, progress: Progress, found: dict[str, Any], states: States) -> dict[str, Any]:
+    """Put the epoch's record together, keep the model if it is the best, and return the record."""
     for part in SCORED:
         if not all(map(math.isfinite, numbers_in(found.get(part, {})))):
             raise InputError(f"{part} is no longer finite; lower --lr, or set --clip-norm")
@@ -181,19 +183,23 @@ def end_epoch(run: TrainingRun, progress: Progress, found: dict[str, Any], state
         **found,
     }
     score = record["dev"][run.choose_by]
-    best = not progress.best_epoch or score > progress.best_score
-    if best:
+    if not progress.best_epoch or score > progress.best_score:
         progress.best_score, progress.best_epoch = score, record["epoch"]
         states.keep_best()
     progress.records.append(record)
-    line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {run.method.describe(record)}"
-    if best:
+    return record
+
+
+def announce(method: Method, progress: Progress, record: Mapping[str, Any]) -> None:
+    """Print the scores of the epoch that has just ended, and what in its record should worry the reader."""
+    line = f"epoch {record['epoch']}: loss {record['loss']['all']:.4f}, dev {method.describe(record)}"
+    if record["epoch"] == progress.best_epoch:
         line += ", best so far"
     if "skipped" in record:
-        line += f"; {record['skipped']} updates skipped"
-    Meter.say(line)
-    for warning in run.method.warnings(record):
-        Meter.say(f"warning: {warning}")
+        line += f"; {counted(record['skipped'], 'update')} skipped"
+    say(line)
+    for warning in method.warnings(record):
+        say(f"warning: {warning}")
 
 
 def numbers_in(values: Mapping[str, Any]) -> Iterator[float]:

@@ -18,6 +18,7 @@ from minbert import AdamW
 from minbert.errors import InputError
 from multitask import distributed, finetune, train
 from multitask.distributed import Part, collect, deal, part_of
+from multitask.launcher import NEEDED
 from multitask.run import main, settings
 
 STEPS = 20
@@ -531,6 +532,10 @@ def test_the_cores_are_divided_unless_the_user_says(monkeypatch):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's doing
         assert distributed.default_threads() == threads
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+    assert distributed.default_threads() == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert distributed.default_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert distributed.default_threads() is None
 
@@ -563,6 +568,42 @@ def test_one_process_of_a_machine_speaks_of_wrong_flags(monkeypatch):
     with pytest.raises(SystemExit) as caught:
         settings(["--option", "bogus"])
     assert caught.value.code == 2 and slept, "torchrun would end the one that speaks"
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "1.5", "²", "9" * 5000])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_variable_of_torchrun_that_is_no_number_is_named(monkeypatch, name, text):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(InputError, match=f"^{name} is '.*, not a number as torchrun sets it"):
+        settings(["--option", "bogus" if name == "LOCAL_RANK" else "finetune"])
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.setenv(name, "")
+    assert settings(["--option", "finetune"]).option == "finetune"
+    with distributed.processes():
+        assert not distributed.several()
+
+
+def test_several_processes_that_cannot_meet_are_told_to_use_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in NEEDED:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASTER_PORT", "none")
+    with (
+        pytest.raises(InputError, match=r"the processes cannot meet .*none.*torchrun"),
+        distributed.processes(),
+    ):
+        pass
+    monkeypatch.delenv("MASTER_PORT")
+    monkeypatch.delenv("RANK")
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK, MASTER_PORT are"),
+        distributed.processes(),
+    ):
+        pass
 
 
 def test_what_does_not_train_works_in_one_process(monkeypatch):

@@ -227,15 +227,15 @@ NUMBERS = r"a list of numbers, at least 1e-06 and at most 1e\+06"
         ({"threshold": math.inf}, f"threshold must be {NUMBER}, not inf"),
         ({"threshold": 10**400}, f"threshold must be {NUMBER}, not 1000"),
         ({"members": []}, "members must be a list of 1 to 1,000 folders"),
-        ({"members": "../a"}, "members must be a list of non-empty texts without NUL, not '../a'"),
+        ({"members": "../a"}, "members must be a list of non-empty UTF-8 texts without NUL, not '../a'"),
         ({"members": ["x"] * 1001}, "members must be a list of 1 to 1,000 folders"),
         (
             {"members": [3, "../a"]},
-            r"members must be a list of non-empty texts without NUL, not \[3, '../a'\]",
+            r"members must be a list of non-empty UTF-8 texts without NUL, not \[3, '../a'\]",
         ),
         (
             {"members": ["", "../a"]},
-            r"members must be a list of non-empty texts without NUL, not \['', '../a'\]",
+            r"members must be a list of non-empty UTF-8 texts without NUL, not \['', '../a'\]",
         ),
         ({"members": ["x" * 1001, "../a"]}, "is not a folder"),
         ({"members": ["/etc", "../a"]}, "'/etc' must be relative"),

@@ -112,7 +112,7 @@ def test_whole_numbers_for_a_float_and_lists_are_brought_into_the_fields_type(na
 
 COUNT = "a whole number, at least 1 and below 100,000"
 RATE = "a number, at least 0 and at most 1e+09"
-NAMES = "a list of non-empty texts without NUL"
+NAMES = "a list of non-empty UTF-8 texts without NUL"
 NUMBERS = "a list of numbers, at least 1e-06 and at most 1e+06"
 
 
@@ -136,12 +136,13 @@ NUMBERS = "a list of numbers, at least 1e-06 and at most 1e+06"
         ("rate", "1", f"x must be {RATE}, not '1'"),
         ("share", 1.01, "x must be a number, at least 0 and at most 1, not 1.01"),
         ("free", math.nan, "x must be a number, at least -inf and at most inf, not nan"),
-        ("text", "", "x must be non-empty text without NUL, not ''"),
-        ("text", "a\0", r"x must be non-empty text without NUL, not 'a\x00'"),
-        ("text", 3, "x must be non-empty text without NUL, not 3"),
-        ("text", ["a"], "x must be non-empty text without NUL, not ['a']"),
-        ("perhaps", "\0", r"x must be text without NUL, not '\x00'"),
-        ("perhaps", None, "x must be text without NUL, not None"),
+        ("text", "", "x must be non-empty UTF-8 text without NUL, not ''"),
+        ("text", "a\0", r"x must be non-empty UTF-8 text without NUL, not 'a\x00'"),
+        ("text", "a\udcff", r"x must be non-empty UTF-8 text without NUL, not 'a\udcff'"),
+        ("text", 3, "x must be non-empty UTF-8 text without NUL, not 3"),
+        ("text", ["a"], "x must be non-empty UTF-8 text without NUL, not ['a']"),
+        ("perhaps", "\0", r"x must be UTF-8 text without NUL, not '\x00'"),
+        ("perhaps", None, "x must be UTF-8 text without NUL, not None"),
         ("mode", "c", "x must be one of ball, cube, not 'c'"),
         ("mode", "", "x must be one of ball, cube, not ''"),
         ("mode", ["ball"], "x must be one of ball, cube, not ['ball']"),
@@ -270,8 +271,8 @@ def test_every_kind_says_what_it_expects():
         "rate": RATE,
         "share": "a number, at least 0 and at most 1",
         "free": "a number, at least -inf and at most inf",
-        "text": "non-empty text without NUL",
-        "perhaps": "text without NUL",
+        "text": "non-empty UTF-8 text without NUL",
+        "perhaps": "UTF-8 text without NUL",
         "mode": "one of ball, cube",
         "on": "true or false",
         "later": "a whole number, at least 1 and at most 1e+09",

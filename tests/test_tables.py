@@ -249,7 +249,7 @@ def test_what_was_dropped_is_printed_once_for_each_table_that_lost_rows(tmp_path
     tables = read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=True)
     assert capsys.readouterr().out == ""
     print_dropped([clean, *tables.values()])
-    assert capsys.readouterr().out == f"{path}: dropped 1 bad rows, kept 2\n"
+    assert capsys.readouterr().out == f"{path}: dropped 1 bad row, kept 2\n"
 
 
 def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_path):

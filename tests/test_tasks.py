@@ -205,7 +205,7 @@ def test_a_task_file_defines_tasks(tmp_path):
         (REAL + "low = 'a'\n", "[topic]: low must be a number, at least -inf and at most inf, not 'a'"),
         (
             TOPIC.replace('["text"]', '"text"'),
-            "[topic]: texts must be a list of non-empty texts without NUL, not 'text'",
+            "[topic]: texts must be a list of non-empty UTF-8 texts without NUL, not 'text'",
         ),
         (TOPIC.replace('label = "topic"\n', ""), "[topic]: lacks label"),
         ("[topic]\n", "[topic]: lacks kind, texts, label, files"),
@@ -213,11 +213,11 @@ def test_a_task_file_defines_tasks(tmp_path):
         (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes from 2 to 10,000"),
         (
             TOPIC.replace('["text"]', "[1, 2]"),
-            "[topic]: texts must be a list of non-empty texts without NUL, not [1, 2]",
+            "[topic]: texts must be a list of non-empty UTF-8 texts without NUL, not [1, 2]",
         ),
         (
             TOPIC.replace('["text"]', '["text", 1]'),
-            "[topic]: texts must be a list of non-empty texts without NUL, not [",
+            "[topic]: texts must be a list of non-empty UTF-8 texts without NUL, not [",
         ),
         (TOPIC.replace('["text"]', "[]"), "task topic: texts must name one or two columns, not 0"),
         (

@@ -323,6 +323,14 @@ def scored(score: float, worst: float = 0.5) -> dict:
     return {"dev": dev, "train": dev}
 
 
+def test_an_epoch_is_saved_before_it_is_announced(tiny, rows, tmp_path, monkeypatch):
+    done, save = [], States.save
+    monkeypatch.setattr(train, "say", lambda line: done.append(line.partition(":")[0]))
+    monkeypatch.setattr(States, "save", lambda *args: done.append("saved") or save(*args))
+    fit(FINETUNE.changed(weights=str(tiny), steps_per_epoch=1), rows, tmp_path)
+    assert done == ["saved", "epoch 1", "saved", "epoch 2"]
+
+
 def test_a_run_stops_when_its_patience_is_at_an_end(tiny, rows, tmp_path, monkeypatch):
     """Scores of .5, .7, .6, .65 and .8 with a patience of 2: two epochs after .7 without a better one."""
     results = iter([0.5, 0.7, 0.6, 0.65, 0.8])

@@ -24,7 +24,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from minbert.errors import InputError
 from minbert.files import write_tensors
+from minbert.hub import at_home
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,7 +38,7 @@ KEPT_SECONDS = 60 * 24 * 60 * 60  # an entry unused for longer than this is remo
 def cache_folder() -> Path:
     """Return the folder `tables` in MINBERT_CACHE, or else in `minbert` in the user's cache."""
     home = os.environ.get("MINBERT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "minbert")
-    return Path(home, "tables").expanduser()
+    return at_home(Path(home, "tables"))
 
 
 def key_of(*parts: object) -> str:
@@ -49,7 +51,11 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
 
     If the cache cannot be written, print one line of warning and keep the arrays in memory.
     """
-    path = cache_folder() / f"{key}.safetensors"
+    try:
+        path = cache_folder() / f"{key}.safetensors"
+    except InputError:
+        _warn("~/.cache", "this user has no home folder")
+        return build()
     found = _read(path)
     if found is not None:
         return found
@@ -57,7 +63,7 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
     try:
         _write(path, built)
     except OSError as error:
-        _warn(path.parent, error.strerror or str(error))
+        _warn(str(path.parent), error.strerror or str(error))
         return built
     return _read(path) or built  # mapped, as in every later run, so the built arrays can be freed
 
@@ -106,7 +112,7 @@ def _sweep(folder: Path) -> None:
 
 
 @lru_cache  # warn once per folder
-def _warn(folder: Path, reason: str) -> None:
+def _warn(folder: str, reason: str) -> None:
     print(
         f"{folder}: cannot cache tables there ({reason}), so the next run will read them again; "
         "make it writable, or name another folder with MINBERT_CACHE",

@@ -19,7 +19,7 @@ from typing import BinaryIO, overload
 
 import numpy as np
 
-from minbert.errors import InputError, short_line, shown
+from minbert.errors import InputError, counted, short_line, shown
 from minbert.reading import open_regular
 from multitask.data.cache import cached, key_of
 from multitask.data.tasks import Task
@@ -331,7 +331,7 @@ def print_dropped(tables: Iterable[Table]) -> None:
     """Print how many bad rows of each table were left out, if any."""
     for table in tables:
         if table.dropped:
-            print(f"{table.source.path}: dropped {table.dropped} bad rows, kept {len(table)}")
+            print(f"{table.source.path}: dropped {counted(table.dropped, 'bad row')}, kept {len(table)}")
 
 
 def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:
