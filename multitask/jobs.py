@@ -19,12 +19,12 @@ from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
-from multitask.history import Progress
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
+from multitask.progress import Progress
 from multitask.report.figures import can_plot
 from multitask.report.page import write_report
 from multitask.runs import (

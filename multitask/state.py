@@ -38,10 +38,10 @@ from minbert.reading import load_json, read_text
 from multitask.config import decisive
 from multitask.distributed import is_writer
 from multitask.folder import check_held, make_marked, mark
-from multitask.history import Progress, check_progress, read_progress
 from multitask.layout import BEST, CONFIG, METRICS, STATE
 from multitask.messages import warn
 from multitask.model import MODEL_FILES, MultitaskBert
+from multitask.progress import Progress, check_progress, read_progress
 from multitask.recipes import read_settings
 from multitask.replacement import digests, write_folder
 

@@ -18,12 +18,12 @@ from minbert.optim import AdamW, clip_scale, constant_schedule, linear_schedule
 from multitask import distributed
 from multitask.config import LONGEST_EPOCH, Training
 from multitask.data.tokens import Examples
-from multitask.history import Progress
 from multitask.messages import say
+from multitask.meter import Meter
 from multitask.methods.sampling import random_seed
 from multitask.methods.schedules import halve_on_rise
 from multitask.model import MultitaskBert
-from multitask.progress import Meter
+from multitask.progress import Progress
 from multitask.state import States
 from multitask.stopping import Stop, Stopped
 

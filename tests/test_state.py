@@ -22,7 +22,7 @@ from minbert.errors import InputError
 from minbert.files import write_tensors, write_text
 from multitask import state
 from multitask.config import Config
-from multitask.history import Progress
+from multitask.progress import Progress
 from multitask.replacement import digests, settle, write_folder
 from multitask.state import States
 
