@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minbert.errors import InputError
+from minbert.tokenizer import CHARACTERS
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
 from multitask.predictor import Predictor
@@ -68,7 +69,7 @@ def _open_input(source: str) -> tuple[BinaryIO, str]:
 
 def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     """Parse the input as a table if its first line names the task's columns, else as plain lines."""
-    lines = lines_of(reader, name)
+    lines = _without_blank_end(lines_of(reader, name))
     first = next(lines, b"")
     lines = chain([first] if first else [], lines)
     try:
@@ -78,23 +79,37 @@ def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     return parse(lines, name, task, labelled=False, with_id=False) if is_table else parse_plain(lines, task)
 
 
+def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines, except empty ones after the last text, such as an editor leaves."""
+    empty = 0
+    for line in lines:
+        if line.strip(b"\r\n"):
+            yield from repeat(b"\n", empty)
+            yield line
+            empty = 0
+        else:
+            empty += 1
+
+
 def _windows(
     items: Iterable[Row | Problem], name: str, size: int, skip_bad_rows: bool
 ) -> Iterator[list[Row]]:
-    """Yield good rows, `size` at a time. At a bad one, yield the rows before it, then raise InputError."""
+    """Yield good rows, `size` at a time, or fewer long ones. At a bad one, yield the rows before it, then
+    raise InputError."""
     window: list[Row] = []
-    dropped = 0
+    characters = dropped = 0
     for item in items:
         if isinstance(item, Row):
             window.append(item)
+            characters += item.characters
         elif skip_bad_rows:
             dropped += 1
         else:
             yield window
             raise InputError(f"{name}:{item.line}: {item.message} (--skip-bad-rows drops such rows)")
-        if len(window) == size:
+        if len(window) == size or characters >= CHARACTERS:
             yield window
-            window = []
+            window, characters = [], 0
     yield window
     if dropped:
         print(f"{name}: dropped {dropped} bad rows", file=sys.stderr)

@@ -13,6 +13,7 @@ import torch
 from helpers import ROOT, write_table
 
 from minbert import BertTokenizer, InputError
+from minbert.tokenizer import LEAST_CHARACTERS
 from multitask.data import cache as cache_module
 from multitask.data import tables, tokens
 from multitask.data.cache import cached
@@ -242,7 +243,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_table_from_the_cache_is_the_table_to_the_byte(cache, tmp_path, tokenizer, monkeypatch):
     path = write_pairs(tmp_path / "t.csv")
-    monkeypatch.setattr(tokens, "CHUNK", 7)  # 40 rows in six chunks
+    monkeypatch.setattr("minbert.tokenizer.CHARACTERS", 7 * LEAST_CHARACTERS)  # 40 rows in six chunks
     first = contents(path, tokenizer)
     assert len(entries(cache)) == 2  # the check, and the tokens
     monkeypatch.setattr(tables, "parse", lambda *args: never())
