@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
-from minbert.errors import InputError, short_line
+from minbert.errors import InputError, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import write_tensors, write_text
 from minbert.packing import Packing
@@ -142,7 +142,7 @@ class MultitaskBert(nn.Module, Predictor):
             parts = (text,) if isinstance(text, str) else text
             if not isinstance(parts, list | tuple) or len(parts) != wanted:
                 raise InputError(
-                    f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}"
+                    f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {shown(text)}"
                 )
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)

@@ -1,5 +1,6 @@
 """tables.py: every way in which a table can be wrong, what is accepted, and the shipped sample."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +142,15 @@ def test_a_table_that_cannot_be_read(tmp_path, make):
 
 def test_a_line_that_no_text_can_be_is_not_read_to_its_end(tmp_path):
     path = table(tmp_path / "t.csv", HEADER, GOOD[0], b"a" * (1 << 20))
-    with pytest.raises(InputError, match=r"t\.csv:3: longer than 1 MB; is this a table of text"):
+    with pytest.raises(InputError, match=r"t\.csv:3: a line of more than 1 MB; is this a table of text"):
         read_table(path, SENTIMENT, labelled=True, skip_bad_rows=True)
+
+
+def test_a_hole_of_a_terabyte_is_refused_at_once(tmp_path):
+    path = table(tmp_path / "t.csv", HEADER, *GOOD)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match=r"t\.csv: a line of more than 1 MB; is this a table of text"):
+        read_table(path, SENTIMENT, labelled=True)
 
 
 def test_a_header_of_many_columns_is_named_in_short(tmp_path):
