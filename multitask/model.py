@@ -141,9 +141,8 @@ class MultitaskBert(nn.Module, Predictor):
         for number, text in enumerate(texts):
             parts = (text,) if isinstance(text, str) else text
             if not isinstance(parts, list | tuple) or len(parts) != wanted:
-                raise InputError(
-                    f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {shown(text)}"
-                )
+                kind = "pairs" if wanted == 2 else "single texts"
+                raise InputError(f"{task} takes {kind}; item {number} is {shown(text)}")
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
         return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, self.max_length)
