@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from minbert.errors import InputError
 from minbert.tokenizer import CHARACTERS
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
+from multitask.evaluate import class_columns, six_places, tab_separated
 from multitask.predictor import Predictor
 
 WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
@@ -116,8 +116,8 @@ def _windows(
 
 
 def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
-    writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-    writer.writerow(["id", task.label, *(f"class_{number}" for number in range(task.classes))])
+    writer = tab_separated(file)
+    writer.writerow(["id", task.label, *class_columns(task)])
     for rows in windows:
         logits = model.logits(task.name, [row.texts for row in rows])
         values = task.kind.decode(logits).tolist()
@@ -125,5 +125,5 @@ def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: Tex
         if task.kind.probabilities is not None:
             of_classes = task.kind.probabilities(logits).tolist()
         for row, value, probabilities in zip(rows, values, of_classes, strict=True):
-            writer.writerow([row.id, value, *(f"{number:.6f}" for number in probabilities)])
+            writer.writerow([row.id, value, *map(six_places, probabilities)])
         file.flush()
