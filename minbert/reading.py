@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import tomllib
 from io import BufferedReader
@@ -18,10 +19,17 @@ from typing import Any
 from minbert.errors import InputError, short_line
 
 MEGABYTE = 1 << 20
-LARGEST_TEXT = 64 * MEGABYTE  # for vocabularies; the largest BERT's takes a few megabytes
+LARGEST_TEXT = 32 * MEGABYTE  # for JSON and vocabularies; the largest BERT's takes a few megabytes
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer; Windows has neither
 BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 LARGEST_SETTINGS = MEGABYTE  # for TOML, whose parser is slow
+MOST_PARTS = 16  # of a dotted TOML key; the parser's time and memory grow with their square
+
+_STRING_OR_COMMENT = re.compile(
+    r"""\"{3}(?:\\?.)*?(?:\"{3}|\Z) | '{3}.*?(?:'{3}|\Z) | "(?:\\.|[^"\\\n])*"? | '[^'\n]*'? | \#[^\n]*""",
+    re.DOTALL | re.VERBOSE,
+)
+_DEEP_KEY = re.compile(rf"(?:\.[^.,=\n]*){{{MOST_PARTS}}}")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -52,17 +60,29 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def load_json(path: Path, hint: str = "") -> Any:
-    """Return the value in a JSON file. Raises InputError, ending in `hint`, if it cannot be read as JSON."""
+    """Return the value in a JSON file. Raises InputError, ending in `hint`, if it cannot be read as JSON, or
+    an object in it has a key twice."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({reason(error)}){hint}") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key is given twice")
+    return values
+
+
 def load_toml(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file. Raises InputError if it cannot be read as TOML."""
+    """Return the settings in a TOML file. Raises InputError if it cannot be read as TOML, or a key has more
+    than `MOST_PARTS` parts."""
     try:
-        return tomllib.loads(read_text(path, LARGEST_SETTINGS))
+        text = read_text(path, LARGEST_SETTINGS)
+        if _DEEP_KEY.search(_STRING_OR_COMMENT.sub("x", text)):
+            raise ValueError(f"a key of more than {MOST_PARTS} parts")
+        return tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as TOML ({reason(error)})") from None
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -28,9 +29,13 @@ from minbert.errors import InputError, short_line, shown
 from minbert.files import named_folder, write_text
 from minbert.reading import load_json, read_text, reason
 
+Item = TypeVar("Item")
+
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LONGEST_WORD = 1000  # characters; WordPiece's time grows with their square
+LONGEST_WORD = 200  # characters; WordPiece's time grows with their square, and BERT's limit is 100
+CHARACTERS = 1 << 20  # read and tokenised at a time, which takes up to half a gigabyte
+LEAST_CHARACTERS = 128  # that an item counts for, so that a chunk of short ones is not endless either
 # The only components a tokenizer.json may have. Others read text differently from BERT, or can run forever.
 COMPONENTS = {
     "normalizer": {"BertNormalizer"},
@@ -86,7 +91,11 @@ class BertTokenizer:
         if max_length <= needed:
             raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
         self.backend.enable_truncation(max_length, strategy="longest_first")
-        return [(encoding.ids, encoding.type_ids) for encoding in self.backend.encode_batch_fast(inputs)]
+        return [
+            (encoding.ids, encoding.type_ids)
+            for chunk in in_chunks(inputs, len if pairs is None else lambda pair: len(pair[0]) + len(pair[1]))
+            for encoding in self.backend.encode_batch_fast(chunk)
+        ]
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
@@ -142,6 +151,22 @@ class BertTokenizer:
             "model_max_length": 512,
         }
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def in_chunks(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yield the items in lists of at most `CHARACTERS` characters each, or of one item that is longer.
+    `length` gives an item's characters."""
+    chunk: list[Item] = []
+    left = CHARACTERS
+    for item in items:
+        cost = max(length(item), LEAST_CHARACTERS)
+        if chunk and cost > left:
+            yield chunk
+            chunk, left = [], CHARACTERS
+        chunk.append(item)
+        left -= cost
+    if chunk:
+        yield chunk
 
 
 def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:

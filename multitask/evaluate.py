@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
 from multitask.model import MultitaskBert
+
+if TYPE_CHECKING:
+    from _csv import Writer as CsvWriter
 
 
 def scores(
@@ -84,11 +89,24 @@ def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str
     lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
     write_text(path, f"id \t {task.header} \n" + "".join(lines))
     if task.kind.probabilities is not None:
-        rows = task.kind.probabilities(logits).tolist()
-        header = "\t".join(["id", *(f"class_{number}" for number in range(len(rows[0])))]) + "\n"
-        lines = (
-            "\t".join([row_id, *(f"{value:.6f}" for value in row)]) + "\n"
-            for row_id, row in zip(ids, rows, strict=True)
-        )
-        write_text(directory / f"{task.submission}-{split}-probabilities.csv", header + "".join(lines))
+        rows = zip(ids, task.kind.probabilities(logits).tolist(), strict=True)
+        text = io.StringIO()
+        writer = tab_separated(text)
+        writer.writerow(["id", *class_columns(task)])
+        writer.writerows([row_id, *map(six_places, row)] for row_id, row in rows)
+        write_text(directory / f"{task.submission}-{split}-probabilities.csv", text.getvalue())
     return path
+
+
+def tab_separated(file: TextIO) -> CsvWriter:
+    """Return a writer of tab-separated rows, which quotes a cell that holds a quote, a tab or a line end."""
+    return csv.writer(file, delimiter="\t", lineterminator="\n")
+
+
+def class_columns(task: Task) -> list[str]:
+    """Return the headers of the columns with the probabilities of a task's classes, if it has any."""
+    return [f"class_{number}" for number in range(task.classes)]
+
+
+def six_places(probability: float) -> str:
+    return f"{probability:.6f}"

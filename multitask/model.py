@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minbert.bert import POOLINGS, BertModel
 from minbert.checkpoint import FLOATS, contents
-from minbert.errors import InputError, counted, short_line
+from minbert.errors import InputError, counted, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import named_folder, write_tensors, write_text
 from minbert.packing import Packing
@@ -147,9 +147,8 @@ class MultitaskBert(nn.Module, Predictor):
         for number, text in enumerate(texts):
             parts = (text,) if isinstance(text, str) else text
             if not isinstance(parts, list | tuple) or len(parts) != wanted:
-                raise InputError(
-                    f"{task} takes {'pairs' if wanted == 2 else 'single texts'}; item {number} is {text!r}"
-                )
+                kind = "pairs" if wanted == 2 else "single texts"
+                raise InputError(f"{task} takes {kind}; item {number} is {shown(text)}")
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
         return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, self.max_length)

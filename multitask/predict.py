@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from minbert.command import unguarded
 from minbert.errors import InputError, counted
 from minbert.files import create, partial_path, rename, resolved
+from minbert.tokenizer import CHARACTERS
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
+from multitask.evaluate import class_columns, six_places, tab_separated
 from multitask.predictor import Predictor
 
 WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
@@ -79,7 +80,7 @@ def _open_input(source: str) -> tuple[BinaryIO, str]:
 
 def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     """Parse the input as a table if its first line names the task's columns, else as plain lines."""
-    lines = lines_of(reader, name)
+    lines = _without_blank_end(lines_of(reader, name))
     first = next(lines, b"")
     lines = chain([first] if first else [], lines)
     try:
@@ -89,31 +90,45 @@ def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     return parse(lines, name, task, labelled=False, with_id=False) if is_table else parse_plain(lines, task)
 
 
+def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines, except empty ones after the last text, such as an editor leaves."""
+    empty = 0
+    for line in lines:
+        if line.strip(b"\r\n"):
+            yield from repeat(b"\n", empty)
+            yield line
+            empty = 0
+        else:
+            empty += 1
+
+
 def _windows(
     items: Iterable[Row | Problem], name: str, size: int, skip_bad_rows: bool
 ) -> Iterator[list[Row]]:
-    """Yield good rows, `size` at a time. At a bad one, yield the rows before it, then raise InputError."""
+    """Yield good rows, `size` at a time, or fewer long ones. At a bad one, yield the rows before it, then
+    raise InputError."""
     window: list[Row] = []
-    dropped = 0
+    characters = dropped = 0
     for item in items:
         if isinstance(item, Row):
             window.append(item)
+            characters += item.characters
         elif skip_bad_rows:
             dropped += 1
         else:
             yield window
             raise InputError(f"{name}:{item.line}: {item.message} (--skip-bad-rows drops such rows)")
-        if len(window) == size:
+        if len(window) == size or characters >= CHARACTERS:
             yield window
-            window = []
+            window, characters = [], 0
     yield window
     if dropped:
         print(f"{name}: dropped {counted(dropped, 'bad row')}", file=sys.stderr)
 
 
 def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
-    writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-    writer.writerow(["id", task.label, *(f"class_{number}" for number in range(task.classes))])
+    writer = tab_separated(file)
+    writer.writerow(["id", task.label, *class_columns(task)])
     for rows in windows:
         logits = model.logits(task.name, [row.texts for row in rows])
         values = task.kind.decode(logits).tolist()
@@ -121,5 +136,5 @@ def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: Tex
         if task.kind.probabilities is not None:
             of_classes = task.kind.probabilities(logits).tolist()
         for row, value, probabilities in zip(rows, values, of_classes, strict=True):
-            writer.writerow([row.id, value, *(f"{number:.6f}" for number in probabilities)])
+            writer.writerow([row.id, value, *map(six_places, probabilities)])
         file.flush()

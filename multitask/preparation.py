@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ from minbert.errors import InputError
 from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
-from multitask.config import Config, Start
+from multitask.config import Batches, Config, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
 from multitask.data.kinds import REGRESSION
@@ -77,11 +78,21 @@ def _prepare_finetuning(
         {name: model.tokenize_and_print_cuts(table) for name, table in rows[split].items()}
         for split in SPLITS[:2]
     )
+    check_memory(model, train, config.batches)
     start_heads(model, train, config.start.init)
     plan = plan_over(train, config.batches, config.training)
     method = Finetuning(model, train, dev, plan, config.smart, config.bppo, config.distillation, taught)
     summary = plan.describe(list(selected))
     return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
+
+
+def check_memory(model: MultitaskBert, train: Mapping[str, Examples], batches: Batches) -> None:
+    """Raise InputError if a batch with the longest row of a task would not fit into a processor's memory."""
+    layers = 1 if model.frozen else model.encoder.config.num_hidden_layers  # whose attention is kept
+    for examples in train.values() if model.device.type == "cpu" else ():
+        longest = int(examples.tokens.lengths.max())
+        rows = batches.batch_size if batches.max_tokens is None else max(1, batches.max_tokens // longest)
+        model.encoder.check_memory(math.ceil(rows / distributed.size()), longest, layers)
 
 
 def _prepare_ranking(

@@ -478,6 +478,22 @@ def test_bad_inputs(inputs: tuple, message: str, model: BertModel) -> None:
             call(*tensors)
 
 
+def test_attention_larger_than_the_machines_memory_is_refused_before_it_is_made() -> None:
+    model = BertModel(BertConfig(9, 2, 1, 2, 2, max_position_embeddings=2**20))
+    ids = torch.ones(1, 2**20, dtype=torch.int64)
+    for call in (model, model.pooled, model.embed):
+        with pytest.raises(InputError, match=r"^1 x 1,048,576 positions need 8,192\.0 GB"):
+            call(ids)
+
+
+def test_where_the_memory_is_unknown_nothing_is_too_large(
+    model: BertModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.check_memory(1, 512)
+    monkeypatch.delattr("os.sysconf")
+    model.check_memory(10**9, 512)
+
+
 def test_unknown_pooling(model: BertModel) -> None:
     with pytest.raises(InputError, match="pooling is one of cls, mean, not 'max'"):
         model.pooled(torch.tensor(IDS), pooling="max")

@@ -13,6 +13,7 @@ import torch
 from helpers import ROOT, write_table
 
 from minbert import BertTokenizer, InputError
+from minbert.tokenizer import LEAST_CHARACTERS
 from multitask.data import cache as cache_module
 from multitask.data import tables, tokens
 from multitask.data.cache import cached
@@ -125,7 +126,7 @@ def test_length_sorted_batches_hold_no_more_than_the_tokens_allow_but_one_row_at
 # The cache
 
 
-def test_what_is_built_is_kept_and_mapped(cache):
+def test_what_is_built_is_kept(cache):
     built = cached("0" * 64, lambda: ARRAYS)
     kept = cached("0" * 64, never)
     assert bytes_of(built) == bytes_of(kept) == bytes_of(ARRAYS)
@@ -162,6 +163,18 @@ def test_a_damaged_entry_is_built_anew(cache, damage):
     assert bytes_of(cached("0" * 64, lambda: ARRAYS)) == bytes_of(ARRAYS)
     assert path.read_bytes() == sound
     cached("0" * 64, never)
+
+
+def test_an_entry_may_be_truncated_under_a_running_process(cache):
+    """A page of a mapped file that is gone ends the process with SIGBUS."""
+    numbers = {"a": np.arange(100_000)}
+    cached("0" * 64, lambda: numbers)
+    kept = cached("0" * 64, never)
+    os.truncate(*entries(cache), 0)
+    reader = multiprocessing.get_context("fork").Process(target=kept["a"].sum)
+    reader.start()
+    reader.join(30)
+    assert reader.exitcode == 0 and np.array_equal(kept["a"], numbers["a"])
 
 
 def test_an_entry_under_another_name_is_not_trusted(cache):
@@ -242,7 +255,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_table_from_the_cache_is_the_table_to_the_byte(cache, tmp_path, tokenizer, monkeypatch):
     path = write_pairs(tmp_path / "t.csv")
-    monkeypatch.setattr(tokens, "CHUNK", 7)  # 40 rows in six chunks
+    monkeypatch.setattr("minbert.tokenizer.CHARACTERS", 7 * LEAST_CHARACTERS)  # 40 rows in six chunks
     first = contents(path, tokenizer)
     assert len(entries(cache)) == 2  # the check, and the tokens
     monkeypatch.setattr(tables, "parse", lambda *args: never())

@@ -1,5 +1,6 @@
 """evaluate.py: numbers by hand, rows in their own order, and the course's files to the byte."""
 
+import csv
 import math
 import tempfile
 from dataclasses import replace
@@ -156,6 +157,13 @@ def test_probabilities_lie_beside_the_predictions_of_classes(tmp_path):
     assert (tmp_path / "sst-dev-probabilities.csv").read_text().splitlines()[1] == "a" + "\t0.200000" * 5
     write_predictions(tmp_path, BUILT_IN["similarity"], "dev", ["a"], torch.zeros(1, 1))
     assert not (tmp_path / "sts-dev-probabilities.csv").exists()
+
+
+@pytest.mark.parametrize("name", ['"', "=1+1", "a , b", "'a"])
+def test_probabilities_read_back_whatever_the_id(tmp_path, name):
+    write_predictions(tmp_path, BUILT_IN["paraphrase"], "dev", [name, "b"], torch.zeros(2, 1))
+    with (tmp_path / "para-dev-probabilities.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file, delimiter="\t")] == ["id", name, "b"]
 
 
 def test_an_id_for_every_row(tmp_path):

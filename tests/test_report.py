@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import sentence, write_table, write_tables
+from helpers import sentence, table_rows, write_table, write_tables
 
 from minbert import BertModel, BertTokenizer
 from minbert.errors import InputError
 from multitask import jobs
 from multitask.config import Tsne
-from multitask.data.tables import Row
+from multitask.data.tables import Row, read_table
 from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 from multitask.report import figures
 from multitask.report.html import PAGE, POLICY, escape, html_table
-from multitask.report.page import first_checkpoint, worst_mistakes, write_report
+from multitask.report.page import first_checkpoint, task_section, worst_mistakes, write_report
 from multitask.report.records import read_metrics
 from multitask.run import main
 
@@ -131,12 +132,21 @@ def test_names_at_the_ends_of_lines_keep_apart_and_in_order():
 
 def test_sampling_shares_are_stacked_to_one():
     """Two epochs of two tasks: a's bars stand on 0, b's on a's; each task is labelled with its last share."""
-    (axes,) = figures.sampling_shares("annealed", ["a", "b"], np.array([[0.25, 0.75], [0.45, 0.55]])).axes
+    shares = np.array([[0.25, 0.75], [0.45, 0.55]])
+    (axes,) = figures.sampling_shares("annealed", ["a", "b"], np.array([1, 2]), shares).axes
     a, b = ([bar.get_height() for bar in bars] for bars in axes.containers)
     assert a == pytest.approx([0.25, 0.45]) and b == pytest.approx([0.75, 0.55])
     assert [bar.get_y() for bar in axes.containers[1]] == pytest.approx(a)
     assert sorted(texts(axes)) == ["a 45%", "b 55%"]
     assert "annealed" in axes.get_title("left")
+
+
+def test_a_panel_draws_so_many_lines_and_so_much_of_a_name():
+    """A hostile record may name thousands of tasks, or one by a megabyte."""
+    loss = {"a" * 50: 1.0, **{f"b{number}": 2.0 + number for number in range(99)}}
+    drawn = figures.learning_curves([{"epoch": 1, "loss": loss, "dev": {"score": 0.5}}]).axes[0]
+    assert len(texts(drawn)) == 1 + figures.MOST_LINES
+    assert f"{'a' * 40}…" in texts(drawn)
 
 
 def test_confusion_matrix_has_the_truth_down_and_fractions_of_rows():
@@ -234,6 +244,14 @@ def test_worst_mistakes_of_a_regression_are_the_farthest_at_most_ten():
     cells = parse(html).cells
     assert cells[0] == ["line", "true", "predicted", "off by", "sentence1", "sentence2"]
     assert [row[0] for row in cells[1:]] == [str(number) for number in range(19, 9, -1)]
+
+
+def test_a_matrix_of_too_many_classes_is_left_out_and_said_so(tmp_path):
+    task = replace(SENTIMENT, num_classes=301)
+    logits, path = torch.eye(301)[:2], write_table(tmp_path / "t.csv", table_rows(SENTIMENT, "dev", 2))
+    table = read_table(path, task, labelled=True)
+    html = "".join(task_section(task, table, logits, 1.0, tmp_path))
+    assert "301 classes are more than 300 that can be drawn" in html and "<img" not in html
 
 
 # The report
@@ -569,7 +587,7 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
 HOSTILE_PARTS = [
     ("epoch", 0), ("epoch", 1.5), ("epoch", True), ("step", -9), ("seconds", "long"), ("seconds", 10**400),
     ("loss", 3), ("loss", {"all": 1, "x": [1]}), ("loss", {"all": float("nan")}), ("loss", {"all": 2**64}),
-    ("dev", {"score": 1e99}),
+    ("dev", {"score": 1e99}), ("step", 10**9),
     ("dev", {"score": {"a": 1}}), ("dev", {"score": 1, "a": {"b": {"c": 1}}}), ("smart", []), ("bregman", 1),
 ]  # fmt: skip
 

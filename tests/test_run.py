@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from multitask import MultitaskBert, jobs, state, train
 from multitask import predict as prediction
 from multitask.data import cache
+from multitask.data.tables import Row
 from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
 
@@ -798,6 +799,26 @@ def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tm
     assert len(target.read_text().splitlines()) == 1001
     assert len(behind) == 1000 and max(behind[2:]) <= 8
     assert [size for size in windows if size] == [8] * 125
+
+
+@pytest.mark.parametrize("head, first", [(b"", 1), (b"sentence\n", 2)])
+def test_predict_leaves_out_empty_lines_at_the_end_only(call, stdin, finished, head, first):
+    words = ("--option", "predict", "--run", finished, "--task", "sentiment")
+    stdin(head + b"good film\n\r\n\n")
+    status, out, err = call(*words)
+    assert (status, err, len(out.splitlines())) == (0, "", 2)
+    stdin(head + b"good film\n\n\nbad film\n\n")
+    status, out, err = call(*words)
+    assert status == 2 and err.startswith(f"error: standard input:{first + 1}: ")
+
+
+def test_a_window_of_predict_is_bounded_in_characters_too(monkeypatch):
+    monkeypatch.setattr(prediction, "CHARACTERS", 100)
+    rows = [
+        Row(number, str(number), ("x" * length,), None) for number, length in enumerate((60, 40, 1, 500, 9))
+    ]
+    windows = prediction._windows(rows, "rows", 1000, skip_bad_rows=False)
+    assert list(windows) == [rows[:2], rows[2:4], rows[4:]]
 
 
 def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):

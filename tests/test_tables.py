@@ -1,5 +1,6 @@
 """tables.py: every way in which a table can be wrong, what is accepted, and the shipped sample."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 from helpers import write_table
 
 from minbert.errors import InputError
-from multitask.data import tables
 from multitask.data.tables import (
     SAMPLE,
     SPLITS,
@@ -140,15 +140,21 @@ def test_a_table_that_cannot_be_read(tmp_path, make):
         read(tmp_path / "t.csv", SENTIMENT, labelled=True)
 
 
-def test_a_line_that_no_text_can_be_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST_LINE", 1 << 20)
+def test_a_line_that_no_text_can_be_is_not_read_to_its_end(tmp_path):
     path = table(tmp_path / "t.csv", HEADER, GOOD[0], b"a" * (1 << 20))
-    with pytest.raises(InputError, match=r"t\.csv:3: longer than 1 MB; is this a table of text"):
+    with pytest.raises(InputError, match=r"t\.csv:3: a line of more than 1 MB; is this a table of text"):
         read_table(path, SENTIMENT, labelled=True, skip_bad_rows=True)
 
 
-def test_a_million_columns_are_named_in_short(tmp_path):
-    path = table(tmp_path / "t.csv", b"\t".join([b"column"] * 10**6) + b"\n")
+def test_a_hole_of_a_terabyte_is_refused_at_once(tmp_path):
+    path = table(tmp_path / "t.csv", HEADER, *GOOD)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match=r"t\.csv: a line of more than 1 MB; is this a table of text"):
+        read_table(path, SENTIMENT, labelled=True)
+
+
+def test_a_header_of_many_columns_is_named_in_short(tmp_path):
+    path = table(tmp_path / "t.csv", b"\t".join([b"column"] * 10**5) + b"\n")
     with pytest.raises(InputError) as caught:
         read_table(path, SENTIMENT, labelled=True)
     assert len(str(caught.value)) < 1000

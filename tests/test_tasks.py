@@ -120,11 +120,21 @@ def test_labels_that_their_kind_refuses(task, text, problem):
         task.parse_label(text)
 
 
-def test_an_unbounded_regression_takes_every_finite_number():
+@pytest.mark.parametrize("text", ["inf", "1e300", "-1e16", "nan"])
+def test_an_unbounded_regression_takes_numbers_whose_squares_float32_can_add(text):
     task = replace(SIMILARITY, low=-math.inf, high=math.inf)
-    assert task.parse_label("-1e300") == -1e300
-    with pytest.raises(ValueError, match="outside"):
-        task.parse_label("inf")
+    assert task.parse_label("-1e15") == -1e15
+    with pytest.raises(ValueError, match=r"similarity .* is outside -1e\+15 to 1e\+15"):
+        task.parse_label(text)
+
+
+@pytest.mark.parametrize(
+    "low, high", [(0, 1e300), (-1e308, 1e308), (-math.inf, 1e16), (0, 5e-324), (1, 1 + 1e-15)]
+)
+def test_a_range_in_which_labels_are_too_large_is_refused(low, high):
+    """Labels are learned in fifths of the range: 1 is 5e15 of them, where the range is 1e-15 wide."""
+    with pytest.raises(InputError, match="low and high are too large, or too close together"):
+        replace(SIMILARITY, low=low, high=high)
 
 
 def test_only_split_is_filled_in_in_a_tables_name():

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minbert import BertTokenizer, InputError, hub
-from minbert.tokenizer import SPECIAL_TOKENS
+from minbert.tokenizer import SPECIAL_TOKENS, in_chunks
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
@@ -259,6 +259,22 @@ def test_lengths_do_not_linger(small: BertTokenizer) -> None:
     assert len(small.token_ids(["a " * 600], max_length=1000)[0][0]) == 602
 
 
+def test_chunks_hold_few_characters_and_lose_nothing(small: BertTokenizer, monkeypatch: Any) -> None:
+    monkeypatch.setattr("minbert.tokenizer.CHARACTERS", 300)
+    texts = ["", "a" * 172, "b", "c" * 900, "d", ""]
+    assert list(in_chunks(texts, len)) == [texts[:2], texts[2:3], texts[3:4], texts[4:]]
+    assert list(in_chunks([], len)) == []
+
+
+@pytest.mark.parametrize("pairs", [None, PARTNERS])
+def test_the_ids_do_not_depend_on_the_chunks(
+    pairs: list[str] | None, small: BertTokenizer, monkeypatch: Any
+) -> None:
+    whole = small.token_ids(TEXTS, pairs, max_length=15)
+    monkeypatch.setattr("minbert.tokenizer.CHARACTERS", 500)
+    assert small.token_ids(TEXTS, pairs, max_length=15) == whole
+
+
 # Files
 
 
@@ -388,7 +404,7 @@ def test_bad_files(make: Callable[[Path], Any], message: str, tmp_path: Path) ->
         (["model", "vocab", "the"], 10**6, "tokens are not numbered from 0 without gaps or repeats"),
         (["model", "vocab", "the"], 5, "tokens are not numbered from 0 without gaps or repeats"),
         (["model", "unk_token"], "unknown", "its unk_token and continuing_subword_prefix are not"),
-        (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not between 1 and 1000"),
+        (["model", "max_input_chars_per_word"], 10**9, "max_input_chars_per_word is not between 1 and 200"),
         (
             ["normalizer"],
             {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},

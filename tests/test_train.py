@@ -172,6 +172,18 @@ def test_dropout_is_off_in_a_frozen_encoder(tiny, rows, option, encoder_trains):
     assert model.encoder.training == encoder_trains
 
 
+@pytest.mark.parametrize("settings, rows_in_batch", [({"batch_size": 50}, 50), ({"max_tokens": 100}, 5)])
+def test_a_batch_that_does_not_fit_into_memory_is_refused_before_training(
+    tiny, rows, monkeypatch, settings, rows_in_batch
+):
+    """The longest pairs have 19 tokens. A run keeps the attention of both layers, unless they are frozen."""
+    a_layer = 4 * rows_in_batch * 4 * 19**2
+    monkeypatch.setattr("minbert.bert.memory_of_machine", lambda: 2 * a_layer - 1)
+    prepare(make_config("pretrain", weights=str(tiny), **settings), BUILT_IN, rows, CPU)
+    with pytest.raises(InputError, match=f"^{rows_in_batch} x 19 positions need"):
+        prepare(make_config("finetune", weights=str(tiny), **settings), BUILT_IN, rows, CPU)
+
+
 def test_a_regression_head_starts_at_the_training_mean(tiny, rows):
     model = build(tiny)
     data = examples(model, rows)

@@ -1,8 +1,9 @@
-"""The cache on disk from which later runs map their tables into memory.
+"""The cache on disk from which later runs take their tables.
 
 An entry is one safetensors file, named by a hash of everything its arrays depend on. It can be
 missing or unused, but never out of date. A checksum over the arrays detects a truncated or damaged entry,
-which is then rebuilt. An entry appears by a rename, so two processes may build the same one at once. The
+which is then rebuilt. An entry appears by a rename, so two processes may build the same one at once. It is
+read into memory, not mapped: whoever truncated a mapped file would kill every process that uses it. The
 folder may be deleted at any time.
 """
 
@@ -22,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from minbert.errors import InputError
 from minbert.files import write_tensors
 from minbert.hub import at_home
+from minbert.reading import open_regular
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -47,9 +49,9 @@ def key_of(*parts: object) -> str:
 
 
 def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of a cache entry, memory-mapped; call `build` only if there is no intact entry.
+    """Return the arrays of a cache entry; call `build` only if there is no intact entry.
 
-    If the cache cannot be written, print one line of warning and keep the arrays in memory.
+    If the cache cannot be written, print one line of warning.
     """
     try:
         path = cache_folder() / f"{key}.safetensors"
@@ -64,14 +66,14 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
         _write(path, built)
     except OSError as error:
         _warn(str(path.parent), error.strerror or str(error))
-        return built
-    return _read(path) or built  # mapped, as in every later run, so the built arrays can be freed
+    return built
 
 
 def _read(path: Path) -> Arrays | None:
     """Return the arrays of an entry, or None if it is missing or damaged."""
     try:
-        arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+        with open_regular(path) as file:
+            arrays = {name: tensor.numpy() for name, tensor in load(file.read()).items()}
         checksum = arrays.pop(CHECKSUM).tobytes()
     except (OSError, KeyError, ValueError, TypeError, MemoryError, SafetensorError):  # TypeError: bfloat16
         return None

@@ -21,6 +21,7 @@ RESERVED = (
     *OVERALL,
 )  # keys beside the tasks' names in a run's records, so no task may use them
 MOST_CLASSES = 10_000
+LARGEST_LABEL = 1e15  # of a regression, in its unit: a batch's squares must stay finite in float32
 LONGEST_NAME = 100  # of tasks and files, in bytes: a file system must accept it
 
 
@@ -67,6 +68,11 @@ class Task:
         check("{split}" in self.files, "files needs {split} in place of train, dev or test-student")
         check(Path(self.files).name == self.files, "files must be a file name, without folders")
         check(self.low < self.high, "low must be below high")
+        ends = [abs(end) for end in (self.low, self.high) if math.isfinite(end)]
+        check(
+            max(ends, default=0) <= LARGEST_LABEL * min(self.unit, 1),
+            "low and high are too large, or too close together",
+        )
         if self.kind == CLASSIFICATION:
             classes = f"a classification needs num_classes from 2 to {MOST_CLASSES:,}"
             check(2 <= self.num_classes <= MOST_CLASSES, classes)
@@ -101,8 +107,9 @@ class Task:
         except ValueError:
             raise ValueError(f"{self.label} {shown(text)} is not a number") from None
         if not self.classes:
-            if not (math.isfinite(value) and self.low <= value <= self.high):
-                bounds = f"{self.low:g} to {self.high:g}"
+            low, high = max(self.low, -LARGEST_LABEL), min(self.high, LARGEST_LABEL)
+            if not low <= value <= high:
+                bounds = f"{low:g} to {high:g}"
                 raise ValueError(f"{self.label} {short_line(text)} is outside {bounds}")
             return value
         if value not in range(self.classes):

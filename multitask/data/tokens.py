@@ -8,20 +8,18 @@ bytes per pair.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import tokenizers
 import torch
 from torch import Tensor
 
-from minbert.tokenizer import BertTokenizer
-from multitask.data.cache import cached, key_of
+from minbert.tokenizer import BertTokenizer, in_chunks
+from multitask.data.cache import Arrays, cached, key_of
 from multitask.data.tables import FORMAT, Row, Table
-
-CHUNK = 8192  # rows tokenised at a time
 
 TokenIds = tuple[list[int], list[int]]  # (input_ids, token_type_ids) of one example, unpadded
 
@@ -125,11 +123,11 @@ def tokenize(rows: Sequence[Row], tokenizer: BertTokenizer, max_length: int) -> 
 def make_examples(table: Table, tokenizer: BertTokenizer, max_length: int) -> Examples:
     """Return a table's rows, tokenised; the tokens come from the cache if they are there."""
 
-    def chunks() -> Iterator[list[TokenIds]]:
-        rows = table.rows()
-        while chunk := list(islice(rows, CHUNK)):
-            yield tokenize(chunk, tokenizer, max_length)
+    def build() -> Arrays:
+        chunks = in_chunks(table.rows(), lambda row: row.characters)
+        encoded = (tokenize(chunk, tokenizer, max_length) for chunk in chunks)
+        return vars(Tokens.join(encoded, tokenizer.vocab_size))
 
     key = key_of(FORMAT, table.source.key, tokenizer.fingerprint(), tokenizers.__version__, max_length)
-    kept = cached(key, lambda: vars(Tokens.join(chunks(), tokenizer.vocab_size)))
+    kept = cached(key, build)
     return Examples(table.ids, Tokens(**kept), table.labels)

@@ -202,7 +202,9 @@ class Plan:
         """Return each task's share of an epoch's updates: exact if tasks take turns, else its probability."""
         if self.turns is None:
             return task_probabilities(self.sizes, ALPHAS[self.sampling](epoch, self.epochs))
-        return self._counts(self.tasks_of(epoch)) / self.steps_per_epoch
+        steps = self.steps_per_epoch
+        before, after = (self._counts_before(self.turns, number * steps) for number in (epoch - 1, epoch))
+        return (after - before) / steps
 
     @cached_property
     def updates(self) -> np.ndarray:
@@ -210,8 +212,12 @@ class Plan:
         steps = self.total_steps
         if self.turns is None:
             return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
-        passes, rest = divmod(steps, len(self.turns))
-        return passes * self._counts(self.turns) + self._counts(self.turns[:rest])
+        return self._counts_before(self.turns, steps)
+
+    def _counts_before(self, turns: np.ndarray, step: int) -> np.ndarray:
+        """Return how many updates before this one each task gets, if the tasks take these turns."""
+        passes, rest = divmod(step, len(turns))
+        return passes * self._counts(turns) + self._counts(turns[:rest])
 
     @property
     def total_steps(self) -> int:

@@ -55,6 +55,8 @@ BESIDE = {
     "teacher": (":", "averaged weights"),
 }  # other scores in the panel of the dev scores
 MANY_CLASSES, MANY_POINTS = 30, 5000  # above these, cells show no numbers, and an SVG's points are an image
+MOST_CLASSES, MOST_LINES, MOST_EPOCHS = 300, 40, 200  # drawn in a matrix, in a panel, as bars
+LONGEST_LABEL = 40  # characters
 
 
 def can_plot() -> bool:
@@ -151,7 +153,7 @@ def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
     names = [name for name in names if name not in ("worst", "spread")]
     if term:
         names = [name for name in names if name.endswith(f"/{term}")]
-    curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names}
+    curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names[:MOST_LINES]}
     for whole in ("all", "score"):  # with a single task they would hide its own line
         others = [values for name, values in curves.items() if name != whole]
         if whole in curves and any(np.allclose(curves[whole], values, equal_nan=True) for values in others):
@@ -171,7 +173,12 @@ def _label(name: str) -> str:
     """Return how a line is labelled: similarity/pearson as similarity r, knn as kNN accuracy."""
     words = {"pearson": "r", "all": "objective", "knn": "kNN accuracy", "retrieval": "same class nearest"}
     words |= dict.fromkeys(("r", "d", "gradient_ratio"), "")
-    return " ".join(words.get(word, word) for word in name.split("/")).strip()
+    return shortened(" ".join(words.get(word, word) for word in name.split("/")).strip())
+
+
+def shortened(name: str) -> str:
+    """Return a name as it is drawn."""
+    return name if len(name) <= LONGEST_LABEL else f"{name[:LONGEST_LABEL]}…"
 
 
 def _last(values: np.ndarray) -> float:
@@ -198,25 +205,25 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
 
 
 @plotting()
-def sampling_shares(sampling: str, names: Sequence[str], shares: np.ndarray) -> Figure:
-    """Plot each task's share of the updates by epoch, from `shares` (epochs, tasks)."""
+def sampling_shares(sampling: str, names: Sequence[str], epochs: np.ndarray, shares: np.ndarray) -> Figure:
+    """Plot each task's share of the updates of these epochs, which are evenly spaced: (epochs,) and (epochs,
+    tasks)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    epochs = len(shares)
+    spacing = epochs[-1] / len(epochs)
     figure = Figure(figsize=(6.6, 3))
     axes = figure.add_subplot()
     bottoms = np.cumsum(shares, axis=1) - shares
     colours = dict(zip(sorted(names), COLOURS * len(names), strict=False))
     for task, name in enumerate(names):
-        axes.bar(
-            range(1, epochs + 1), shares[:, task], 0.9, bottoms[:, task], color=colours[name], label=name
-        )
+        axes.bar(epochs, shares[:, task], 0.9 * spacing, bottoms[:, task], color=colours[name], label=name)
     axes.set_ylim(0, 1)
-    axes.set_xlim(0.4, epochs + 0.6)
+    axes.set_xlim(1 - 0.6 * spacing, epochs[-1] + 0.6 * spacing)
     middles = bottoms[-1] + shares[-1] / 2
     ends = {
-        f"{name} {shares[-1, task]:.0%}": (middles[task], colours[name]) for task, name in enumerate(names)
+        f"{shortened(name)} {shares[-1, task]:.0%}": (middles[task], colours[name])
+        for task, name in enumerate(names)
     }
     _label_ends(axes, ends)
     axes.set(title=f"Share of updates, {sampling}", xlabel="epoch")

@@ -29,6 +29,8 @@ from multitask.ranking import sentence_vectors
 from multitask.recipes import read_settings
 from multitask.report.figures import (
     BESIDE,
+    MOST_CLASSES,
+    MOST_EPOCHS,
     Records,
     best_record,
     confusion_matrix,
@@ -223,8 +225,9 @@ def task_sections(
         training = replace(config.training, steps_per_epoch=records[0]["step"])
         plan, names = plan_over(data, config.batches, training), list(model.tasks)
         yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.describe(names))}</pre>"
-        shares = np.array([plan.shares(epoch) for epoch in range(1, config.training.epochs + 1)])
-        plot = sampling_shares(config.batches.sampling, names, shares)
+        planned = config.training.epochs
+        epochs = np.linspace(1, planned, min(planned, MOST_EPOCHS)).round().astype(int)
+        plot = sampling_shares(config.batches.sampling, names, epochs, np.array([*map(plan.shares, epochs)]))
         yield embed(plot, figures, "sampling", "each task's share of the updates by epoch")
 
     for name, task in model.tasks.items():
@@ -298,13 +301,15 @@ def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures:
     Learning" (Stanford CS224N).
     """
     labels, predictions = rows.labels, task.kind.decode(logits).double().numpy()
-    if not task.classes:
-        plot = similarity_scatter(labels, predictions, value)
-    else:
-        classes = range(task.classes)
-        plot = confusion_matrix(labels, predictions, [str(number) for number in classes])
     yield f"<h2>{escape(title_of(task))}</h2>"
-    yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
+    if task.classes > MOST_CLASSES:
+        yield f"<p>No figure: {task.classes:,} classes are more than {MOST_CLASSES} that can be drawn.</p>"
+    else:
+        if task.classes:
+            plot = confusion_matrix(labels, predictions, [str(number) for number in range(task.classes)])
+        else:
+            plot = similarity_scatter(labels, predictions, value)
+        yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
     yield worst_mistakes(task, list(rows.rows()), labels, logits)
 
 

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from minbert.errors import InputError
-from minbert.reading import read_text, reason
+from minbert.reading import MEGABYTE, read_text, reason
+from multitask.config import MAX_STEPS
 from multitask.data.tasks import OVERALL, Task
 from multitask.report.figures import BESIDE, PANELS, SINGLE, Records
 
-LARGEST_NUMBER = 2**53  # in a record; up to here a float holds every integer exactly
+LARGEST_WHOLE = 2**53  # number in a record; up to here a float holds every one exactly
+LARGEST_NUMBER = 1e38  # the loss of large labels, in float32
+LARGEST_METRICS = 16 * MEGABYTE  # a record has about 2,000 bytes
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records in a metrics.jsonl, one per epoch. Raises InputError if one is not valid."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path, LARGEST_METRICS).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read ({reason(error)}); has the run completed an epoch?"
@@ -48,7 +51,7 @@ def _is_record(record: Any) -> bool:
     singles += [record["loss"]["all"], record["dev"]["score"]]
     parts = {panel.partition("/")[0] for panel in PANELS} | {*BESIDE}
     return (
-        all(isinstance(count, int) and count > 0 for count in counts)
+        all(isinstance(count, int) and 0 < count <= MAX_STEPS for count in counts)
         and all(map(is_number, singles))
         and all(_holds_numbers(record.get(part, {}), 2) for part in parts - {*SINGLE})
     )
@@ -78,4 +81,6 @@ def _holds_numbers(values: Any, levels: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    if isinstance(value, float):
+        return abs(value) <= LARGEST_NUMBER
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_WHOLE
