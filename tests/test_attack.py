@@ -69,7 +69,6 @@ def test_the_script_prints_a_line_for_each_case_and_fails_if_one_does(tmp_path, 
 
     group = SimpleNamespace(cases=lambda: [("right", lambda box: None), ("bad", wrong), ("odd", skipped)])
     monkeypatch.setattr(attack, "GROUPS", {"some": group})
-    monkeypatch.setattr(attack, "make_template", lambda folder: Box(folder))
     monkeypatch.setattr(attack, "give_up_rights", lambda: None)
     monkeypatch.setattr(sys, "argv", ["attack.py"])
     assert attack.main() == 1

@@ -24,7 +24,7 @@ import torch
 import torch._dynamo  # optimizers import it; done here, so that no process repeats it
 
 from hostile import failures, folders, machines, states, work
-from hostile.box import Box, Case, Skipped, Wrong, make_template
+from hostile.box import Box, Case, Skipped, Wrong
 from multitask import jobs, pipeline  # noqa: F401  for the same reason
 
 GROUPS = {"folders": folders, "states": states, "failures": failures, "work": work, "machines": machines}
@@ -48,7 +48,7 @@ def main() -> int:
     import_plots()
     started, failed, skipped = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory(prefix="minbert-attack-") as folder:
-        template = make_template(Path(folder, "template"))
+        template = Box(Path(folder, "template"))
         for name, case in chosen.items():
             verdict = carry_out(case, Path(folder), template)
             failed, skipped = failed + verdict.startswith("FAIL"), skipped + verdict.startswith("skip")

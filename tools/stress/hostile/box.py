@@ -37,7 +37,7 @@ from multitask.run import main as run_main
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 20  # of CPU time that a command may take, unless its case says otherwise
-WAITING = 30  # seconds of wall time, however little of the processor it gets
+WAITING = 20  # seconds of wall time, more for commands that may take more of the processor's
 MEMORY = 6 << 30  # most bytes a command may map, so that no case exhausts the machine
 LARGEST_FILE = 256 << 20  # that a command may write: a copied hole of a terabyte would fill the disk
 RESULTS = ("best", "predictions", "metrics.jsonl")  # of a run
@@ -52,6 +52,14 @@ option = "finetune"
 option = "finetune"
 init = "@first"
 """
+MADE = {  # the runs that cases start from
+    "run": TRAIN + " --out {run}",
+    "other": TRAIN.replace("--seed 3", "--seed 4") + " --out {other}",
+    "stopped": TRAIN + " --out {stopped}",
+    "ensemble": "--option ensemble --run {run} {other} --out {ensemble} --threads 1",
+    "student": TRAIN.replace("finetune", "distill --run {run}") + " --out {student}",
+    "stages": TRAIN.replace("--option finetune", "--recipe {recipe}/stages.toml") + " --out {stages}",
+}
 BAD_SIGNS = ("Traceback (most recent call last)", "Exception ignored", "Fatal Python error", "core dumped")
 
 Snapshot = dict[str, tuple[Any, ...]]
@@ -237,16 +245,11 @@ class Box:
             "HF_HUB_OFFLINE": "1",  # no case may reach the network
             "PIP_NO_INDEX": "1",
         }
+        write(self / "recipe/stages.toml", STAGES)
         write(self / "home/.bashrc", "export PATH\n")
         write(self / "home/state/photo.jpg", "a photo")
         write(self / "victim/letter.txt", "a letter\n" * 20)
-        for name in (
-            "step-00000001/keepsake.txt",
-            "photos/cat.jpg",
-            "best/tasks.toml",
-            "1-run/note",
-            "latest",
-        ):
+        for name in ("step-00000001/keepsake.txt", "photos/cat.jpg", "best/tasks.toml", "1-run/note"):
             write(self / "victim/folder" / name, f"the victim's {name}\n")
         for task in BUILT_IN.values():
             for split, count in ROWS.items():
@@ -267,11 +270,23 @@ class Box:
         known = {name: self / name for name in names} | {"box": self.root} | places
         return [word.format(**known) for word in command.split()]
 
+    def made(self, name: str) -> Path:
+        """Return the folder of a run that cases start from, which is made when it is first needed."""
+        if not (self / name).exists():
+            for needed in re.findall(r"\{(\w+)\}", MADE[name]):
+                if needed in MADE and needed != name:
+                    self.made(needed)
+            if name == "stopped":
+                self.stopped(MADE[name], self / name)
+            elif (done := self.start(MADE[name]).wait()).status:
+                raise SystemExit(f"{MADE[name]}: ended with status {done.status}: {done.err}")
+        return self / name
+
     def take(self, *names: str) -> None:
         """Copy these runs of the template into this box, with its own paths in their settings."""
         assert self.template is not None
         for name in names:
-            shutil.copytree(self.template / name, self / name, symlinks=True)
+            shutil.copytree(self.template.made(name), self / name, symlinks=True)
             for path in (self / name).rglob("*.toml"):
                 path.write_text(path.read_text().replace(str(self.template), str(self)))
 
@@ -320,7 +335,7 @@ class Box:
         memory. `quiet`: its error output cannot be read.
         """
         before = self.snapshot(writes)
-        done = self.start(words, **how).wait(max(WAITING, 3 * seconds))
+        done = self.start(words, **how).wait(WAITING + 2 * max(0, seconds - SECONDS))
         problems = [*judged(done, expect, quiet), *changes(before, self.snapshot(writes))]
         if done.seconds > seconds:
             problems.append(f"took {done.seconds:.0f} seconds of CPU time, of {seconds:.0f}")
@@ -330,10 +345,10 @@ class Box:
             raise Wrong("; ".join(problems) + (f" [{done.last_words}]" if done.last_words else ""))
         return done
 
-    def stopped(self, words: str = TRAIN + " --out {run}") -> None:
+    def stopped(self, words: str, run: Path) -> None:
         """Train until the second epoch has begun, then stop with SIGTERM."""
         process = self.start(words)
-        process.until(lambda: saved_step(self / "run") >= 9)
+        process.until(lambda: saved_step(run) >= 9)
         os.kill(process.pid, signal.SIGTERM)
         if process.wait().status != 128 + signal.SIGTERM:
             raise Wrong(f"could not be stopped: status {process.wait().status}")
@@ -357,7 +372,7 @@ class Box:
         """Raise Wrong unless these parts of a run are those of `wanted`, by default the template's run, in
         regular files."""
         assert self.template is not None
-        right, found = results(wanted or self.template / "run", parts), results(self / run, parts)
+        right, found = results(wanted or self.template.made("run"), parts), results(self / run, parts)
         if different := sorted(
             name for name in right.keys() | found.keys() if right.get(name) != found.get(name)
         ):
@@ -443,25 +458,3 @@ def saved_step(run: Path) -> int:
         return int((run / "state" / "latest").read_text().removeprefix("step-"))
     except (OSError, ValueError):
         return -1
-
-
-def make_template(folder: Path) -> Box:
-    """Make the runs that the cases start from: two finished ones, one that was stopped, an ensemble, a
-    student, and a recipe's stages."""
-    box = Box(folder)
-    write(box / "recipe/stages.toml", STAGES)
-    for words in (
-        TRAIN + " --out {run}",
-        TRAIN.replace("--seed 3", "--seed 4") + " --out {other}",
-        "--option ensemble --run {run} {other} --out {ensemble} --threads 1",
-        TRAIN.replace("finetune", "distill --run {ensemble}") + " --out {student}",
-        TRAIN.replace("--option finetune", "--recipe {recipe}/stages.toml --out {stages}"),
-    ):
-        done = box.start(words).wait()
-        if done.status:
-            raise SystemExit(f"{words}: ended with status {done.status}: {done.err}")
-    os.rename(box / "run", box / "whole")
-    box.stopped()
-    os.rename(box / "run", box / "stopped")
-    os.rename(box / "whole", box / "run")
-    return box

@@ -182,8 +182,8 @@ NAMES = {
 
 def named(words: str, box: Box) -> None:
     """Names that are not UTF-8, of what exists and of what does not."""
-    box.take("run", "recipe")
-    for name in ("run", "data", "weights", "recipe"):
+    box.take("run")
+    for name in ("run", "data", "weights"):
         os.symlink(box / name, f"{box / name}{BAD_NAME}")
     writes = ("run", "out", f"work/{BAD_NAME}")
     box.command(box.words(words, bad=BAD_NAME), writes=writes)

@@ -242,7 +242,7 @@ ELSEWHERE = {
 
 def a_user_s_folder(words: str, box: Box) -> None:
     """It has folders named state/ and best/ of its own."""
-    box.take("run", "other", "recipe")
+    box.take("run", "other")
     shutil.copytree(box / "victim/folder", box / "new/state")
     write(box / "new/best/photo.jpg", "a photo")
     write(box / "new/predictions/weather.csv", "rain")

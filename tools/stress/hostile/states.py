@@ -244,7 +244,7 @@ def changed_input(change: Callable[[Box], object], tasks: str, box: Box) -> None
     if tasks:
         write(box / "tasks.toml", tasks)
         words += " --task-file {box}/tasks.toml"
-    box.stopped(words)
+    box.stopped(words, box / "run")
     shutil.copytree(box / "run", box / "undisturbed")
     box.command("--resume --out {undisturbed}", expect=(0,), writes=("undisturbed",))
     change(box)
