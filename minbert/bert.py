@@ -12,7 +12,6 @@ only faster.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from minbert.embedding import Embedding
 from minbert.errors import InputError
 from minbert.files import named_folder
 from minbert.linear import Linear, fast_products
+from minbert.memory import check_memory
 from minbert.packing import Packing, added_to_scores
 
 POOLINGS = ("cls", "mean")  # the ways to make one vector of a sentence's tokens: see `BertModel.pool`
@@ -50,15 +50,6 @@ def attention(
         scores = scores + added_to_scores(mask)
     weights = scores.softmax(dim=-1)
     return drop(weights, dropout) @ value, weights
-
-
-def memory_of_machine() -> float:
-    """Return the bytes of the machine's memory; infinite where the system does not tell."""
-    try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return math.inf
-    return pages * size if pages > 0 else math.inf
 
 
 class SelfAttention(nn.Module):
@@ -260,21 +251,13 @@ class BertModel(nn.Module):
                 f"{shape[1]} positions are more than this model's {most}: truncate with max_length={most}"
             )
         if input_ids.is_cpu:
-            self.check_memory(*shape)
+            check_memory(self.config, *shape)
         for name, ids, size in (
             ("input_ids", input_ids, self.config.vocab_size),
             ("token_type_ids", token_type_ids, self.config.type_vocab_size),
         ):
             if ids.min() < 0 or ids.max() >= size:
                 raise InputError(f"{name} must lie in 0..{size - 1}; is this the tokenizer of another model?")
-
-    def check_memory(self, examples: int, positions: int, layers: int = 1) -> None:
-        """Raise InputError if the attention weights of a padded batch, kept for this many layers, need more
-        than the machine's memory, as far as the system tells."""
-        needed = 4 * layers * examples * self.config.num_attention_heads * positions**2
-        if needed > memory_of_machine():
-            size = f"{examples:,} x {positions:,} positions need {needed / 2**30:,.1f} GB for attention"
-            raise InputError(f"{size}, more than this machine has: make the batch or max_length smaller")
 
     def _initialize(self, module: nn.Module) -> None:
         """Draw fresh weights, unless there is no memory for them: see `from_pretrained`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from minbert import hub
 from minbert.bert import BertModel
 from minbert.errors import InputError
+from minbert.memory import check_memory
 from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
@@ -78,7 +79,7 @@ def _prepare_finetuning(
         {name: model.tokenize_and_print_cuts(table) for name, table in rows[split].items()}
         for split in SPLITS[:2]
     )
-    check_memory(model, train, config.batches)
+    check_batches_fit(model, train, config.batches)
     start_heads(model, train, config.start.init)
     plan = plan_over(train, config.batches, config.training)
     method = Finetuning(model, train, dev, plan, config.smart, config.bppo, config.distillation, taught)
@@ -86,13 +87,13 @@ def _prepare_finetuning(
     return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
 
 
-def check_memory(model: MultitaskBert, train: Mapping[str, Examples], batches: Batches) -> None:
+def check_batches_fit(model: MultitaskBert, train: Mapping[str, Examples], batches: Batches) -> None:
     """Raise InputError if a batch with the longest row of a task would not fit into a processor's memory."""
     layers = 1 if model.frozen else model.encoder.config.num_hidden_layers  # whose attention is kept
     for examples in train.values() if model.device.type == "cpu" else ():
         longest = int(examples.tokens.lengths.max())
         rows = batches.batch_size if batches.max_tokens is None else max(1, batches.max_tokens // longest)
-        model.encoder.check_memory(math.ceil(rows / distributed.size()), longest, layers)
+        check_memory(model.encoder.config, math.ceil(rows / distributed.size()), longest, layers)
 
 
 def _prepare_ranking(

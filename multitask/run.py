@@ -96,7 +96,6 @@ def trains(command: Config | Pipeline) -> bool:
 def settings(argv: Sequence[str]) -> Config | Pipeline:
     """Return the command line's settings. Under torchrun, one process of each machine says what is wrong with
     them; and if torchrun has restarted the processes after one had died, the run is resumed."""
-
     try:
         os.getcwd()
     except FileNotFoundError:

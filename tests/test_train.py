@@ -178,7 +178,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_before_training(
 ):
     """The longest pairs have 19 tokens. A run keeps the attention of both layers, unless they are frozen."""
     a_layer = 4 * rows_in_batch * 4 * 19**2
-    monkeypatch.setattr("minbert.bert.memory_of_machine", lambda: 2 * a_layer - 1)
+    monkeypatch.setattr("minbert.memory.memory_of_machine", lambda: 2 * a_layer - 1)
     prepare(make_config("pretrain", weights=str(tiny), **settings), BUILT_IN, rows, CPU)
     with pytest.raises(InputError, match=f"^{rows_in_batch} x 19 positions need"):
         prepare(make_config("finetune", weights=str(tiny), **settings), BUILT_IN, rows, CPU)
