@@ -154,7 +154,10 @@ def check_held(folder: Path) -> None:
     if os.path.lexists(folder):
         raise OSError(errno.ESTALE, "was replaced while this run was at work", str(folder))
     make_folder(folder)
-    lock(folder)
+    try:
+        lock(folder)
+    except InputError as error:
+        raise OSError(errno.ESTALE, str(error)) from None
     mark(folder)
 
 

@@ -78,6 +78,7 @@ class States:
         self._kept: list[Path] = []  # the states on disk that are known to be complete
         self._written = -1  # the step whose state is completely on disk
         self._saved_at = time.monotonic()
+        self._problem: int | None = None  # why the last save failed, if it did
 
     def __enter__(self) -> States:
         return self
@@ -129,11 +130,14 @@ class States:
         writing, self._writing = self._writing, None
         try:
             writing.result()
+            self._problem = None
         except OSError as error:
-            warn(
-                f"{self.run}: the state cannot be saved ({error}); training continues, and the next save "
-                "tries again"
-            )
+            if self._problem != error.errno:  # once, however often it is tried
+                warn(
+                    f"{self.run}: the state cannot be saved ({error}); training continues, and the next "
+                    "save tries again"
+                )
+            self._problem = error.errno
 
     def finish_or_rescue(self, progress: Progress) -> Path:
         """Make sure that the last state and the best model are on disk, and return the folder they are in.
@@ -180,10 +184,12 @@ class States:
             write_text(partial / CONFIG, tomli_w.dumps(self.settings))
             manifest = {"format": FORMAT, "files": digests(partial, self.pieces)}
             write_text(partial / MANIFEST, json.dumps(manifest))
+            check_held(self.run)  # writing takes a while
 
         write_folder(folder, write, [*self.pieces, MANIFEST])
         write_text(folder.parent / LATEST, folder.name)
         self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
+        check_held(self.run)
         if not (self.run / CONFIG).exists():
             write_text(self.run / CONFIG, tomli_w.dumps(self.settings))
         if self._published is None or not (self.run / BEST).exists():
@@ -201,9 +207,16 @@ class States:
 
     def _publish(self) -> None:
         """Write best/ from the best model."""
-        if self.best is not None:
-            write_folder(self.run / BEST, self.best.save, MODEL_FILES)
-            self._published = digests(self.run / BEST, MODEL_FILES)
+        if self.best is None:
+            return
+        best = self.best
+
+        def write(partial: Path) -> None:
+            best.save(partial)
+            check_held(self.run)
+
+        write_folder(self.run / BEST, write, MODEL_FILES)
+        self._published = digests(self.run / BEST, MODEL_FILES)
 
     # Loading
 

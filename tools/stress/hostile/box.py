@@ -288,6 +288,8 @@ class Box:
         for name in names:
             shutil.copytree(self.template.made(name), self / name, symlinks=True)
             for path in (self / name).rglob("*.toml"):
+                if "state" in path.parts:  # with its hash
+                    continue
                 path.write_text(path.read_text().replace(str(self.template), str(self)))
 
     def put_away(self, path: Path) -> None:
