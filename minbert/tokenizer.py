@@ -90,9 +90,8 @@ class BertTokenizer:
         needed = 2 if pairs is None else 3
         if max_length <= needed:
             raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
-        self.backend.enable_truncation(max_length, strategy="longest_first")
         return [
-            (encoding.ids, encoding.type_ids)
+            _cut(encoding.ids, encoding.type_ids, max_length, pairs is not None)
             for chunk in in_chunks(inputs, len if pairs is None else lambda pair: len(pair[0]) + len(pair[1]))
             for encoding in self.backend.encode_batch_fast(chunk)
         ]
@@ -119,7 +118,6 @@ class BertTokenizer:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of all that decides a text's ids: vocabulary, normalisation and templates."""
-        self.backend.no_truncation()  # each `token_ids` sets its own
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def tokens(self, input_ids: Sequence[int] | Tensor) -> list[str]:
@@ -140,7 +138,6 @@ class BertTokenizer:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them."""
         directory = named_folder(directory)
-        self.backend.no_truncation()
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         vocabulary = self.backend.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -151,6 +148,25 @@ class BertTokenizer:
             "model_max_length": 512,
         }
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _cut(ids: list[int], types: list[int], most: int, pair: bool) -> tuple[list[int], list[int]]:
+    """Return `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` and its types, at most `most` long; see the module.
+
+    The library would do the same, but it also makes what it cuts off into further inputs: of a pair, one for
+    each piece of a with each piece of b, which takes gigabytes if both are long.
+    """
+    if len(ids) <= most:
+        return ids, types
+    if not pair:
+        return [*ids[: most - 1], ids[-1]], types[:most]
+    first = types.count(0) - 2
+    second, room = len(ids) - first - 3, most - 3
+    short = min(first, second, room // 2)
+    first, start = short if first <= second else room - short, first + 2
+    second = room - first
+    ids = [*ids[: first + 1], ids[-1], *ids[start : start + second], ids[-1]]
+    return ids, [0] * (first + 2) + [1] * (second + 1)
 
 
 def in_chunks(items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -259,6 +259,18 @@ def test_lengths_do_not_linger(small: BertTokenizer) -> None:
     assert len(small.token_ids(["a " * 600], max_length=1000)[0][0]) == 602
 
 
+@pytest.mark.parametrize("max_length", range(4, 20))
+def test_truncation_equals_the_librarys(max_length: int, small: BertTokenizer) -> None:
+    """For every pair of lengths. The library itself keeps what it cuts off, each piece of one sentence with
+    each of the other: gigabytes for a pair of 50 KB. So it must not cut anything."""
+    pairs = [("a " * first, "b " * second) for first in range(16) for second in range(16)]
+    ours = small.token_ids([a for a, _ in pairs], [b for _, b in pairs], max_length)
+    assert small.backend.truncation is None
+    small.backend.enable_truncation(max_length, strategy="longest_first")
+    theirs = small.backend.encode_batch(pairs)
+    assert ours == [(encoding.ids, encoding.type_ids) for encoding in theirs]
+
+
 def test_chunks_hold_few_characters_and_lose_nothing(small: BertTokenizer, monkeypatch: Any) -> None:
     monkeypatch.setattr("minbert.tokenizer.CHARACTERS", 300)
     texts = ["", "a" * 172, "b", "c" * 900, "d", ""]
