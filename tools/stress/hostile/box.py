@@ -370,12 +370,10 @@ class Box:
         self, run: str = "run", parts: Collection[str] = RESULTS, wanted: Path | None = None
     ) -> None:
         """Raise Wrong unless these parts of a run are those of `wanted`, by default the template's run, in
-        regular files."""
+        regular files. There may be other files beside them."""
         assert self.template is not None
         right, found = results(wanted or self.template.made("run"), parts), results(self / run, parts)
-        if different := sorted(
-            name for name in right.keys() | found.keys() if right.get(name) != found.get(name)
-        ):
+        if different := sorted(name for name in right if right[name] != found.get(name)):
             raise Wrong(f"not the results of the undisturbed run: {', '.join(different)}")
 
     def close(self) -> None:
