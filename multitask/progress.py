@@ -7,14 +7,20 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from minbert.errors import shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_json
+
+TERM = re.compile(
+    r"skipped|(loss|objective|distill)/\w+|(smart|bregman)/\w+/\w+"
+)  # of a loss; no other is made
 
 
 @dataclass
@@ -108,6 +114,9 @@ def check_progress(
 ) -> None:
     """Raise some exception unless this can be the progress of a run with these settings."""
     epochs, best = len(progress.records), progress.best_epoch
+    for name in progress.sums | progress.ratios:
+        if not TERM.fullmatch(name):
+            raise ValueError(f"{shown(name)} is not the name of a term")
     for sums in progress.sums.values():
         if len(sums) != 3 or not all(map(_is_finite, sums)) or sums[1] < 0 or sums[2] < 1:
             raise ValueError("its sums are not sums")

@@ -277,6 +277,8 @@ class States:
             wanted[BEST] = wanted["model"]
         stored = {name: contents(folder / f"{name}.safetensors") for name in (*wanted, "optimizer")}
         wanted["optimizer"] = _moments_like(self.parts["model"], stored["optimizer"])
+        if not wanted["optimizer"] and progress.step > progress.skipped_in_a_row:
+            raise ValueError(f"optimizer.safetensors holds no moments after step {progress.step}")
         for name, tensors in wanted.items():
             check_tensors(f"{name}.safetensors", tensors, stored[name])
         found = digests(folder, names)

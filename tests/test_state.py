@@ -236,6 +236,7 @@ def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_pat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     model, optimizer = make()
+    steps(model, optimizer, 3)
     states = States(tmp_path / "run", {"model": model}, optimizer, SETTINGS)
     states.keep_best()
     full_disk.append(tmp_path / "run")
@@ -440,8 +441,10 @@ def saved(tmp_path) -> Path:
         lambda values: values.update(sums={"loss/all": [1.0, 1.0, 0]}),
         lambda values: values.update(sums={"loss/all": 3}),
         lambda values: values.update(sums={"loss": [1.0, 1.0, 1], "loss/all": [1.0, 1.0, 1]}),
-        lambda values: values.update(ratios={"x/gradient_ratio": ["1"]}),
-        lambda values: values.update(ratios={"x/gradient_ratio": []}),
+        lambda values: values.update(sums={"loss": [1.0, 1.0, 1]}),
+        lambda values: values.update(ratios={"bregman/x/gradient_ratio": ["1"]}),
+        lambda values: values.update(ratios={"bregman/x/gradient_ratio": []}),
+        lambda values: values.update(ratios={"x": [1.0]}),
         lambda values: values.update(records={}),
         lambda values: values.update(records=[3]),
         lambda values: values.update(records=[]),
@@ -482,6 +485,7 @@ def test_a_progress_that_cannot_be_is_refused_in_a_line(saved, change):
         ("optimizer", lambda tensors: tensors["used.weight/step"].fill_(4)),
         ("optimizer", lambda tensors: tensors["used.weight/step"].fill_(0.5)),
         ("optimizer", lambda tensors: tensors.pop("used.weight/exp_avg")),
+        ("optimizer", lambda tensors: tensors.clear()),
         ("optimizer", lambda tensors: tensors.update({"other/step": torch.ones(())})),
         ("optimizer", lambda tensors: tensors.update({"used.bias/exp_avg": torch.ones(4)})),
     ],

@@ -188,7 +188,7 @@ def kill(words: list[str], run: Path, kills: int, seconds: float, draw: random.R
 
 def half_written(run: Path) -> set[tuple[Path, int]]:
     """Return files not yet renamed, with their times, so that a leftover is counted only once."""
-    return {(path, path.stat().st_mtime_ns) for path in run.rglob("*.partial")}
+    return {(path, path.stat().st_mtime_ns) for path in run.rglob("*.partial-*")}
 
 
 def contents(run: Path) -> dict[str, Any]:
