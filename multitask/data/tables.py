@@ -11,6 +11,7 @@ import codecs
 import csv
 import hashlib
 import math
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SPLITS = ("train", "dev", "test-student")
 REPORTED = 20  # problems listed in one error message
 FORMAT = 3  # version of the cache's entries: increase it when what is read, checked or kept changes
 LONGEST_LINE = 1 << 20  # bytes; the longest input of a model is a few thousand tokens
+
+UNFIT_FOR_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 csv.field_size_limit(LONGEST_LINE)
 
@@ -113,8 +116,8 @@ def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> R
     for column in cells:
         if not cells[column]:
             raise ValueError(f"{column} is empty")
-    if len(cells.get(task.id, "").splitlines()) > 1 or "\t" in cells.get(task.id, ""):
-        raise ValueError(f"{task.id} {shown(cells[task.id])} contains a tab or a line break")
+    if UNFIT_FOR_IDS.search(cells.get(task.id, "")):
+        raise ValueError(f"{task.id} {shown(cells[task.id])} contains a control character or a line break")
     label = task.parse_label(cells[task.label]) if labelled else None
     return Row(number, cells.get(task.id, str(number)), tuple(cells[column] for column in task.texts), label)
 

@@ -11,6 +11,8 @@ import pwd
 import resource
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -337,8 +339,13 @@ def rescued(places: tuple[str, ...], box: Box) -> None:
 
     def before() -> None:
         without_temporary_folders()
-        if "work" not in places:
-            leave(box.away / "gone")
+        if "work" not in places:  # in training: no command starts in a folder that is gone
+            threading.Thread(target=leave_later, daemon=True).start()
+
+    def leave_later() -> None:
+        while saved_step(box / "run") < 2:
+            time.sleep(0.001)
+        leave(box.away / "gone")
 
     process = box.start(RUN, before=before)
     process.until(lambda: saved_step(box / "run") >= 5)
