@@ -242,6 +242,9 @@ def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[s
         stored = contents(path)
         if not all(tensor.dtype in FLOATS.values() for tensor in stored.values()):
             raise ValueError("holds something else than floats")
+        for name, task in tasks.items():  # before a model of their sizes is made
+            if f"{name}.bias" not in stored or stored[f"{name}.bias"].shape != (task.outputs,):
+                raise ValueError(f"its head for {name} is not the one of tasks.toml")
         heads = {name: tensor.read() for name, tensor in stored.items()}
         if not all(tensor.isfinite().all() for tensor in heads.values()):
             raise ValueError("holds values that are not finite")

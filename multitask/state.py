@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from minbert.checkpoint import Stored, contents
+from minbert.command import is_lack_of_memory
 from minbert.errors import InputError, short_line, shown
 from minbert.files import PARTIAL, is_real_folder, remove, write_tensors, write_text
 from minbert.reading import load_json, read_text
@@ -232,6 +233,8 @@ class States:
             try:
                 progress = self._read(folder, facts, check)
             except Exception as error:  # whatever a damaged or hostile state may cause
+                if is_lack_of_memory(error):
+                    raise
                 problems.append(f"{folder}: {short_line(error)}")
                 continue
             for problem in problems:
