@@ -254,7 +254,7 @@ def test_heads_of_another_shape(saved):
     save_file({name: tensor[:1] for name, tensor in heads.items()}, path)
     with pytest.raises(InputError, match=r"head for sentiment is not the one of tasks\.toml"):
         MultitaskBert.load(saved)
-    save_file(heads | {"sentiment.weight": heads["sentiment.weight"][:, :1]}, path)
+    save_file(heads | {"sentiment.weight": heads["sentiment.weight"][:, :1].clone()}, path)
     with pytest.raises(InputError, match=r"tasks\.toml disagree .*size mismatch for sentiment"):
         MultitaskBert.load(saved)
 
