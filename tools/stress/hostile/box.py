@@ -441,7 +441,8 @@ def results(run: Path, parts: Collection[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     for part in parts:
         top = run / part
-        for path in [top, *sorted(top.iterdir())] if top.is_dir() else [top]:
+        inside = sorted(top.iterdir()) if top.is_dir() else []
+        for path in [top, *(path for path in inside if path.suffix != ".partial")]:  # a case's own
             mode = os.lstat(path).st_mode if os.path.lexists(path) else 0
             if stat.S_ISREG(mode) and path.suffix == ".jsonl":
                 found[str(path.relative_to(run))] = [timeless(json.loads(line)) for line in path.open()]
