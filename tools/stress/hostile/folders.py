@@ -293,7 +293,7 @@ def resume_where_state_links_to_a_home(box: Box) -> None:
     box.take("stopped")
     (box / "new").mkdir()
     os.rename(box / "stopped/config.toml", box / "new/config.toml")
-    (box / "new/state").symlink_to(box / "victim/folder")
+    (box / "new/state").symlink_to(box / "home")
     box.command("--resume --out {new}", writes=("new",))
 
 
@@ -402,7 +402,7 @@ def a_second_process_resumes_a_run_at_work(box: Box) -> None:
 
 def four_evaluations_at_once(box: Box) -> None:
     box.take("run")
-    before = box.snapshot(("run/predictions",))
+    before = box.snapshot(("run/predictions", "run/.lock"))
     processes = [box.start("--option evaluate --run {run} --threads 1") for _ in range(4)]
     problems = [problem for process in processes for problem in judged(process.wait(), (0, 2))]
     problems += changes(before, box.snapshot(("run/predictions", "run/.lock")))
