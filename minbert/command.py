@@ -29,9 +29,9 @@ NO_MEMORY = re.compile(
 class Guarded:
     """A standard stream that takes whatever is written to it.
 
-    Writing never raises: what the stream does not accept is lost, and `lost` is the first error. A terminal
-    gets no control characters, which it would obey: they become Python's escapes, and so does what the
-    stream's encoding cannot express.
+    Writing never raises: what the stream does not accept is lost, and `lost` is the first error. Control
+    characters, which a terminal would obey, become Python's escapes, and so does what the stream's encoding
+    cannot express.
     """
 
     def __init__(self, stream: TextIO, name: str):
@@ -122,7 +122,7 @@ def _line_and_status(error: BaseException, advice: str) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return f"\nstopped{advice}", 130
     if isinstance(error, BrokenPipeError):  # the reader of the output has left, as `head` does
-        return f"stopped: nobody reads the output{advice}", 141
+        return f"stopped: the reader of the output has gone{advice}", 141
     if is_lack_of_memory(error):
         return f"error: not enough memory ({short_line(error)}){advice or '; free some, and try again'}", 2
     if isinstance(error, OSError):  # such as a full disk

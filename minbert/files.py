@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: under a name that nobody can foresee, then renamed.
+"""Files that are written whole or not at all: under an unpredictable name, then renamed.
 
 The folder written to may be somebody else's, with links in it that lead elsewhere. So no link is followed
 here: neither a file's own name nor that of the folder that it is in, which is held open meanwhile. A folder
@@ -24,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minbert.reading import BINARY
+
 HOLDS_FOLDERS_OPEN = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
-PARTIAL = re.compile(r"(?P<name>.+)\.partial-[0-9a-f]{16}")
+UNFINISHED = re.compile(r"(?P<name>.+)\.partial-[0-9a-f]{16}|\.tmp\w{6}")  # .tmp: safetensors' own
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,7 +43,7 @@ def write_content(path: Path, content: bytes) -> None:
         write_bytes(partial, content)
         _publish(partial, path)
     except OSError:
-        _discard(partial)
+        discard(partial)
         raise
 
 
@@ -55,7 +56,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
         _publish(partial, path)
     except OSError:
-        _discard(partial)
+        discard(partial)
         raise
 
 
@@ -64,7 +65,8 @@ def _publish(partial: Path, path: Path) -> None:
     rename(partial, path)
 
 
-def _discard(partial: Path) -> None:
+def discard(partial: Path) -> None:
+    """Remove a file that will not be finished."""
     with suppress(OSError), _holding(partial.parent) as folder:
         os.unlink(_in(folder, partial), dir_fd=folder)
 
@@ -96,7 +98,7 @@ def _holding(folder: Path) -> Iterator[int | None]:
     """Hold a folder open, for calls relative to it; None if the system has no such calls. Raises OSError if
     it is a link."""
     if folder.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, which is not followed", str(folder))
+        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(folder))
     if not HOLDS_FOLDERS_OPEN:
         yield None
         return
@@ -108,7 +110,7 @@ def _holding(folder: Path) -> Iterator[int | None]:
 
 
 def _in(folder: int | None, path: Path) -> Path | str:
-    """Return how a call names a file in the folder that is held open."""
+    """Return the file's name relative to the folder that is held open."""
     return path if folder is None else path.name
 
 
@@ -118,7 +120,7 @@ def _in(folder: int | None, path: Path) -> Path | str:
 def create(path: Path) -> BinaryIO:
     """Open a new file for writing. Raises OSError if there is one of this name."""
     with _holding(path.parent) as folder:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY
         return open(os.open(_in(folder, path), flags, 0o666, dir_fd=folder), "wb")
 
 
@@ -166,10 +168,8 @@ def make_folder(path: Path) -> None:
 
 def is_piece(name: str, pieces: Collection[str]) -> bool:
     """Return whether this is one of these files, or one that was never finished."""
-    unfinished = PARTIAL.fullmatch(name)
-    return (
-        name in pieces or name.startswith(".tmp") or (unfinished is not None and unfinished["name"] in pieces)
-    )
+    unfinished = UNFINISHED.fullmatch(name)
+    return name in pieces or (unfinished is not None and unfinished["name"] in (None, *pieces))
 
 
 def remove(path: Path, pieces: Collection[str]) -> None:
@@ -182,7 +182,7 @@ def remove(path: Path, pieces: Collection[str]) -> None:
 
 def sweep(path: Path) -> None:
     """Remove the files in a folder that were never finished, because a process was killed."""
-    _unlink(path, lambda name: PARTIAL.fullmatch(name) is not None)
+    _unlink(path, lambda name: UNFINISHED.fullmatch(name) is not None)
 
 
 def _unlink(path: Path, chosen: Callable[[str], bool]) -> None:

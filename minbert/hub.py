@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,7 @@ def _fetch_weights(repository: str, folder: Path, allow_pickle: bool) -> None:
     """Add the weights to the folder that `_fetch_small_files` returned."""
     for name in (SAFE, PICKLE) if allow_pickle else (SAFE,):
         if not (folder / name).is_file():
+            print(f"fetching {repository}'s {name}, if it has one", file=sys.stderr)
             _snapshot(repository, folder.name, (*SMALL_FILES, name))
         if (folder / name).is_file():
             return
@@ -221,7 +222,8 @@ def _snapshot(repository: str, revision: str | None, names: Sequence[str]) -> Pa
         raise InputError(f"{repository}: huggingface_hub is missing; {remedy}") from error
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
+        with _no_bars():
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
     except GatedRepoError as error:
         remedy = f"accept its terms on {constants.ENDPOINT}/{repository}, then {login}"
         raise InputError(f"{repository}: needs a login; {remedy}") from error
@@ -236,6 +238,20 @@ def _snapshot(repository: str, revision: str | None, names: Sequence[str]) -> Pa
             remedy = "free space, make it writable, or set HF_HOME to another folder"
             raise InputError(f"{constants.HF_HUB_CACHE}: {problem}; {remedy}") from error
         raise _unreachable(repository, error.__cause__ or error) from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the library's progress bars, which would also show where everything is in the cache."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _unreachable(repository: str, reason: BaseException) -> InputError:

@@ -14,7 +14,7 @@ def check_memory(config: BertConfig, examples: int, positions: int, layers: int 
     the machine's memory, as far as the system tells."""
     needed = 4 * layers * examples * config.num_attention_heads * positions**2
     if needed > memory_of_machine():
-        size = f"{examples:,} x {positions:,} positions need {needed / 2**30:,.1f} GB for attention"
+        size = f"{examples:,} x {positions:,} positions need {needed / 2**30:,.1f} GiB for attention"
         raise InputError(f"{size}, more than this machine has: make the batch or max_length smaller")
 
 

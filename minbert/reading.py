@@ -20,7 +20,7 @@ from minbert.errors import InputError, short_line
 
 MEGABYTE = 1 << 20
 LARGEST_TEXT = 32 * MEGABYTE  # for JSON and vocabularies; the largest BERT's takes a few megabytes
-NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer; Windows has neither
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # do not wait for a pipe's writer; Windows lacks the flag
 BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 LARGEST_SETTINGS = MEGABYTE  # for TOML, whose parser is slow
 MOST_PARTS = 16  # of a dotted TOML key; the parser's time and memory grow with their square

@@ -193,9 +193,7 @@ def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
             if not isinstance(text, str):
                 raise InputError(f"{name}[{position}] is {type(text).__name__}, not a string")
             if LONE_SURROGATE.search(text):
-                raise InputError(
-                    f"{name}[{position}] has half a character (a lone surrogate); fix its encoding"
-                )
+                raise InputError(f"{name}[{position}] contains a lone surrogate; fix its encoding")
     if pairs is None:
         return list(texts)
     if len(texts) != len(pairs):

@@ -62,7 +62,7 @@ def resolve(argv: Sequence[str]) -> Config | Pipeline:
 
 def _single(recipe: dict[str, Any], flags: dict[str, Any]) -> Config:
     values = layered(recipe, flags)
-    values |= {name: _absolute(name, value) for name, value in values.items() if name in PATHS}
+    values |= {name: _absolute(name, value, values) for name, value in values.items() if name in PATHS}
     resumed = values.get("resume") and SETTINGS["resume"].used_by(values.get("option", "finetune"))
     return Config.of(_resumed(values) if resumed else values, named=values)
 
@@ -87,7 +87,7 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         if "init" in settings:
             own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
         values = layered(settings, own)
-        values |= {key: _absolute(key, value) for key, value in values.items() if key in PATHS}
+        values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
         try:
             if {"out", "resume"} & settings.keys():
                 raise InputError("out and resume belong to the whole recipe: set them on the command line")
@@ -124,11 +124,11 @@ def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -
     return before
 
 
-def _absolute(name: str, value: str) -> str:
+def _absolute(name: str, value: str, values: Mapping[str, Any]) -> str:
     """Return a path that holds from every folder, since a run may be resumed from another one. The names of
-    checkpoints and stages stay."""
-    is_name = name == "weights" and (value in CHECKPOINTS or not os.path.isdir(value))
-    if is_name or value.startswith("@"):
+    checkpoints and stages stay; what has a revision is a name."""
+    is_name = value in CHECKPOINTS or "revision" in values or not os.path.isdir(value)
+    if (name == "weights" and is_name) or value.startswith("@"):
         return value
     return check(os.path.realpath(value), FIELDS[name], flag(name))
 
@@ -138,7 +138,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     InputError for any other that differs."""
     if "out" not in values:
         raise InputError("--resume needs --out, the folder of the run to resume")
-    path, saved = _saved_settings(Path(values["out"]))
+    path, saved = saved_settings(Path(values["out"]))
     if saved is None:
         if "option" not in values:
             raise InputError(f"{values['out']}: holds no run to resume (no config.toml)")
@@ -161,7 +161,7 @@ def _differs(name: str, before: Any, now: Any) -> bool:
     return before != now and not moved
 
 
-def _saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
+def saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
     """Return a run's settings and their file: its config.toml or, if that is lost or cut, the one in its
     newest state; None if there is neither. Raises InputError if all of them are cut."""
     problems = []
@@ -172,7 +172,7 @@ def _saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
             except CutError as error:
                 problems.append(error)
     if problems:
-        raise problems[0]
+        raise InputError(f"{problems[0].problem}, and no saved state has it; start again with another --out")
     return run / CONFIG, None
 
 

@@ -426,7 +426,11 @@ def check_settings(values: Mapping[str, Any], source: str, required: Collection[
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a run's settings that decide its result, but for where its files are."""
-    free = MACHINE | {*PATHS, "revision", "out", "report"} | (set() if looks_ahead(settings) else {"epochs"})
+    free = (
+        MACHINE
+        | {*PATHS, "run", "revision", "out", "report"}
+        | (set() if looks_ahead(settings) else {"epochs"})
+    )
     return {name: value for name, value in settings.items() if name not in free}
 
 

@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -19,15 +20,23 @@ from filelock import FileLock, Timeout
 
 from minbert.errors import InputError
 from minbert.files import make_folder, named_folder, sweep, write_text
-from multitask.layout import CONFIG, FOLDERS, PIECES, PIPELINE, STATE
+from multitask.layout import BEGUN, CONFIG, FOLDERS, PIECES, PIPELINE, STATE
 
 LOCK = ".lock"
 MARK = ".minbert"
 MARK_TEXT = "The folder that holds this file was made by minbert, which may replace the files that it made.\n"
 
-_held: dict[
-    str, tuple[FileLock, os.stat_result]
-] = {}  # by the folder's real path: its lock, and the lock's file
+
+@dataclass(frozen=True)
+class Held:
+    """What this process has locked: the lock, its file, and the folder, by which they are known again."""
+
+    lock: FileLock
+    file: os.stat_result
+    folder: os.stat_result
+
+
+_held: dict[str, Held] = {}  # by the folder's real path
 
 
 def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None = False) -> Path:
@@ -35,7 +44,7 @@ def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None =
 
     `holds` is CONFIG for a single run and PIPELINE for a recipe's stages. A folder that holds a run is never
     written over: it is claimed only with `resume`, which is None for what cannot be resumed. Raises
-    InputError if the folder cannot be made, is in use, holds another run, or what may not be a run's.
+    InputError if the folder cannot be made, is in use, holds another run or files that may not be a run's.
     """
     try:
         if out is None:
@@ -50,11 +59,11 @@ def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None =
         if other != holds and (folder / other).exists():
             raise InputError(f"{folder}: holds {what}; choose another --out")
     found = [piece for piece in PIECES if os.path.lexists(folder / piece)]
-    if found and not resume and (is_marked(folder) or holds in found):
+    if not resume and (holds in found or (is_marked(folder) and not BEGUN.isdisjoint(found))):
         remedy = "" if resume is None else "resume it with --resume, or "
         raise InputError(f"{folder}: holds a run already; {remedy}choose another --out")
     check_links(folder)
-    if found and (not resume or {*found} & {*FOLDERS}):
+    if found and not (resume and {*FOLDERS}.isdisjoint(found)):
         _check_mark(folder, found)
     mark(folder)
     for place in (folder, *(folder / name for name in FOLDERS)):
@@ -67,18 +76,19 @@ def check_links(folder: Path, pieces: Iterable[str] = PIECES) -> None:
     for piece in pieces:
         if (folder / piece).is_symlink():
             raise InputError(
-                f"{folder / piece}: is a link, which is not followed; put what it leads to in its place"
+                f"{folder / piece}: is a symbolic link, which is not followed; replace it with its target"
             )
 
 
 def _check_mark(folder: Path, found: Sequence[str]) -> None:
     """Raise InputError if a folder with these pieces of a run is not one that a run has made."""
-    places = [folder, *([folder / STATE] if STATE in found else [])]
-    if unmarked := [place for place in places if not is_marked(place)]:
-        raise InputError(
-            f"{unmarked[0]}: has no file {MARK}, so it may not be a run's, and {found[0]} is left alone; "
-            "choose another --out, or if it is a copy of a run, copy its hidden files too"
-        )
+    places = [folder, folder / STATE] if STATE in found else [folder]
+    for place in places:
+        if not is_marked(place):
+            raise InputError(
+                f"{place}: has no file {MARK}, so {found[0]} may be your own and is left alone; choose "
+                "another --out, or copy a run with its hidden files (older versions had none)"
+            )
 
 
 def is_marked(folder: Path) -> bool:
@@ -132,7 +142,10 @@ def lock(folder: Path) -> None:
     """
     if _is_held(folder):
         return
-    one = FileLock(folder / LOCK, timeout=0)
+    try:
+        one = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+    except TypeError:  # releases before 4 do not know soft locks, which a killed process would leave behind
+        one = FileLock(folder / LOCK, timeout=0)
     try:
         one.acquire()
     except Timeout:
@@ -143,15 +156,17 @@ def lock(folder: Path) -> None:
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
             return
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-    _held[os.path.realpath(folder)] = one, (folder / LOCK).lstat()
+    _held[os.path.realpath(folder)] = Held(one, (folder / LOCK).lstat(), folder.stat())
 
 
 def check_held(folder: Path) -> None:
-    """Make and lock a folder that this process has locked again if it is gone. Raises OSError if there is
-    another in its place, which may be another run's."""
-    if os.path.realpath(folder) not in _held or _is_held(folder):
+    """Make and lock a folder that this process has locked again if it is gone, or its lock is. Raises OSError
+    if there is another folder in its place, or another's lock."""
+    held = _held.get(os.path.realpath(folder))
+    if held is None or _is_held(folder):
         return
-    if os.path.lexists(folder):
+    same = folder.is_dir() and os.path.samestat(held.folder, folder.stat())
+    if os.path.lexists(folder / LOCK if same else folder):
         raise OSError(errno.ESTALE, "was replaced while this run was at work", str(folder))
     make_folder(folder)
     try:
@@ -163,6 +178,6 @@ def check_held(folder: Path) -> None:
 
 def _is_held(folder: Path) -> bool:
     try:
-        return os.path.samestat(_held[os.path.realpath(folder)][1], (folder / LOCK).lstat())
+        return os.path.samestat(_held[os.path.realpath(folder)].file, (folder / LOCK).lstat())
     except (KeyError, OSError):
         return False

@@ -19,6 +19,7 @@ from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
+from multitask.folder import check_held
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
 from multitask.predict import predict
@@ -184,6 +185,7 @@ def predict_with_best(
     had one, and finish the run."""
     distributed.wait()  # until the best model is on the disk
     best = machine.place(MultitaskBert.load(run / BEST), config.products, device)
+    distributed.from_writer(lambda: check_held(run))
     scores = predict_all(run / PREDICTIONS, best, selected, rows)
     compared = {} if teacher is None else {"teacher": teacher}
     columns = ", student and teacher" if compared else ""

@@ -16,3 +16,4 @@ COPIES = "members"  # of an ensemble that keeps its members' models
 FILES = (CONFIG, PIPELINE, RESULT, METRICS, REPORT, TARGETS, ENSEMBLE)
 FOLDERS = (STATE, BEST, f"{BEST}.old", PREDICTIONS, FIGURES, COPIES)
 PIECES = (*FILES, *FOLDERS)
+BEGUN = {CONFIG, PIPELINE, RESULT, METRICS, STATE, BEST, f"{BEST}.old"}  # what shows that a run has begun

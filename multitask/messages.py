@@ -12,7 +12,7 @@ from minbert.command import unguarded
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print a line, on standard output if no `file` is named."""
-    with tqdm.external_write_mode(unguarded(sys.stderr)):  # where the bar is: see progress.py
+    with tqdm.external_write_mode(unguarded(sys.stderr)):  # where the bar is: see meter.py
         print(line, file=file, flush=True)
 
 

@@ -6,20 +6,23 @@ A stage that has a result is not run again, and one that was stopped is resumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
 from minbert.files import write_text
+from minbert.reading import read_text
 from multitask import distributed, folder
-from multitask.command_line import Pipeline
+from multitask.command_line import Pipeline, saved_settings
 from multitask.config import TRAINING, Config
 from multitask.data.tasks import select
 from multitask.forecast import measure
 from multitask.jobs import JOBS
-from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT
+from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT, STATE
 from multitask.preparation import tasks_of, with_commit
 
 
@@ -65,17 +68,25 @@ def start(pipeline: Pipeline) -> Path:
 
 
 def placed(config: Config, out: Path, name: str) -> Config:
-    """Return the stage with its folder and those of the stages that it names; resumed if it has begun."""
+    """Return the stage with its folder and those of the stages that it names; resumed if it has begun, with
+    the tables and tasks that it then took from its teacher."""
 
     def folder_of(value: str) -> str:
         return str(out / value[1:]) if value.startswith("@") else value
 
-    init = config.start.init
+    def begun_with() -> dict[str, Any] | None:
+        if not (out / name / CONFIG).exists() and not (out / name / STATE).exists():
+            return None
+        _, saved = saved_settings(out / name)
+        return {key: value for key, value in (saved or {}).items() if key in ("data", "tasks")}
+
+    init, taken = config.start.init, distributed.from_writer(begun_with)
     return config.changed(
         init=None if init is None else folder_of(init),
         run=tuple(map(folder_of, config.runs.run)),
         out=str(out / name),
-        resume=distributed.from_writer((out / name / CONFIG).exists),
+        resume=taken is not None,
+        **(taken or {}),
     )
 
 
@@ -94,8 +105,9 @@ def print_forecast(stages: Mapping[str, Config], left: list[str], out: Path) -> 
     seconds = {}
     for name in left:
         if stages[name].option in TRAINING:
-            metrics = out / name / METRICS
-            done = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+            done = 0
+            with suppress(OSError, ValueError):
+                done = read_text(out / name / METRICS).count("\n")
             seconds[name] = measure(standalone(stages, name)).seconds(done)
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     if parts:

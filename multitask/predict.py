@@ -11,7 +11,7 @@ from typing import BinaryIO, TextIO
 
 from minbert.command import unguarded
 from minbert.errors import InputError, counted
-from minbert.files import create, partial_path, rename, resolved
+from minbert.files import create, discard, flush, partial_path, rename, resolved
 from minbert.tokenizer import CHARACTERS
 from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
 from multitask.data.tasks import Task
@@ -50,7 +50,12 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
                 _write(model, task, windows, file)
             except InputError as error:
                 raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
+            except BaseException:
+                if partial != path:
+                    discard(partial)
+                raise
         if partial != path:
+            flush(partial)
             rename(partial, path)
 
 

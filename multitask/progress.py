@@ -18,9 +18,7 @@ from minbert.errors import shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_json
 
-TERM = re.compile(
-    r"skipped|(loss|objective|distill)/\w+|(smart|bregman)/\w+/\w+"
-)  # of a loss; no other is made
+TERM = re.compile(r"skipped|(loss|objective|distill)/[^/]+|(smart|bregman)/[^/]+/[^/]+")  # of a loss
 
 
 @dataclass
@@ -110,7 +108,7 @@ def read_progress(path: Path) -> Progress:
 
 
 def check_progress(
-    progress: Progress, settings: Mapping[str, Any], check: Callable[[dict[str, Any]], object]
+    progress: Progress, settings: Mapping[str, Any], check_record: Callable[[dict[str, Any]], object]
 ) -> None:
     """Raise some exception unless this can be the progress of a run with these settings."""
     epochs, best = len(progress.records), progress.best_epoch
@@ -119,7 +117,7 @@ def check_progress(
             raise ValueError(f"{shown(name)} is not the name of a term")
     for sums in progress.sums.values():
         if len(sums) != 3 or not all(map(_is_finite, sums)) or sums[1] < 0 or sums[2] < 1:
-            raise ValueError("its sums are not sums")
+            raise ValueError("its sums are malformed")
     if not all(map(_is_finite, (value for values in progress.ratios.values() for value in values))):
         raise ValueError("its ratios are not numbers")
     copy.deepcopy(progress).end_epoch()
@@ -127,9 +125,9 @@ def check_progress(
     if not 0 <= progress.step - epochs * steps <= steps or progress.skipped_in_a_row > progress.step:
         raise ValueError(f"step {progress.step} is not in epoch {epochs + 1}")
     for epoch, record in enumerate(progress.records, start=1):
-        check(record)
+        check_record(record)
         if (record["epoch"], record["step"]) != (epoch, epoch * steps) or not _is_finite(record):
-            raise ValueError(f"its record of epoch {epoch} is not one")
+            raise ValueError(f"the record of epoch {epoch} is malformed")
     if best > epochs or (
         best and progress.best["dev"][settings.get("choose_by", "score")] != progress.best_score
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -29,10 +30,11 @@ def write_folder(path: Path, write: Callable[[Path], None], pieces: Collection[s
         if path.exists():
             files.rename(path, old)
         files.rename(partial, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):  # the disk may be full
             files.remove(partial, pieces)
-            settle(path, pieces)
+            if error.errno != errno.ESTALE:  # the folder is still this run's
+                settle(path, pieces)
         raise
     files.flush(path.parent)
     settle(path, pieces)

@@ -83,6 +83,8 @@ def write_all_predictions(
 
 
 def write_result(run: Path, **found: Any) -> None:
+    """Write what a run found, which says that it is done."""
+    folder.check_held(run)
     write_text(run / RESULT, json.dumps(found, indent=2) + "\n")
 
 

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from minbert.checkpoint import Stored, contents
 from minbert.command import is_lack_of_memory
 from minbert.errors import InputError, short_line, shown
-from minbert.files import PARTIAL, is_real_folder, remove, write_tensors, write_text
+from minbert.files import UNFINISHED, is_real_folder, remove, write_tensors, write_text
 from minbert.reading import load_json, read_text
 from multitask.config import decisive
 from multitask.distributed import is_writer
@@ -150,15 +150,22 @@ class States:
         if self._is_whole(progress) or not is_writer():
             return self.run
         for parent in (tempfile.gettempdir, os.getcwd, lambda: os.path.expanduser("~")):
-            with suppress(OSError):
-                self.run = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=parent()))
-                self._kept, self._published, self._written = [], None, -1
-                mark(self.run)
-                self._finish(progress)
-                if self._is_whole(progress):
-                    return self.run
-            shutil.rmtree(self.run, ignore_errors=True)
+            try:
+                place = Path(tempfile.mkdtemp(prefix="minbert-run-", dir=parent()))
+            except OSError:
+                continue
+            if self._rescue(place, progress):
+                return place
+            shutil.rmtree(place, ignore_errors=True)
         raise OSError("the last state could not be written anywhere")
+
+    def _rescue(self, place: Path, progress: Progress) -> bool:
+        """Write the whole run into a new folder. Return whether that could be done."""
+        self.run, self._kept, self._published, self._written = place, [], None, -1
+        with suppress(OSError):
+            mark(place)
+            self._finish(progress)
+        return self._is_whole(progress)
 
     def _finish(self, progress: Progress) -> None:
         self.wait()
@@ -188,13 +195,14 @@ class States:
             check_held(self.run)  # writing takes a while
 
         write_folder(folder, write, [*self.pieces, MANIFEST])
+        check_held(self.run)
         write_text(folder.parent / LATEST, folder.name)
         self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
-        check_held(self.run)
         if not (self.run / CONFIG).exists():
             write_text(self.run / CONFIG, tomli_w.dumps(self.settings))
         if self._published is None or not (self.run / BEST).exists():
             self._publish()
+        check_held(self.run)
         write_text(self.run / METRICS, metrics)
         self._remove_others(folder.parent)
         self._written = step
@@ -202,7 +210,8 @@ class States:
     def _remove_others(self, states: Path) -> None:
         """Remove the states that are not kept, and what was never finished."""
         for path in states.iterdir():
-            name = path.name if (unfinished := PARTIAL.fullmatch(path.name)) is None else unfinished["name"]
+            unfinished = UNFINISHED.fullmatch(path.name)
+            name = path.name if unfinished is None else unfinished["name"] or ""
             if NAME.fullmatch(name.removesuffix(".old")) and path not in self._kept:
                 remove(path, [*self.pieces, MANIFEST])
 
@@ -221,17 +230,19 @@ class States:
 
     # Loading
 
-    def load(self, facts: Mapping[str, str], check: Callable[[dict[str, Any]], object]) -> Progress | None:
+    def load(
+        self, facts: Mapping[str, str], check_record: Callable[[dict[str, Any]], object]
+    ) -> Progress | None:
         """Load the newest intact state into the parts and the optimizer, and return its progress.
 
         Rewrites best/ and metrics.jsonl from that state. Returns None if nothing has been saved. A state must
         have these `facts`, the fingerprints of what the run learns from, and records of epochs for which
-        `check` raises no exception. Raises InputError if there are states but none is usable.
+        `check_record` raises no exception. Raises InputError if there are states but none is usable.
         """
         problems = []
         for folder in _newest_first(self.run):
             try:
-                progress = self._read(folder, facts, check)
+                progress = self._read(folder, facts, check_record)
             except Exception as error:  # whatever a damaged or hostile state may cause
                 if is_lack_of_memory(error):
                     raise
@@ -255,7 +266,7 @@ class States:
         return None
 
     def _read(
-        self, folder: Path, facts: Mapping[str, str], check: Callable[[dict[str, Any]], object]
+        self, folder: Path, facts: Mapping[str, str], check_record: Callable[[dict[str, Any]], object]
     ) -> Progress:
         """Return the progress of a state, and load its tensors. Raises some exception if it is not one that
         this run has saved. What a text or a header says is checked before anything large is read."""
@@ -269,12 +280,13 @@ class States:
         if changed:
             raise ValueError(f"the {' and the '.join(changed)} are not what the run was started with")
         check_settings_same(self.settings, read_settings(folder / CONFIG))
-        check_progress(progress, self.settings, check)
+        check_progress(progress, self.settings, check_record)
 
         names = [PROGRESS, CONFIG, *(f"{name}.safetensors" for name in (*self.parts, "optimizer"))]
-        names += [f"{BEST}.safetensors"] * bool(progress.best_epoch)
+        if progress.best_epoch:
+            names.append(f"{BEST}.safetensors")
         if other := {*names} ^ {*manifest["files"]}:
-            raise ValueError(f"does not hold the files of this run's ({', '.join(sorted(other))})")
+            raise ValueError(f"does not hold this run's files ({', '.join(sorted(other))})")
         wanted = {name: module.state_dict() for name, module in self.parts.items()}
         if progress.best_epoch:
             wanted[BEST] = wanted["model"]
@@ -345,7 +357,7 @@ def check_settings_same(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> No
 def check_tensors(file: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
     """Raise ValueError unless a file's header describes tensors of these names, shapes and types."""
     if wanted.keys() != stored.keys():
-        raise ValueError(f"{file} does not hold the tensors of this run's")
+        raise ValueError(f"{file} does not hold this run's tensors")
     for name, tensor in wanted.items():
         if (stored[name].shape, stored[name].dtype) != (tuple(tensor.shape), tensor.dtype):
             raise ValueError(f"{file}: {name} has another shape or type")

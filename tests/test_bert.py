@@ -483,7 +483,7 @@ def test_attention_larger_than_the_machines_memory_is_refused_before_it_is_made(
     model = BertModel(BertConfig(9, 2, 1, 2, 2, max_position_embeddings=2**20))
     ids = torch.ones(1, 2**20, dtype=torch.int64)
     for call in (model, model.pooled, model.embed):
-        with pytest.raises(InputError, match=r"^1 x 1,048,576 positions need 8,192\.0 GB"):
+        with pytest.raises(InputError, match=r"^1 x 1,048,576 positions need 8,192\.0 GiB"):
             call(ids)
 
 

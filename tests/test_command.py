@@ -100,7 +100,7 @@ def test_no_file_gets_the_number_of_a_closed_standard_stream():
 CASES = {
     "mistake": (InputError("x: no"), 2, "error: x: no"),
     "disk": (OSError(errno.ENOSPC, "No space", "f"), 2, "error: [Errno 28] No space: 'f'; resume"),
-    "reader": (BrokenPipeError(), 141, "stopped: nobody reads the output; resume"),
+    "reader": (BrokenPipeError(), 141, "stopped: the reader of the output has gone; resume"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "\nstopped; resume"),
     "Python": (MemoryError(), 2, "error: not enough memory (MemoryError); resume"),
     "torch": (

@@ -22,7 +22,7 @@ from minbert.files import (
     write_text,
 )
 
-UNFINISHED = "0123456789abcdef"
+HEX = "0123456789abcdef"
 
 
 @pytest.fixture(params=[True, False], ids=["held open", "by path"])
@@ -69,9 +69,9 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(system, tmp_path, victim,
 @pytest.mark.parametrize("name", ["a.txt", "a.safetensors"])
 def test_a_folder_that_is_a_link_is_not_written_to(system, tmp_path, victim, name):
     (tmp_path / "predictions").symlink_to(victim)
-    with pytest.raises(OSError, match="is a link, which is not followed"):
+    with pytest.raises(OSError, match="is a symbolic link, which is not followed"):
         write(tmp_path / "predictions" / name)
-    with pytest.raises(OSError, match="is a link, which is not followed"):
+    with pytest.raises(OSError, match="is a symbolic link, which is not followed"):
         make_folder(tmp_path / "predictions")
     remove(tmp_path / "predictions", ["profile"])
     sweep(tmp_path / "predictions")
@@ -131,12 +131,12 @@ def test_a_folder_that_was_swapped_meanwhile_gets_nothing(tmp_path, victim, monk
 def test_remove_takes_known_pieces_alone(system, tmp_path, victim):
     folder = tmp_path / "state"
     folder.mkdir()
-    for name in ("a", f"a.partial-{UNFINISHED}", ".tmpX1", "notes", f"notes.partial-{UNFINISHED}"):
+    for name in ("a", f"a.partial-{HEX}", ".tmpXy1234", "notes", f"notes.partial-{HEX}"):
         (folder / name).write_text("x")
     (folder / "b").symlink_to(victim / "profile")
     (folder / "c").mkdir()
     remove(folder, ["a", "b", "c"])
-    assert sorted(os.listdir(folder)) == ["c", "notes", f"notes.partial-{UNFINISHED}"]
+    assert sorted(os.listdir(folder)) == ["c", "notes", f"notes.partial-{HEX}"]
     assert contents(victim) == {"profile": b"mine"}
     (folder / "c").rmdir()
     remove(folder, ["notes"])
@@ -145,11 +145,11 @@ def test_remove_takes_known_pieces_alone(system, tmp_path, victim):
 
 
 def test_sweep_takes_unfinished_files_alone(tmp_path):
-    for name in ("a", "a.partial", f"a.partial-{UNFINISHED}", f"b.partial-{UNFINISHED[:-1]}"):
+    for name in ("a", "a.partial", f"a.partial-{HEX}", f"b.partial-{HEX[:-1]}"):
         (tmp_path / name).write_text("x")
-    (tmp_path / f"best.partial-{UNFINISHED}").mkdir()
+    (tmp_path / f"best.partial-{HEX}").mkdir()
     sweep(tmp_path)
-    names = ["a", "a.partial", f"b.partial-{UNFINISHED[:-1]}", f"best.partial-{UNFINISHED}"]
+    names = ["a", "a.partial", f"b.partial-{HEX[:-1]}", f"best.partial-{HEX}"]
     assert sorted(os.listdir(tmp_path)) == names
 
 

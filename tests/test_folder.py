@@ -130,9 +130,7 @@ def test_a_named_folder_stays_when_the_process_ends(tmp_path):
 def test_pieces_that_no_run_has_made_are_left_alone(tmp_path, piece, resume):
     (tmp_path / piece).mkdir()
     (tmp_path / piece / "novel.txt").write_text("mine")
-    with pytest.raises(
-        InputError, match=rf"^{tmp_path}: has no file \.minbert, .* {piece} is left alone; choose"
-    ):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: has no file \.minbert, so {piece} may be your own"):
         claim(str(tmp_path), "finetune", resume=resume)
     assert not (tmp_path / MARK).exists()
 
@@ -153,10 +151,19 @@ def test_a_run_that_has_lost_its_config_is_not_written_over(tmp_path):
 
 
 @pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("piece", ["teacher.safetensors", "predictions", "members", "ensemble.toml"])
+@pytest.mark.parametrize("resume", [False, True, None])
+def test_a_run_that_was_stopped_before_it_began_may_start_again(tmp_path, piece, resume):
+    """A distillation that has kept its teacher's outputs, an ensemble that has made its predictions."""
+    claim(str(tmp_path), "distill")
+    (tmp_path / piece).mkdir()
+    assert claim(str(tmp_path), "distill", resume=resume) == tmp_path
+
+
 def test_a_link_in_place_of_a_piece_is_refused(tmp_path, piece):
     claim(str(tmp_path / "run"), "finetune")
     (tmp_path / "run" / piece).symlink_to(tmp_path / "victim")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/run/{piece}: (is a link|holds)"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/run/{piece}: is a symbolic link"):
         claim(str(tmp_path / "run"), "finetune", resume=True)
 
 
@@ -193,6 +200,9 @@ def test_a_folder_that_another_run_has_taken_is_not_written(tmp_path):
     shutil.rmtree(run)
     check_held(run)  # nobody has taken it, so it is made again
     assert sorted(os.listdir(run)) == [LOCK, MARK]
+    (run / LOCK).unlink()
+    check_held(run)  # only the lock is gone, so it is taken again
+    assert (run / LOCK).exists()
     shutil.rmtree(run)
     with holding(run), pytest.raises(OSError, match="was replaced while this run was at work"):
         check_held(run)
@@ -229,9 +239,11 @@ def test_this_process_holds_its_folder_and_may_claim_it_again(tmp_path):
     assert "in use by another process" in said_by(code, tmp_path)
 
 
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, number):
     def no_locks(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     before, free = dict(folder._held), free_descriptor()
     monkeypatch.setattr(fcntl, "flock", no_locks)

@@ -569,7 +569,7 @@ def test_what_a_command_is_for_must_be_written(
     monkeypatch.setattr(sys, "stdout", broken())
     found, _, err = call("--option", "evaluate", "--run", run, "--threads", 1)
     assert (found, err.count("\n")) == (status, 1)
-    assert ("stopped: nobody reads the output" if status == 141 else problem) in err
+    assert ("stopped: the reader of the output has gone" if status == 141 else problem) in err
     assert contents(run / "predictions") == contents(finished / "predictions")
 
 
@@ -833,7 +833,7 @@ def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):
     assert process.stdout.readline().startswith("id\tsentiment")
     process.stdout.close()
     assert process.wait(60) == 141
-    assert process.stderr.read().startswith("stopped: nobody reads the output")
+    assert process.stderr.read().startswith("stopped: the reader of the output has gone")
     process.stderr.close()
 
 

@@ -86,7 +86,7 @@ def test_what_was_saved_comes_back(tmp_path):
         best_score=2 / 3,
         best_epoch=1,
         skipped_in_a_row=2,
-        sums={"loss/sentiment": [0.1 + 0.2, 0.1, 2]},
+        sums={"loss/sentiment": [0.1 + 0.2, 0.1, 2], "loss/भावना": [1.0, 1.0, 1]},
         ratios={"bregman/sentiment/gradient_ratio": [1 / 3]},
         records=[record(1, 3, 2 / 3)],
         facts={"tables": "abc"},
@@ -252,13 +252,34 @@ def test_a_run_whose_last_state_cannot_be_written_goes_to_another_folder(tmp_pat
         states.finish_or_rescue(Progress(4))
 
 
-@pytest.mark.parametrize("about", ["model.safetensors", "latest", "best"])
-def test_a_folder_that_another_run_takes_during_a_save_gets_nothing(tmp_path, monkeypatch, about):
-    run, real = claim(str(tmp_path / "run"), "finetune"), files.flush
+@pytest.mark.parametrize("failing", ["gettempdir", "mkdtemp"])
+def test_where_no_other_folder_can_be_made_the_run_stays_as_it_is(tmp_path, full_disk, monkeypatch, failing):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def replace(path):
-        real(path)
-        if about in str(path) and not (tmp_path / "away").exists():
+    run = tmp_path / "run"
+    save(run, 1)
+    (run / "notes").write_text("mine")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    model, optimizer = make()
+    states = States(run, {"model": model}, optimizer, SETTINGS)
+    full_disk.append(tmp_path)
+    monkeypatch.setattr(tempfile, failing, fail)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(OSError, match="could not be written anywhere"):
+        states.finish_or_rescue(Progress(4))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("about", ["state/step", "best"])
+def test_a_folder_that_another_run_takes_during_a_save_gets_nothing(tmp_path, monkeypatch, capsys, about):
+    """It is taken between two steps of a save: when the state is in place, or the best model."""
+    run, real = claim(str(tmp_path / "run"), "finetune"), state.write_folder
+
+    def replace(path, *args):
+        real(path, *args)
+        if str(path).startswith(f"{run}/{about}") and not (tmp_path / "away").exists():
             run.rename(tmp_path / "away")
             for folder in (run, run / "state", run / "best"):
                 folder.mkdir()
@@ -267,11 +288,12 @@ def test_a_folder_that_another_run_takes_during_a_save_gets_nothing(tmp_path, mo
     model, optimizer = make()
     states = States(run, {"model": model}, optimizer, SETTINGS)
     states.keep_best()
-    monkeypatch.setattr(files, "flush", replace)
+    monkeypatch.setattr(state, "write_folder", replace)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     place = states.finish_or_rescue(Progress(1, best_epoch=1, records=[record(1, 1)]))
     assert place.parent == tmp_path and place.name.startswith("minbert-run-")
     assert sorted(path.name for path in run.rglob("*")) == ["best", "state", "theirs", "theirs", "theirs"]
+    assert "was replaced while this run was at work" in capsys.readouterr().err
 
 
 def test_a_folder_removed_while_the_run_goes_on_is_made_again(tmp_path):
@@ -520,7 +542,8 @@ def test_what_is_no_file_of_a_state_is_neither_waited_for_nor_read(saved, name, 
     if name == "../latest":
         assert load(saved.parent.parent, {"tables": "a"}, steps_per_epoch=2) is not None
         return
-    with pytest.raises(InputError, match="no saved state can be resumed"):
+    reason = r"not a regular file|no such file|larger than|Is a directory|[Hh]eader"
+    with pytest.raises(InputError, match=rf"no saved state can be resumed: \S*: .*({reason})"):
         load(saved.parent.parent, {"tables": "a"}, steps_per_epoch=2)
 
 

@@ -17,7 +17,11 @@ Known = dict[Path, dict[str, Any]]  # the settings of recipes that have been rea
 
 
 class CutError(InputError):
-    """A run's config.toml is not whole."""
+    """A run's config.toml is not whole: `problem` says why, and the message also what to do."""
+
+    def __init__(self, problem: str, run: Path):
+        super().__init__(f"{problem}; --resume --out {run} restores it from a saved state")
+        self.problem = problem
 
 
 def layered(recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -88,10 +92,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         values = load_toml(path)
     except InputError as error:
-        raise CutError(str(error)) from None
-    known = values.get("option") in list(OPTIONS)
-    for name in ("option", *([last_setting(values["option"])] if known else [])):
+        raise CutError(str(error), path.parent) from None
+    needed = ["option"]
+    if values.get("option") in list(OPTIONS):
+        needed.append(last_setting(values["option"]))
+    for name in needed:
         if name not in values:
-            remedy = f"--resume --out {path.parent} restores it from a saved state"
-            raise CutError(f"{path}: was cut, since it lacks {name}; {remedy}")
+            raise CutError(f"{path}: was cut, since it lacks {name}", path.parent)
     return check_settings(values, str(path))

@@ -293,7 +293,7 @@ def resume_where_state_links_to_a_home(box: Box) -> None:
     box.take("stopped")
     (box / "new").mkdir()
     os.rename(box / "stopped/config.toml", box / "new/config.toml")
-    (box / "new/state").symlink_to(box / "victim/folder")
+    (box / "new/state").symlink_to(box / "home")
     box.command("--resume --out {new}", writes=("new",))
 
 
