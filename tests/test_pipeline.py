@@ -190,6 +190,29 @@ def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, monkeypatch,
     assert contents(out / "both" / "predictions") == contents(finished / "both" / "predictions")
 
 
+def test_a_stage_that_distils_is_resumed_with_what_its_teacher_gave_it(tiny, data, tmp_path, monkeypatch):
+    """Also in a copy, and when it was stopped before the student began."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[stages.one]\noption = "finetune"\n[stages.two]\noption = "distill"\nrun = ["@one"]\n')
+    words = ["--recipe", str(recipe), "--weights", str(tiny), "--data", str(data)]
+    words += ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "3"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    for number, place in enumerate(("multitask.jobs.train", "multitask.train.end_epoch")):
+        goes_on, calls, out = pkgutil.resolve_name(place), itertools.count(), tmp_path / str(number)
+
+        def stop(*args, goes_on=goes_on, calls=calls, at=(1, 3)[number]):
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return goes_on(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            assert main([*words, "--out", str(out)]) == 130
+        moved = shutil.copytree(out, tmp_path / f"moved-{number}")
+        assert main(["--resume", "--out", str(moved)]) == 0
+        assert metrics_without_clock(moved / "two") == metrics_without_clock(tmp_path / "whole" / "two")
+
+
 def test_a_finished_pipeline_is_done(words, finished, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "measure", None)  # nothing to measure, nothing to do
     assert main(["--resume", "--out", str(finished)]) == 0

@@ -288,9 +288,9 @@ class Box:
         for name in names:
             shutil.copytree(self.template.made(name), self / name, symlinks=True)
             for path in (self / name).rglob("*.toml"):
-                if "state" in path.parts:  # with its hash
-                    continue
                 path.write_text(path.read_text().replace(str(self.template), str(self)))
+                if path.parent.parent.name == "state":
+                    put_hashes_right(path.parent)
 
     def put_away(self, path: Path) -> None:
         """Move something out of the box, if it is there."""
@@ -451,6 +451,13 @@ def results(run: Path, parts: Collection[str]) -> dict[str, object]:
             elif not stat.S_ISDIR(mode):
                 raise Wrong(f"{path.relative_to(run)} is {'no regular file' if mode else 'missing'}")
     return found
+
+
+def put_hashes_right(state: Path) -> None:
+    manifest = json.loads((state / "manifest.json").read_text())
+    files = sorted(path for path in state.iterdir() if path.name != "manifest.json")
+    manifest["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (state / "manifest.json").write_text(json.dumps(manifest))
 
 
 def saved_step(run: Path) -> int:

@@ -5,7 +5,6 @@ Resuming is refused in a line, or ends with the results of the undisturbed run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hostile.box import TRAIN, Box, Case, Cases, Wrong, write
+from hostile.box import TRAIN, Box, Case, Cases, Wrong, put_hashes_right, write
 
 RESUME = "--resume --out {stopped}"
 MISSING = object()
@@ -134,13 +133,6 @@ def resumed(change: Callable[[Path], object], box: Box, hashed: bool = True) -> 
     box.command(RESUME, writes=("stopped",))
     if (box / "stopped/result.json").exists():
         box.check_results("stopped")
-
-
-def put_hashes_right(state: Path) -> None:
-    manifest = json.loads((state / "manifest.json").read_text())
-    files = sorted(path for path in state.iterdir() if path.name != "manifest.json")
-    manifest["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (state / "manifest.json").write_text(json.dumps(manifest))
 
 
 def change_field(field: str, value: Any, state: Path) -> None:
