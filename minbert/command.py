@@ -126,7 +126,8 @@ def _line_and_status(error: BaseException, advice: str) -> tuple[str, int]:
     if is_lack_of_memory(error):
         return f"error: not enough memory ({short_line(error)}){advice or '; free some, and try again'}", 2
     if isinstance(error, OSError):  # such as a full disk
-        return f"error: {error}{advice}", 2
+        named = error.filename is not None and error.strerror
+        return f"error: {f'{error.filename}: {error.strerror}' if named else error}{advice}", 2
     place = traceback.extract_tb(error.__traceback__)[-1]
     found = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno} ({short_line(error)})"
     return f"error: a bug in minbert: {found}; {_write_details(error)}{advice}", 70

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minbert.reading import BINARY
 
-HOLDS_FOLDERS_OPEN = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+HOLDS_FOLDERS_OPEN = os.open in os.supports_dir_fd and {"O_NOFOLLOW", "O_DIRECTORY"} <= {*dir(os)}
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 UNFINISHED = re.compile(r"(?P<name>.+)\.partial-[0-9a-f]{16}|\.tmp\w{6}")  # .tmp: safetensors' own
 

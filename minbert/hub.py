@@ -191,11 +191,24 @@ def _fetch_small_files(repository: str, revision: str | None) -> Path:
     """Return the folder, named by its commit, with a repository's config and tokenizer."""
     if revision is not None and not REVISION.fullmatch(revision):
         raise InputError(f"{repository}: {shown(revision)} cannot be a branch, a tag or a commit")
-    folder = _snapshot(repository, revision, SMALL_FILES)
+    folder = _cached(repository, revision) or _snapshot(repository, revision, SMALL_FILES)
     check_supported(load_json(folder / "config.json", hint="; is this a model's repository?"), repository)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{repository}: has neither tokenizer.json nor vocab.txt; choose another checkpoint")
     return folder
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """Return the folder of a commit, if it is in the cache: a commit never changes, and needs no network; a
+    branch may have moved."""
+    if revision is None or not COMMIT.fullmatch(revision):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _fetch_weights(repository: str, folder: Path, allow_pickle: bool) -> None:
@@ -209,7 +222,10 @@ def _fetch_weights(repository: str, folder: Path, allow_pickle: bool) -> None:
     if allow_pickle:
         raise InputError(f"{repository}: has neither {SAFE} nor {PICKLE}; choose another checkpoint")
     remedy = f"if it has a {PICKLE}, a pickle, and you trust it, allow it"
-    raise InputError(f"{repository}: has no {SAFE}; {remedy} (--allow-pickle, or allow_pickle=True)")
+    raise InputError(
+        f"{repository}: has no {SAFE}, or it cannot be downloaded now: check the network; {remedy} "
+        "(--allow-pickle, or allow_pickle=True)"
+    )
 
 
 def _snapshot(repository: str, revision: str | None, names: Sequence[str]) -> Path:
@@ -237,7 +253,7 @@ def _snapshot(repository: str, revision: str | None, names: Sequence[str]) -> Pa
             problem = f"cannot store {repository} there ({short_line(error)})"
             remedy = "free space, make it writable, or set HF_HOME to another folder"
             raise InputError(f"{constants.HF_HUB_CACHE}: {problem}; {remedy}") from error
-        raise _unreachable(repository, error.__cause__ or error) from error
+        raise _unreachable(repository, revision, error.__cause__ or error) from error
 
 
 @contextmanager
@@ -254,12 +270,14 @@ def _no_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _unreachable(repository: str, reason: BaseException) -> InputError:
-    folder = weights_dir() / repository.rpartition("/")[2]
+def _unreachable(repository: str, revision: str | None, reason: BaseException) -> InputError:
+    folder = weights_dir() / repository.replace("/", "--")
+    what = repository if revision is None else f"{repository} at revision {revision}"
     return InputError(
-        f"{repository}: not in the cache, and cannot be downloaded ({short_line(reason, 150)}); check the "
-        f"network, or copy its config.json, tokenizer.json (or vocab.txt) and {SAFE} into {folder} and use "
-        f"that folder (--weights {folder}), or use the default checkpoint (--weights {DEFAULT})"
+        f"{what}: no such folder here, not in the cache, and cannot be downloaded "
+        f"({short_line(reason, 150)}): check the network and HF_HUB_OFFLINE; or copy its "
+        f"{', '.join(SMALL_FILES)} and {SAFE} into a folder, such as {folder}, and name that "
+        f"(--weights {folder}); or use --weights {DEFAULT}"
     )
 
 

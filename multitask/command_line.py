@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,8 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
     if "out" not in values:
         raise InputError("--resume needs --out, the folder of the run to resume")
     path, saved = saved_settings(Path(values["out"]))
+    if path.parent != Path(values["out"]):
+        print(f"warning: {values['out']}: config.toml is lost or cut; restored from {path}", file=sys.stderr)
     if saved is None:
         if "option" not in values:
             raise InputError(f"{values['out']}: holds no run to resume (no config.toml)")
@@ -149,7 +152,7 @@ def _resumed(values: dict[str, Any]) -> dict[str, Any]:
         if _differs(name, before, values[name]):
             raise InputError(
                 f"{path}: the run was started with {name} = {shown(before)}, not {shown(values[name])}; "
-                f"a resumed run may change only {', '.join(sorted(changeable))}"
+                f"a resumed run may change only {', '.join(map(flag, sorted(changeable)))}"
             )
     return saved | {name: value for name, value in values.items() if name != "revision"}
 

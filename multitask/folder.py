@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from minbert.errors import InputError
 from minbert.files import make_folder, named_folder, sweep, write_text
 from multitask.layout import BEGUN, CONFIG, FOLDERS, PIECES, PIPELINE, STATE
+from multitask.messages import warn
 
 LOCK = ".lock"
 MARK = ".minbert"
@@ -153,7 +154,7 @@ def lock(folder: Path) -> None:
     except NotImplementedError:  # a file system without locks
         return
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             return
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
     _held[os.path.realpath(folder)] = Held(one, (folder / LOCK).lstat(), folder.stat())
@@ -168,6 +169,8 @@ def check_held(folder: Path) -> None:
     same = folder.is_dir() and os.path.samestat(held.folder, folder.stat())
     if os.path.lexists(folder / LOCK if same else folder):
         raise OSError(errno.ESTALE, "was replaced while this run was at work", str(folder))
+    if not same:
+        warn(f"{folder}: was removed while this run was at work; making it again")
     make_folder(folder)
     try:
         lock(folder)

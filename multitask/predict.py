@@ -42,7 +42,11 @@ def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_row
                 raise InputError("standard output is closed; name a file with --output")
             if isinstance(stdout, TextIOWrapper):
                 stdout.reconfigure(encoding="utf-8")
-            _write(model, task, windows, stdout)
+            try:
+                _write(model, task, windows, stdout)
+            except OSError as error:
+                error.filename = "standard output"
+                raise
             return
         raw, path, partial = _open_output(target)
         with TextIOWrapper(raw, encoding="utf-8", newline="") as file:
@@ -113,10 +117,11 @@ def _windows(
     """Yield good rows, `size` at a time, or fewer long ones. At a bad one, yield the rows before it, then
     raise InputError."""
     window: list[Row] = []
-    characters = dropped = 0
+    characters = dropped = kept = 0
     for item in items:
         if isinstance(item, Row):
             window.append(item)
+            kept += 1
             characters += item.characters
         elif skip_bad_rows:
             dropped += 1
@@ -127,6 +132,8 @@ def _windows(
             yield window
             window, characters = [], 0
     yield window
+    if dropped and not kept:
+        raise InputError(f"{name}: all {counted(dropped, 'row')} are bad, and dropped")
     if dropped:
         print(f"{name}: dropped {counted(dropped, 'bad row')}", file=sys.stderr)
 

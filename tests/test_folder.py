@@ -150,7 +150,6 @@ def test_a_run_that_has_lost_its_config_is_not_written_over(tmp_path):
     assert claim(str(tmp_path), "finetune", resume=True) == tmp_path
 
 
-@pytest.mark.parametrize("piece", PIECES)
 @pytest.mark.parametrize("piece", ["teacher.safetensors", "predictions", "members", "ensemble.toml"])
 @pytest.mark.parametrize("resume", [False, True, None])
 def test_a_run_that_was_stopped_before_it_began_may_start_again(tmp_path, piece, resume):
@@ -160,6 +159,7 @@ def test_a_run_that_was_stopped_before_it_began_may_start_again(tmp_path, piece,
     assert claim(str(tmp_path), "distill", resume=resume) == tmp_path
 
 
+@pytest.mark.parametrize("piece", PIECES)
 def test_a_link_in_place_of_a_piece_is_refused(tmp_path, piece):
     claim(str(tmp_path / "run"), "finetune")
     (tmp_path / "run" / piece).symlink_to(tmp_path / "victim")

@@ -333,9 +333,9 @@ def test_the_plan_of_a_full_pass_in_shorter_epochs():
         pytest.approx(counts) for counts in ([1 / 3, 1 / 3, 1 / 3], [2 / 3, 1 / 3, 0], [1 / 3, 2 / 3, 0])
     ]
     a, b, c = plan.describe(["a", "b", "c"]).splitlines()[1:]
-    assert a.endswith("1 updates in the first epoch, 1 in the last, 2 rows each, 1.60 passes")
-    assert b.endswith("1 updates in the first epoch, 2 in the last, 2 rows each, 1.00 passes")
-    assert c.endswith("1 updates in the first epoch, 0 in the last, 2 rows each, 1.00 passes")
+    assert a.endswith("1 update in the first epoch, 1 in the last, 2 rows each, 1.60 passes")
+    assert b.endswith("1 update in the first epoch, 2 in the last, 2 rows each, 1.00 passes")
+    assert c.endswith("1 update in the first epoch, 0 in the last, 2 rows each, 1.00 passes")
 
 
 def test_a_full_pass_by_tokens_and_with_accumulation():

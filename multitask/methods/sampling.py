@@ -33,6 +33,8 @@ from typing import Protocol
 
 import numpy as np
 
+from minbert.errors import counted
+
 
 def random_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """Return the random generator for this seed, purpose and position. All randomness comes from here."""
@@ -275,4 +277,4 @@ class Plan:
         if self.turns is None:
             return f"{first:.1%} of updates in the first epoch, {last:.1%} in the last"
         first, last = first * self.steps_per_epoch, last * self.steps_per_epoch
-        return f"{first:,.0f} updates in the first epoch, {last:,.0f} in the last"
+        return f"{counted(round(first), 'update')} in the first epoch, {round(last):,} in the last"

@@ -45,7 +45,8 @@ def hidden(*names: str) -> str:
 
 
 ODDITIES = {
-    **{f"no {name}": hidden(name) for name in (*MODULES[:2], *NAMES[:4], "signal.SIGHUP")},
+    **{f"no {name}": hidden(name) for name in (*MODULES[:2], NAMES[0], *NAMES[2:4], "signal.SIGHUP")},
+    "no os.O_NONBLOCK": hidden("fcntl", "os.O_NONBLOCK"),  # filelock takes both or neither
     "no dir_fd": NO_DIR_FD,
     "folders cannot be opened": NO_FOLDERS,
     "no links": NO_LINKS,
