@@ -89,8 +89,10 @@ def _prepare_finetuning(
 
 def check_batches_fit(model: MultitaskBert, train: Mapping[str, Examples], batches: Batches) -> None:
     """Raise InputError if a batch with the longest row of a task would not fit into a processor's memory."""
+    if model.device.type != "cpu":
+        return
     layers = 1 if model.frozen else model.encoder.config.num_hidden_layers  # whose attention is kept
-    for examples in train.values() if model.device.type == "cpu" else ():
+    for examples in train.values():
         longest = int(examples.tokens.lengths.max())
         rows = batches.batch_size if batches.max_tokens is None else max(1, batches.max_tokens // longest)
         check_memory(model.encoder.config, math.ceil(rows / distributed.size()), longest, layers)
