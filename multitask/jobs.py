@@ -221,6 +221,8 @@ def run_evaluation(config: Config) -> None:
     run, device = place_of_run(Path(config.runs.run[0])), set_up(config)
     config = config.changed(data=config.tables.data or data_of(run))
     model = load_run(run, config, device)
+    if (run / CONFIG).is_file() and not (run / RESULT).is_file():
+        print(f"{run}: is not finished; this is the best model of its epochs so far")
     selected = tasks.select(config.selection.tasks, model.tasks)
     rows = read_and_print_dropped(config, SPLITS[1:], selected)
     scores = predict_all(run / PREDICTIONS, model, selected, rows)

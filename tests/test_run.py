@@ -665,6 +665,14 @@ def test_evaluate_writes_the_same_predictions_again(call, finished, tmp_path):
         assert word in out
 
 
+def test_evaluate_says_that_a_run_is_not_finished(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    words = ("--option", "evaluate", "--run", run, "--tasks", "sentiment")
+    assert "is not finished" not in call(*words)[1]
+    (run / "result.json").unlink()
+    assert f"{run}: is not finished; this is the best model of its epochs so far" in call(*words)[1]
+
+
 def test_evaluate_on_other_tables_and_fewer_tasks(call, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "predictions")
