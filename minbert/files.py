@@ -38,31 +38,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_content(path: Path, content: bytes) -> None:
     """Replace a file with these bytes."""
-    partial = partial_path(path)
-    try:
-        write_bytes(partial, content)
-        _publish(partial, path)
-    except OSError:
-        discard(partial)
-        raise
+    _replace(path, lambda partial: write_bytes(partial, content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file with these tensors. Raises OSError if it cannot be written."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda partial: write_safetensors(partial, whole))
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
     partial = partial_path(path)
     try:
-        write_safetensors(
-            partial, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        )
-        _publish(partial, path)
+        write(partial)
+        flush(partial)
+        rename(partial, path)
     except OSError:
         discard(partial)
         raise
-
-
-def _publish(partial: Path, path: Path) -> None:
-    flush(partial)
-    rename(partial, path)
 
 
 def discard(partial: Path) -> None:
