@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minbert.errors import InputError
-from minbert.files import make_folder, named_folder, sweep, write_text
+from minbert.files import UNFINISHED, make_folder, named_folder, sweep, write_text
 from multitask.layout import BEGUN, CONFIG, FOLDERS, PIECES, PIPELINE, STATE
 from multitask.messages import warn
 
@@ -85,7 +85,7 @@ def _check_mark(folder: Path, found: Sequence[str]) -> None:
     """Raise InputError if a folder with these pieces of a run is not one that a run has made."""
     places = [folder, folder / STATE] if STATE in found else [folder]
     for place in places:
-        if not is_marked(place):
+        if not is_marked(place) and not is_unused(place):
             raise InputError(
                 f"{place}: has no file {MARK}, so {found[0]} may be your own and is left alone; choose "
                 "another --out, or copy a run with its hidden files (older versions had none)"
@@ -97,13 +97,17 @@ def is_marked(folder: Path) -> bool:
     return (folder / MARK).is_file() and not (folder / MARK).is_symlink()
 
 
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder is empty but for files that were never finished, such as the mark itself."""
+    return folder.is_dir() and all(map(UNFINISHED.fullmatch, os.listdir(folder)))
+
+
 def make_marked(folder: Path) -> None:
     """Make a folder for a run alone. Raises OSError if there is one that no run has made, or a link."""
     make_folder(folder)
-    if not is_marked(folder):
-        if os.listdir(folder):
-            raise OSError(errno.EEXIST, f"has no file {MARK}, so it may not be a run's", str(folder))
-        mark(folder)
+    if not is_marked(folder) and not is_unused(folder):
+        raise OSError(errno.EEXIST, f"has no file {MARK}, so it may not be a run's", str(folder))
+    mark(folder)
 
 
 def mark(folder: Path) -> None:

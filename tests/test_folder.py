@@ -16,7 +16,7 @@ from helpers import ROOT
 
 from minbert.errors import InputError
 from multitask import folder
-from multitask.folder import LOCK, MARK, MARK_TEXT, check_held, claim
+from multitask.folder import LOCK, MARK, MARK_TEXT, check_held, claim, make_marked
 from multitask.layout import CONFIG, FOLDERS, PIECES, PIPELINE
 
 KINDS = {CONFIG: "a single run", PIPELINE: "the stages of a recipe"}
@@ -140,6 +140,16 @@ def test_a_state_that_no_run_has_made_is_left_alone(tmp_path):
     (tmp_path / "state" / "step-00000001").mkdir(parents=True)
     with pytest.raises(InputError, match=rf"^{tmp_path}/state: has no file \.minbert, "):
         claim(str(tmp_path), "finetune", resume=True)
+
+
+def test_a_state_whose_mark_could_not_be_written_is_marked_later(tmp_path):
+    """The disk was full, or the process was killed, before the mark was in place."""
+    claim(str(tmp_path), "finetune")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".minbert.partial-0123456789abcdef").write_text("")
+    assert claim(str(tmp_path), "finetune", resume=True) == tmp_path
+    make_marked(tmp_path / "state")
+    assert os.listdir(tmp_path / "state") == [MARK]
 
 
 def test_a_run_that_has_lost_its_config_is_not_written_over(tmp_path):
