@@ -64,7 +64,7 @@ def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None =
         remedy = "" if resume is None else "resume it with --resume, or "
         raise InputError(f"{folder}: holds a run already; {remedy}choose another --out")
     check_links(folder)
-    if found and not (resume and {*FOLDERS}.isdisjoint(found)):
+    if found and not (resume and {*FOLDERS}.isdisjoint(found)):  # files alone hold nothing to remove
         _check_mark(folder, found)
     mark(folder)
     for place in (folder, *(folder / name for name in FOLDERS)):
