@@ -21,6 +21,7 @@ KINDS: dict[str, tuple[type, type]] = {  # annotation -> (type, type of the item
     "tuple[float, ...]": (tuple, float),
 }
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST_INTEGER = 2**63 - 1  # that TOML and a tensor can hold
 
 
@@ -78,7 +79,7 @@ class Field:
 def _is_text(value: str) -> bool:
     """Whether a file in UTF-8 can hold this. It cannot hold surrogates, Python's stand-ins for other bytes in
     the name of a file."""
-    return "\0" not in value and not re.search("[\ud800-\udfff]", value)
+    return "\0" not in value and not LONE_SURROGATE.search(value)
 
 
 def _shortly(number: float) -> str:

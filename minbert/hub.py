@@ -191,24 +191,30 @@ def _fetch_small_files(repository: str, revision: str | None) -> Path:
     """Return the folder, named by its commit, with a repository's config and tokenizer."""
     if revision is not None and not REVISION.fullmatch(revision):
         raise InputError(f"{repository}: {shown(revision)} cannot be a branch, a tag or a commit")
-    folder = _cached(repository, revision) or _snapshot(repository, revision, SMALL_FILES)
+    folder = _cached_commit(repository, revision) or _snapshot(repository, revision, SMALL_FILES)
     check_supported(load_json(folder / "config.json", hint="; is this a model's repository?"), repository)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{repository}: has neither tokenizer.json nor vocab.txt; choose another checkpoint")
     return folder
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
+def _cached_commit(repository: str, revision: str | None) -> Path | None:
     """Return the folder of a commit, if it is in the cache: a commit never changes, and needs no network; a
     branch may have moved."""
     if revision is None or not COMMIT.fullmatch(revision):
         return None
+    found = _cached_file(repository, "config.json", revision)
+    return None if found is None else found.parent
+
+
+def _cached_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """Return a file of a repository's revision (default: main), if it is in the cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    found = try_to_load_from_cache(repository, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None  # or a mark that it is known to lack it
 
 
 def _fetch_weights(repository: str, folder: Path, allow_pickle: bool) -> None:
@@ -421,12 +427,7 @@ def _listing() -> str:
 def _is_here(checkpoint: Checkpoint) -> bool:
     if isinstance(checkpoint.source, Wheel):
         return (weights_dir() / checkpoint.name).is_dir()
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return False
-    cached = (try_to_load_from_cache(checkpoint.source, name) for name in (SAFE, PICKLE))
-    return any(isinstance(path, str) for path in cached)
+    return any(_cached_file(checkpoint.source, name) for name in (SAFE, PICKLE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

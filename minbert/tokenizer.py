@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -26,12 +25,12 @@ from torch import Tensor
 from minbert import hub
 from minbert.config import BertConfig
 from minbert.errors import InputError, short_line, shown
+from minbert.fields import LONE_SURROGATE
 from minbert.files import named_folder, write_text
 from minbert.reading import load_json, read_text, reason
 
 Item = TypeVar("Item")
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LONGEST_WORD = 200  # characters; WordPiece's time grows with their square, and BERT's limit is 100
 CHARACTERS = 1 << 20  # read and tokenised at a time, which takes up to half a gigabyte

@@ -102,8 +102,9 @@ def data_of(run: Path) -> str | None:
 def place_of_run(run: Path) -> Path:
     """Return where a run's folder is. Raises InputError if a piece of it is a link, so that it is not safe to
     write there."""
-    folder.check_links(resolved(run))
-    return resolved(run)
+    place = resolved(run)
+    folder.check_links(place)
+    return place
 
 
 def load_run(run: Path, config: Config, device: torch.device) -> Predictor:

@@ -5,6 +5,8 @@ import json
 import pkgutil
 import shutil
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,21 @@ def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tm
     assert "warning: no run reaches sentiment's threshold 1; using its best run instead" in out
 
 
+@contextmanager
+def stopped_at(place: str, call: int) -> Iterator[None]:
+    """A context in which Ctrl-C comes at this call, from 1, of a function."""
+    calls, goes_on = itertools.count(1), pkgutil.resolve_name(place)
+
+    def stop(*args):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return goes_on(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, stop)
+        yield
+
+
 @pytest.mark.parametrize(
     "place, call, done",
     [
@@ -170,17 +187,10 @@ def test_it_says_how_long_it_will_take_and_where_the_best_run_stood_in(words, tm
         ("multitask.ensembling.average", 1, ["first", "second"]),
     ],
 )
-def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, monkeypatch, place, call, done):
+def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, place, call, done):
     """The resumed command says nothing of the settings: the folder holds them."""
-    out, calls, goes_on = tmp_path / "out", itertools.count(1), pkgutil.resolve_name(place)
-
-    def stop(*args):
-        if next(calls) == call:
-            raise KeyboardInterrupt
-        return goes_on(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(place, stop)
+    out = tmp_path / "out"
+    with stopped_at(place, call):
         assert main([*words, "--out", str(out)]) == 130
     assert [name for name in ("first", "second", "both") if (out / name / "result.json").exists()] == done
     assert main(["--resume", "--out", str(out)]) == 0
@@ -190,25 +200,18 @@ def test_it_goes_on_where_it_was_stopped(words, finished, tmp_path, monkeypatch,
     assert contents(out / "both" / "predictions") == contents(finished / "both" / "predictions")
 
 
-def test_a_stage_that_distils_is_resumed_with_what_its_teacher_gave_it(tiny, data, tmp_path, monkeypatch):
+def test_a_stage_that_distils_is_resumed_with_what_its_teacher_gave_it(tiny, data, tmp_path):
     """Also in a copy, and when it was stopped before the student began."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[stages.one]\noption = "finetune"\n[stages.two]\noption = "distill"\nrun = ["@one"]\n')
     words = ["--recipe", str(recipe), "--weights", str(tiny), "--data", str(data)]
     words += ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "3"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    for number, place in enumerate(("multitask.jobs.train", "multitask.train.end_epoch")):
-        goes_on, calls, out = pkgutil.resolve_name(place), itertools.count(), tmp_path / str(number)
-
-        def stop(*args, goes_on=goes_on, calls=calls, at=(1, 3)[number]):
-            if next(calls) == at:
-                raise KeyboardInterrupt
-            return goes_on(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(place, stop)
+    for place, call in (("multitask.jobs.train", 2), ("multitask.train.end_epoch", 4)):
+        out = tmp_path / place
+        with stopped_at(place, call):
             assert main([*words, "--out", str(out)]) == 130
-        moved = shutil.copytree(out, tmp_path / f"moved-{number}")
+        moved = shutil.copytree(out, tmp_path / f"moved-{place}")
         assert main(["--resume", "--out", str(moved)]) == 0
         assert metrics_without_clock(moved / "two") == metrics_without_clock(tmp_path / "whole" / "two")
 

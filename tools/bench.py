@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
+from minbert.command import explain
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
 from multitask.config import Batches, Config, Start, Training
@@ -555,5 +556,4 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(explain(error))

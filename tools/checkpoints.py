@@ -21,6 +21,7 @@ from typing import cast
 import torch
 
 from minbert import BertConfig, BertModel, BertTokenizer, hub
+from minbert.command import explain
 from minbert.errors import InputError
 from multitask import machine
 from multitask.config import Config
@@ -95,5 +96,4 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(explain(error))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minbert.command import explain
 from minbert.errors import InputError, shown
 from minbert.fields import check
 from minbert.packing import Packing
@@ -57,8 +58,7 @@ def main() -> int:
         folder = args.data or Path(data_of(args.run) or SAMPLE)
         rows = read_split(folder, "train", model.tasks, skip_bad_rows=False)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return explain(error)
     model.eval()
     longer = {"inf": 1.0, "2": math.sqrt(model.encoder.config.hidden_size)}
     settings = [Smart(mode="normalize")] + [
