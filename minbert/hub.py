@@ -103,7 +103,16 @@ def weights_dir() -> Path:
     checkout = Path(__file__).resolve().parent.parent / "weights"
     if (checkout / "README.md").is_file():
         return checkout
-    return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minbert"
+    return at_home(_user_cache())
+
+
+def cache_home() -> Path:
+    """Return the folder of what can be computed again: MINBERT_CACHE, or `minbert` in the user's cache."""
+    return at_home(os.environ.get("MINBERT_CACHE") or _user_cache())
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "minbert")
 
 
 def at_home(path: str | Path) -> Path:

@@ -1,22 +1,23 @@
-"""Linear layers that use the faster of torch's two matrix libraries.
+"""Linear layers that use the faster of torch's two matrix libraries, product by product.
 
-On x86, torch multiplies float32 matrices with MKL, which makes no use of AVX-512 on AMD processors. oneDNN,
-which also comes with torch, does, and is twice as fast there. It sums in a different order, so it is used
-only where speed matters more than the last bits: inside `fast_products`. Other processors keep MKL.
+oneDNN, which comes with torch, is twice as fast on some processors as the library that torch multiplies with.
+`products.py` measures which to take. oneDNN sums in a different order, so it is used only where speed matters
+more than the last bits: inside `fast_products`.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from minbert.products import FEWEST_ROWS, Choice, chosen, onednn
 
 ROWS = 32  # oneDNN compiles a kernel for each new shape, so rows are padded to a multiple of this
 
@@ -47,25 +48,63 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not _fast.get() or not _suits_onednn(x):
             return super().forward(x)
-        rows = F.pad(x, (0, 0, 0, -len(x) % ROWS))
-        product: Tensor = torch._C._nn.mkldnn_linear(rows.to_mkldnn(), self.weight, self.bias)
-        return product.to_dense()[: len(x)]
+        choice = chosen(self.in_features, self.out_features, len(x))
+        if not choice:
+            return super().forward(x)
+        product: Tensor = _Product.apply(x, self.weight, self.bias, choice)
+        return product
 
 
 def _suits_onednn(x: Tensor) -> bool:
-    rows = x.ndim == 2 and len(x) >= ROWS
+    rows = x.ndim == 2 and len(x) >= FEWEST_ROWS[0]
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return rows and plain and onednn_is_faster()
+    return rows and plain and onednn_is_here()
 
 
-def onednn_is_faster() -> bool:
-    """Return whether oneDNN beats MKL: on an AMD processor with AVX-512, unless torch disables either."""
-    here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return bool(here) and _has_amds_avx512()
+def onednn_is_here() -> bool:
+    """Whether torch has oneDNN, and it is not turned off."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-@cache
-def _has_amds_avx512() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    return "AuthenticAMD" in maker and torch.backends.cpu.get_cpu_capability() == "AVX512"
+class _Product(torch.autograd.Function):
+    """x W^T + b, in which oneDNN computes the products of a choice: see products.py."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, choice: Choice) -> Tensor:
+        padded = _pad(x)
+        ctx.save_for_backward(padded, weight)
+        ctx.choice = choice
+        if "output" in choice:
+            return onednn(padded, weight, bias)[: len(x)]
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        padded = _pad(gradient)
+        of_x = of_weight = of_bias = None
+        needs_x, needs_weight, needs_bias = (_is_needed(node) for node, _ in ctx.next_functions[:3])
+        if needs_x:
+            product = onednn(padded, weight.t()) if "input" in ctx.choice else padded @ weight
+            of_x = product[: len(gradient)]
+        if needs_weight:
+            of_weight = onednn(padded.t(), x.t()) if "weight" in ctx.choice else padded.t() @ x
+        if needs_bias:
+            of_bias = gradient.sum(dim=0)
+        return of_x, of_weight, of_bias, None
+
+
+def _is_needed(node: Any) -> bool:
+    """Whether the running backward pass needs the gradient that goes to this node of the graph. SMART's
+    ascent needs none of the weights', although they require gradients (`ctx.needs_input_grad`)."""
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it is a leaf, and `torch.autograd.grad` was asked for its gradient
+        return True
+
+
+def _pad(rows: Tensor) -> Tensor:
+    """Return the rows, and zeros up to a multiple of ROWS."""
+    missing = -len(rows) % ROWS
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows

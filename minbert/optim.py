@@ -100,7 +100,8 @@ class AdamW(Optimizer):
                 g = g * scale
             m.lerp_(g, 1 - beta1)
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            theta.mul_(decay).addcdiv_(m, v.sqrt().add_(floor), value=-rate)
+            # 1 / rsqrt(v) for sqrt(v): MKL's sqrt is 5 times as slow at 0, 30 times at denormal numbers.
+            theta.mul_(decay).addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
 
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

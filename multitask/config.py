@@ -210,6 +210,7 @@ class Saving(Group):
     resume: bool = field(False, "resume the run in --out from its last saved state")
     save_every: int | None = field(None, "updates between saved states (default: those of 45 seconds)", low=1)
     report: bool = field(True, "write report.html at the end (needs the extra plots)")
+    verbose: bool = field(False, "print which matrix library was chosen for each product")
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces 
 PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result: where it runs, and the number of epochs if no
 # update depends on how many are to follow.
-MACHINE = {"threads", "device", "save_every"}
+MACHINE = {"threads", "device", "save_every", "verbose"}
 RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
 

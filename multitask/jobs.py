@@ -129,6 +129,9 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     config = config.changed(out=str(run), steps_per_epoch=training.steps_per_epoch)
     states = States(run, training.method.parts, training.optimizer, config.settings)
     progress = start_or_resume(config, states, training)
+    progress.products = machine.choose_products(training.method.model, progress.products)
+    if config.saving.verbose:
+        print(machine.describe_products(progress.products))
     local = dict.fromkeys((*PATHS, "out", "threads", "device"))  # these may differ between machines
     distributed.check_same(config.settings | local | progress.facts | {"saved step": progress.step})
     distributed.from_writer(lambda: write_settings_and_remove_result(config, run))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-import platform
 import re
 import time
+from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minbert import products as libraries
 from minbert.bert import BertModel
 from minbert.config import BertConfig
 from minbert.errors import InputError, short_line, shown
-from minbert.linear import Linear, fast_products, onednn_is_faster
+from minbert.linear import Linear, fast_products, onednn_is_here
 from multitask import distributed
 from multitask.config import Machine, Products
 from multitask.messages import warn
@@ -55,11 +56,39 @@ def place(model: MultitaskBert, products: Products, device: torch.device) -> Mul
     place, so weights keep their names and a copy is an ordinary model.
     """
     model.precision = products.precision
-    faster_as_it_is = device.type == "cpu" and products.precision == "float32" and onednn_is_faster()
-    if products.compile and not faster_as_it_is:
+    if products.compile and not any(_choices(model, products.precision, device).values()):
         for layer in model.encoder.layers:
             layer.compile(dynamic=True)
     return model.to(device)
+
+
+def choose_products(model: MultitaskBert, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the matrix library of each of the encoder's products, and return the choice as a record.
+
+    A resumed run keeps what it has `recorded`, so that it goes on with the same bytes, if this is the same
+    machine with as many threads. Otherwise process 0 chooses for all processes.
+    """
+    here = libraries.machine()
+    if recorded.get("machine") == here:
+        found = recorded["onednn"]
+    else:
+        found = distributed.from_writer(lambda: _choices(model, model.precision, model.device))
+    libraries.adopt(found)
+    return {"machine": here, "onednn": found}
+
+
+def _choices(model: MultitaskBert, precision: str, device: torch.device) -> dict[str, list[str]]:
+    """Return which of the encoder's products oneDNN is to compute: none on a GPU, in bf16, or without it."""
+    if device.type != "cpu" or precision != "float32" or not onednn_is_here():
+        return {}
+    layers = [module for module in model.encoder.modules() if isinstance(module, Linear)]
+    return libraries.choices({(layer.in_features, layer.out_features) for layer in layers})
+
+
+def describe_products(record: Mapping[str, Any]) -> str:
+    """Return the record of `choose_products` in lines to print."""
+    lines = [f"  {size}: {', '.join(taken) or 'none'}" for size, taken in record["onednn"].items()]
+    return "\n".join([f"products by oneDNN ({record['machine']}):", *(lines or ["  none"])])
 
 
 def _device(name: str) -> torch.device:
@@ -160,14 +189,4 @@ def _check_compiler(device: torch.device) -> None:
 
 def rounding() -> dict[str, str]:
     """Return what the rounding of a run's numbers depends on: the processor and the version of torch."""
-    return {"processor": processor(), "torch": torch.__version__}
-
-
-def processor() -> str:
-    """Return the processor's name with its family and model, which tell one generation from the next."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
-    if len(found) < 3:
-        return platform.processor()
-    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
+    return {"processor": libraries.processor(), "torch": torch.__version__}

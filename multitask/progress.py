@@ -16,6 +16,7 @@ from typing import Any
 
 from minbert.errors import shown
 from minbert.fields import check_table, field, fields_of
+from minbert.products import read_choices
 from minbert.reading import load_json
 
 TERM = re.compile(r"skipped|(loss|objective|distill)/[^/]+|(smart|bregman)/[^/]+/[^/]+")  # of a loss
@@ -35,6 +36,7 @@ class Progress:
     ratios: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the lines of metrics.jsonl
     facts: dict[str, str] = dataclasses.field(default_factory=dict)  # fingerprints of what it learns from
+    products: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `machine.choose_products`
 
     @property
     def best(self) -> dict[str, Any]:
@@ -101,9 +103,10 @@ def read_progress(path: Path) -> Progress:
         raise ValueError(f"{path.name} holds no JSON object")
     plain = {name: values.pop(name) for name in fields_of(Progress) if name in values}
     plain = check_table(plain, fields_of(Progress), path.name, required=fields_of(Progress))
-    kinds = {"sums": dict, "ratios": dict, "records": list, "facts": dict}
+    kinds = {"sums": dict, "ratios": dict, "records": list, "facts": dict, "products": dict}
     if values.keys() != kinds.keys() or not all(isinstance(values[name], kinds[name]) for name in kinds):
         raise ValueError(f"{path.name} does not have {', '.join(kinds)} beside its numbers")
+    read_choices(values["products"].get("onednn", {}))
     return Progress(**plain, **values)
 
 

@@ -47,7 +47,7 @@ from multitask.recipes import read_settings
 from multitask.replacement import digests, write_folder
 
 KEPT = 2  # states on disk
-FORMAT = 3  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
+FORMAT = 4  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
 PROGRESS, MANIFEST, LATEST = "progress.json", "manifest.json", "latest"
 NAME = re.compile(r"step-\d{8,}")  # of a state
 SECONDS = 45  # between saved states, unless --save-every is set; writing one may take longer

@@ -1,53 +1,60 @@
 """linear.py beside torch.nn.Linear, with oneDNN's products wherever torch has oneDNN."""
 
-import platform
-from pathlib import Path
-
 import pytest
 import torch
 from helpers import make_model
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from minbert import linear
-from minbert.linear import ROWS, Linear, fast_products, onednn_is_faster
+from minbert import linear, products
+from minbert.linear import ROWS, Linear, fast_products, onednn_is_here
+from minbert.products import PRODUCTS
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-BACKWARD_WEIGHTS = "aten::mkldnn_linear_backward_weights"
+ONEDNN = "mkldnn::_linear_pointwise"
 
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    choose(monkeypatch, *PRODUCTS)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, *taken: str) -> None:
+    """Let oneDNN compute these products of every layer."""
+    monkeypatch.setattr(linear, "chosen", lambda *_: frozenset(taken))
+
+
+def products_of(work) -> int:
+    """Return how many products oneDNN computes meanwhile."""
+    with profile() as watched:
+        work()
+    return sum(event.count for event in watched.key_averages() if event.key == ONEDNN)
 
 
 def results(layer: nn.Linear, rows: Tensor) -> list[Tensor]:
     """Return the product, and the gradients of input, weight and bias."""
+    layer.zero_grad()
     x = rows.clone().requires_grad_()
     y = layer(x)
     (y.sin() * torch.arange(y.numel()).view_as(y)).sum().backward()
     return [y, x.grad, layer.weight.grad, layer.bias.grad]
 
 
-def operators(work) -> set[str]:
-    with profile() as watched:
-        work()
-    return {event.key for event in watched.key_averages()}
-
-
 @needs_onednn
+@pytest.mark.parametrize("taken", [(), ("output",), ("input",), ("weight",), PRODUCTS])
 @pytest.mark.parametrize("count", [1, ROWS - 1, ROWS, ROWS + 1, 100])
-def test_equals_torch_in_value_and_gradients(onednn, count):
+def test_equals_torch_in_value_and_gradients(monkeypatch, taken, count):
+    choose(monkeypatch, *taken)
     ours, theirs = Linear(12, 7), nn.Linear(12, 7)
     theirs.load_state_dict(ours.state_dict())
     rows = torch.randn(count, 12)
     with fast_products():
-        used = operators(lambda: ours(rows))
+        used = products_of(lambda: results(ours, rows))
         for mine, other in zip(results(ours, rows), results(theirs, rows), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
         with torch.inference_mode():
             torch.testing.assert_close(ours(rows), theirs(rows))
-    assert ("aten::mkldnn_linear" in used) == (count >= ROWS)
+    assert used == (len(taken) if count >= ROWS else 0)
 
 
 @needs_onednn
@@ -55,10 +62,11 @@ def test_computes_no_gradient_that_nobody_wants(onednn):
     """SMART's ascent needs only the gradient of the input; a frozen layer needs none of its weights."""
     layer, rows = Linear(12, 7), torch.randn(ROWS, 12, requires_grad=True)
     with fast_products():
-        assert BACKWARD_WEIGHTS in operators(layer(rows).sum().backward)
-        assert BACKWARD_WEIGHTS not in operators(lambda: torch.autograd.grad(layer(rows).sum(), rows))
+        assert products_of(layer(rows).sum().backward) == 2
+        assert products_of(lambda: torch.autograd.grad(layer(rows).sum(), rows)) == 2  # one is the output
+        assert products_of(lambda: torch.autograd.grad(layer(rows).sum(), layer.weight)) == 2
         layer.requires_grad_(False)
-        assert BACKWARD_WEIGHTS not in operators(layer(rows).sum().backward)
+        assert products_of(layer(rows).sum().backward) == 1
 
 
 @needs_onednn
@@ -82,35 +90,39 @@ def test_what_is_not_a_list_of_rows_goes_to_torch(onednn):
 @needs_onednn
 @pytest.mark.parametrize("count, padded", [(ROWS, ROWS), (ROWS + 1, 2 * ROWS), (3 * ROWS - 1, 3 * ROWS)])
 def test_rows_come_in_multiples(onednn, monkeypatch, count, padded):
-    taken, product = [], torch._C._nn.mkldnn_linear
+    taken = []
 
-    def watched(x, weight, bias):
-        taken.append(tuple(x.shape))
-        return product(x, weight, bias)
+    def watched(a, b, bias=None):
+        taken.append((tuple(a.shape), tuple(b.shape)))
+        return products.onednn(a, b, bias)
 
-    monkeypatch.setattr(torch._C._nn, "mkldnn_linear", watched)
+    monkeypatch.setattr(linear, "onednn", watched)
     with fast_products():
-        assert Linear(12, 7)(torch.randn(count, 12)).shape == (count, 7)
-    assert taken == [(padded, 12)]
+        x = torch.randn(count, 12, requires_grad=True)
+        y = Linear(12, 7)(x)
+        y.sum().backward()
+    assert y.shape == (count, 7) and x.grad.shape == (count, 12)
+    assert taken == [((padded, 12), (7, 12)), ((padded, 7), (12, 7)), ((7, padded), (12, padded))]
 
 
 def test_nothing_is_taken_while_torch_compile_looks_on(onednn, monkeypatch):
     layer, rows = Linear(12, 7), torch.randn(ROWS, 12)
     with fast_products():  # entered before
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert "aten::mkldnn_linear" not in operators(lambda: layer(rows))
+        assert products_of(lambda: layer(rows)) == 0
     with fast_products():
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
-        assert "aten::mkldnn_linear" not in operators(lambda: layer(rows))
+        assert products_of(lambda: layer(rows)) == 0
 
 
 @needs_onednn
 @pytest.mark.filterwarnings("ignore:TF32")
 def test_torchs_own_switch_turns_it_off(monkeypatch):
-    monkeypatch.setattr(linear, "_has_amds_avx512", lambda: True)
-    assert onednn_is_faster()
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not onednn_is_faster()
+    choose(monkeypatch, *PRODUCTS)
+    layer, rows = Linear(12, 7), torch.randn(ROWS, 12)
+    assert onednn_is_here()
+    with torch.backends.mkldnn.flags(enabled=False), fast_products():
+        assert products_of(lambda: layer(rows)) == 0
 
 
 @pytest.mark.slow
@@ -140,7 +152,7 @@ def test_the_reference_path_keeps_its_bits_and_the_fast_one_its_numbers(tiny, mo
     assert batch["attention_mask"].sum() > ROWS
     found = {}
     for faster in (False, True):
-        monkeypatch.setattr(linear, "onednn_is_faster", lambda faster=faster: faster)
+        choose(monkeypatch, *(PRODUCTS if faster else ()))
         with torch.no_grad():
             outputs = model.encoder(**batch)
             found[faster] = [outputs.last_hidden_state, outputs.pooler_output]
@@ -149,24 +161,3 @@ def test_the_reference_path_keeps_its_bits_and_the_fast_one_its_numbers(tiny, mo
         assert torch.equal(plain, fast)
     for plain, fast in zip(found[False][2:], found[True][2:], strict=True):
         torch.testing.assert_close(fast, plain, rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    "maker, capability, here, faster",
-    [
-        ("vendor_id : AuthenticAMD", "AVX512", True, True),
-        ("vendor_id : AuthenticAMD", "AVX2", True, False),
-        ("vendor_id : AuthenticAMD", "AVX512", False, False),
-        ("vendor_id : GenuineIntel", "AVX512", True, False),
-    ],
-)
-@pytest.mark.parametrize("linux", [True, False])
-def test_where_onednn_is_faster(monkeypatch, maker, capability, here, faster, linux):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: here)
-    monkeypatch.setattr(Path, "exists", lambda path: linux and path == Path("/proc/cpuinfo"))
-    monkeypatch.setattr(Path, "read_text", lambda _: maker if linux else pytest.fail("no such file"))
-    monkeypatch.setattr(platform, "processor", lambda: "x86_64" if linux else maker)
-    linear._has_amds_avx512.cache_clear()
-    assert onednn_is_faster() == faster
-    linear._has_amds_avx512.cache_clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import make_config, make_model
 
-from minbert import BertModel
+from minbert import BertModel, products
 from minbert.errors import InputError
 from multitask import MultitaskBert, distributed, machine
 from multitask.config import Config
@@ -146,7 +146,7 @@ def test_without_a_compiler_it_says_so(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, from inside the compiler
 def test_compiled_layers_compute_the_same_under_the_same_names(tiny, monkeypatch):
-    monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(machine, "_choices", lambda *_: {})
     config = make_config("finetune", device="cpu", compile=True)
     set_up(config)
     plain, compiled = make_model(tiny), prepared(make_model(tiny), config)
@@ -163,12 +163,13 @@ def test_compiled_layers_compute_the_same_under_the_same_names(tiny, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "precision, faster, compiles", [("float32", True, 0), ("bf16", True, 2), ("float32", False, 2)]
+    "precision, faster, compiles", [("float32", ["output"], 0), ("bf16", ["output"], 2), ("float32", [], 2)]
 )
 def test_layers_compile_where_that_takes_no_faster_products_away(
     tiny, monkeypatch, precision, faster, compiles
 ):
-    monkeypatch.setattr(machine, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(products, "choices", lambda _: {"32 x 32, 32 rows or more": faster})
+    monkeypatch.setattr(machine, "onednn_is_here", lambda: True)
     config = make_config("finetune", compile=True, precision=precision)
     layers = prepared(make_model(tiny), config).encoder.layers
     assert sum(layer._compiled_call_impl is not None for layer in layers) == compiles
@@ -176,7 +177,7 @@ def test_layers_compile_where_that_takes_no_faster_products_away(
 
 def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny, monkeypatch):
     """BPPO's teacher is a copy: were its layers the compiled ones of the model, it would be the model."""
-    monkeypatch.setattr(machine, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(machine, "_choices", lambda *_: {})
     model = prepared(make_model(tiny).eval(), make_config("finetune", compile=True))
     teacher = copy.deepcopy(model)
     with torch.no_grad():

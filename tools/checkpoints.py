@@ -23,7 +23,7 @@ import torch
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.command import explain
 from minbert.errors import InputError
-from multitask import machine
+from minbert.products import processor
 from multitask.config import Config
 from multitask.data.tables import SPLITS, read_splits
 from multitask.finetune import Finetuning
@@ -51,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = {name: run_of(shape, args.data, args.rounds) for name, shape in SHAPES.items()}
     seconds = measure(runs, args.rounds)
-    print(f"{machine.processor()}, one thread; tokens in a row: {lengths(runs[hub.DEFAULT])}\n")
+    print(f"{processor()}, one thread; tokens in a row: {lengths(runs[hub.DEFAULT])}\n")
     print("| name | parameters | layers x width | seconds per 1,000 updates | times minilm-l6 |")
     print("|---|---|---|---|---|")
     for name, shape in SHAPES.items():

@@ -27,7 +27,7 @@ from safetensors.torch import load
 
 from minbert.errors import InputError
 from minbert.files import write_tensors
-from minbert.hub import at_home
+from minbert.hub import cache_home
 from minbert.reading import open_regular
 
 Arrays = Mapping[str, np.ndarray]
@@ -39,8 +39,7 @@ KEPT_SECONDS = 60 * 24 * 60 * 60  # an entry unused for longer than this is remo
 
 def cache_folder() -> Path:
     """Return the folder `tables` in MINBERT_CACHE, or else in `minbert` in the user's cache."""
-    home = os.environ.get("MINBERT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "minbert")
-    return at_home(Path(home, "tables"))
+    return cache_home() / "tables"
 
 
 def key_of(*parts: object) -> str:

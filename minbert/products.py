@@ -1,0 +1,177 @@
+"""Which of torch's two matrix libraries is faster for a product: measured on this machine, and kept.
+
+torch hands float32 products to a BLAS (on x86, MKL), and has oneDNN beside it. On one processor oneDNN is
+twice as fast, on the next it is slower, and sometimes the shape decides. So both are timed, once, on the
+three products of a linear layer with the weights W (out, in). X (rows, in) is its input, and dY the gradient
+of its output Y:
+
+    output  Y = X W^T          input  dX = dY W          weight  dW = dY^T X
+
+oneDNN takes a product only if it is clearly faster. If the two are about equal, or the machine is too busy to
+tell, the BLAS keeps it. What was measured is kept in `products.json` in the user's cache, by processor,
+threads and version of torch. The file may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minbert.errors import InputError
+from minbert.files import make_folder, write_text
+from minbert.hub import cache_home
+from minbert.reading import load_json
+
+Choice = frozenset[str]  # those of a layer's products that oneDNN computes
+Table = dict[tuple[int, int, int], Choice]  # by inputs, outputs and fewest rows
+Clock = Callable[[], float]
+
+PRODUCTS = ("output", "input", "weight")
+FEWEST_ROWS = (32, 256)  # a choice is measured for so many rows, and holds up to the next number
+GAIN = 1.1  # oneDNN's least speed, relative to the other library's, in a round that it wins
+ROUNDS, MORE_ROUNDS, WINS = 3, 6, 7  # if the first rounds disagree, it needs this many wins of all nine
+
+_SIZE = re.compile(r"(\d{1,7}) x (\d{1,7}), (\d{1,7}) rows or more")
+_tables: dict[int, Table] = {}  # by the number of threads
+
+
+def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a b^T + bias by oneDNN, without a gradient; a and b may be transposed views."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+def chosen(inputs: int, outputs: int, rows: int) -> Choice:
+    """Return which products of a layer oneDNN computes, for FEWEST_ROWS[0] rows or more. They are measured
+    now if they never were."""
+    table = _table()
+    fewest = max(least for least in FEWEST_ROWS if least <= rows)
+    if (inputs, outputs, fewest) not in table:
+        table |= {(inputs, outputs, least): measure(inputs, outputs, least) for least in FEWEST_ROWS}
+        _keep(table)
+    return table[inputs, outputs, fewest]
+
+
+def choices(shapes: Collection[tuple[int, int]]) -> dict[str, list[str]]:
+    """Return which products oneDNN computes in layers of these (inputs, outputs), in a form that `adopt`
+    takes."""
+    for shape in shapes:
+        chosen(*shape, FEWEST_ROWS[0])
+    return _written({size: choice for size, choice in _table().items() if size[:2] in shapes})
+
+
+def adopt(written: object) -> None:
+    """Choose as this result of `choices` says, from now on, in this process. Raises ValueError if it is
+    malformed."""
+    _table().update(read_choices(written))
+
+
+def machine() -> str:
+    """Return what a measurement holds for: processor, threads and version of torch."""
+    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+@cache
+def processor() -> str:
+    """Return the processor's name with its family and model, which tell one generation from the next."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
+    if len(found) < 3:
+        return platform.processor()
+    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
+
+
+# Measuring
+
+
+def measure(inputs: int, outputs: int, rows: int, clock: Clock = time.perf_counter) -> Choice:
+    """Return those of the three products for which oneDNN is faster."""
+    x, weight, gradient = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
+    rivals: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "output": (lambda: F.linear(x, weight), lambda: onednn(x, weight)),
+        "input": (lambda: gradient @ weight, lambda: onednn(gradient, weight.t())),
+        "weight": (lambda: gradient.t() @ x, lambda: onednn(gradient.t(), x.t())),
+    }
+    return frozenset(name for name, (plain, other) in rivals.items() if is_faster(other, plain, clock))
+
+
+def is_faster(other: Callable[[], object], plain: Callable[[], object], clock: Clock) -> bool:
+    """Whether `other` is clearly faster than `plain`. They take turns, so that a busy machine slows both."""
+
+    def wins() -> bool:
+        started = clock()
+        plain()
+        between = clock()
+        other()
+        return GAIN * (clock() - between) < between - started
+
+    wins()  # warms both up: oneDNN compiles a kernel for each new shape
+    won = [wins() for _ in range(ROUNDS)]
+    if all(won) or not any(won):
+        return all(won)
+    return sum(won) + sum(wins() for _ in range(MORE_ROUNDS)) >= WINS
+
+
+# Keeping
+
+
+def _table() -> Table:
+    threads = torch.get_num_threads()
+    if threads not in _tables:
+        try:
+            _tables[threads] = read_choices(_all_kept().get(machine(), {}))
+        except ValueError:
+            _tables[threads] = {}
+    return _tables[threads]
+
+
+def _all_kept() -> dict[str, object]:
+    """Return what products.json holds, machine by machine; nothing if it is missing or damaged."""
+    try:
+        kept = load_json(_file())
+    except InputError:
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _keep(table: Table) -> None:
+    """Write this machine's table to products.json. If that fails, the next process measures again."""
+    with suppress(OSError, InputError):
+        make_folder(_file().parent)
+        write_text(_file(), json.dumps(_all_kept() | {machine(): _written(table)}, indent=1) + "\n")
+
+
+def _file() -> Path:
+    return cache_home() / "products.json"
+
+
+def _written(table: Table) -> dict[str, list[str]]:
+    return {
+        f"{inputs} x {outputs}, {rows} rows or more": [name for name in PRODUCTS if name in choice]
+        for (inputs, outputs, rows), choice in sorted(table.items())
+    }
+
+
+def read_choices(written: object) -> Table:
+    """Return the table that `choices` has written. Raises ValueError if this is not one."""
+    if not isinstance(written, dict):
+        raise ValueError("not a table of products")
+    table: Table = {}
+    for name, products in written.items():
+        size = _SIZE.fullmatch(name)
+        if size is None or not isinstance(products, list) or not all(one in PRODUCTS for one in products):
+            raise ValueError(f"not a product: {name} {products}")
+        inputs, outputs, rows = map(int, size.groups())
+        table[inputs, outputs, rows] = frozenset(products)
+    return table

@@ -1,0 +1,135 @@
+"""products.py: a library is chosen by measuring it, here with a clock of the test's own, and then kept."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from minbert import products
+from minbert.hub import cache_home
+from minbert.products import FEWEST_ROWS, GAIN, MORE_ROUNDS, PRODUCTS, ROUNDS, WINS, is_faster
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+
+class Clock:
+    """A clock that moves only as the contestants say."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, seconds: Iterator[float]):
+        def work() -> None:
+            self.now += next(seconds)
+
+        return work
+
+
+def verdict(ratios: list[float]) -> tuple[bool, int]:
+    """Return whether a contestant is chosen that is so many times as fast in one round after another, and how
+    many rounds that took; the first warms up."""
+    clock, played = Clock(), iter(ratios)
+    other = clock.takes(1 / ratio for ratio in played)
+    chosen = is_faster(other, clock.takes(iter([1.0] * len(ratios))), clock)
+    return chosen, len(ratios) - len(list(played))
+
+
+@pytest.mark.parametrize(
+    "ratio, faster", [(2.0, True), (GAIN + 0.01, True), (1.05, False), (1.0, False), (0.5, False)]
+)
+def test_what_is_clear_is_seen_in_a_few_rounds(ratio, faster):
+    assert verdict([0.1, *[ratio] * 99]) == (faster, 1 + ROUNDS)
+
+
+@pytest.mark.parametrize("wins", range(1, ROUNDS + MORE_ROUNDS))
+def test_rounds_that_disagree_call_for_more(wins):
+    """A noisy measurement takes the plain product, unless nearly all rounds are won."""
+    losses = ROUNDS + MORE_ROUNDS - wins
+    rounds = [2.0, 0.9, *[2.0] * (wins - 1), *[0.9] * (losses - 1)]
+    assert verdict([1.0, *rounds]) == (wins >= WINS, 1 + ROUNDS + MORE_ROUNDS)
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path) -> list[tuple[int, int, int]]:
+    """What has been measured; oneDNN wins the first product of layers with more outputs than inputs."""
+    sizes: list[tuple[int, int, int]] = []
+
+    def measure(inputs: int, outputs: int, rows: int) -> frozenset[str]:
+        sizes.append((inputs, outputs, rows))
+        return frozenset(PRODUCTS[:1] if outputs > inputs else ())
+
+    monkeypatch.setattr(products, "measure", measure)
+    monkeypatch.setattr(products, "_tables", {})
+    monkeypatch.setenv("MINBERT_CACHE", str(tmp_path))
+    return sizes
+
+
+def as_a_new_process(monkeypatch) -> None:
+    monkeypatch.setattr(products, "_tables", {})
+
+
+def test_a_size_is_measured_once_on_a_machine(monkeypatch, measured):
+    small, large = FEWEST_ROWS
+    assert products.chosen(8, 9, small) == products.chosen(8, 9, large - 1) == {"output"}
+    assert products.chosen(8, 9, 10 * large) == {"output"} and products.chosen(9, 8, small) == frozenset()
+    assert measured == [(8, 9, small), (8, 9, large), (9, 8, small), (9, 8, large)]
+    as_a_new_process(monkeypatch)
+    assert products.chosen(8, 9, small) == {"output"} and len(measured) == 4
+    monkeypatch.setattr(products, "processor", lambda: "another processor")
+    as_a_new_process(monkeypatch)
+    assert products.chosen(8, 9, small) == {"output"} and len(measured) == 6
+    assert len(json.loads((cache_home() / "products.json").read_text())) == 2
+
+
+def test_another_number_of_threads_is_another_machine(monkeypatch, measured):
+    products.chosen(8, 9, 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    products.chosen(8, 9, 32)
+    assert len(measured) == 2 * len(FEWEST_ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"MACHINE": 3}',
+        '{"MACHINE": {"8 x 9": []}}',
+        '{"MACHINE": {"8 x 9, 32 rows or more": ["sum"]}}',
+    ],
+)
+def test_a_damaged_file_is_measured_again(monkeypatch, measured, content):
+    path = cache_home() / "products.json"
+    path.write_text(content.replace("MACHINE", products.machine()))
+    assert products.chosen(8, 9, 32) == {"output"} and len(measured) == len(FEWEST_ROWS)
+    as_a_new_process(monkeypatch)
+    assert products.chosen(8, 9, 32) == {"output"} and len(measured) == len(FEWEST_ROWS)
+
+
+def test_where_nothing_can_be_kept_it_measures_all_the_same(monkeypatch, measured, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINBERT_CACHE", str(tmp_path / "file"))
+    assert products.chosen(8, 9, 32) == {"output"}
+
+
+def test_choices_are_adopted_as_they_were_made(monkeypatch, measured):
+    found = products.choices({(8, 9), (9, 8)})
+    assert found["8 x 9, 32 rows or more"] == ["output"] and len(found) == 2 * len(FEWEST_ROWS)
+    products.adopt({name: ["input"] for name in found})
+    assert products.chosen(8, 9, 40) == {"input"} and products.choices({(8, 9)}).keys() < found.keys()
+    with pytest.raises(ValueError, match="not a product"):
+        products.adopt({"8 x 9": []})
+
+
+@needs_onednn
+def test_the_three_products():
+    """measure() names a subset of them, and onednn() computes what its docstring says, of views as well."""
+    assert products.measure(64, 32, 32) <= {*PRODUCTS}
+    x, weight, bias = torch.randn(32, 64), torch.randn(16, 64), torch.randn(16)
+    torch.testing.assert_close(products.onednn(x, weight, bias), x @ weight.t() + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(products.onednn(x.t(), x.t()), x.t() @ x, rtol=1e-5, atol=1e-4)
