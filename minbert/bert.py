@@ -65,23 +65,25 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, packing: Packing, first_only: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """(T, H) -> the context (T, H) and the weights (B, A, L, L). With `first_only`, only the first token
-        of each example is a query: (B, H) and (B, A, 1, L)."""
-        if first_only:
-            query = self.query(hidden_states[packing.first]).unsqueeze(1)  # (B, 1, H)
-        else:
-            query = packing.unpack(self.query(hidden_states))  # (B, L, H)
-        key = packing.unpack(self.key(hidden_states))
-        value = packing.unpack(self.value(hidden_states))
-        query, key, value = (self.split_heads(x) for x in (query, key, value))
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(T, H) -> the context (T, H), and the weights (b, A, l, l) of each group of examples. With
+        `first_only`, only the first token of each example is a query: (B, H) and (b, A, 1, l)."""
+        queries = hidden_states[packing.first] if first_only else hidden_states
+        layout = packing.first_layout if first_only else packing.layout
+        query = layout.spread(self.query(queries))
+        key = packing.layout.spread(self.key(hidden_states))
+        value = packing.layout.spread(self.value(hidden_states))
         dropout = self.dropout_prob if self.training else 0.0
-        context, weights = attention(query, key, value, packing.key_mask, dropout)
-        context = context.transpose(1, 2).flatten(2)  # (B, A, Lq, d) -> (B, Lq, H)
-        return context[:, 0] if first_only else packing.pack(context), weights
+        contexts, weights = [], []
+        for q, k, v, mask in zip(query, key, value, packing.key_masks, strict=True):
+            q, k, v = (self.split_heads(x) for x in (q, k, v))
+            context, attended = attention(q, k, v, mask, dropout)
+            contexts.append(context.transpose(1, 2).flatten(2))  # (b, A, l, d) -> (b, l, H)
+            weights.append(attended)
+        return layout.collect(contexts), weights
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """(B, L, H) -> (B, A, L, d)"""
+        """(b, l, H) -> (b, A, l, d)"""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -100,10 +102,10 @@ class BertLayer(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, packing: Packing, first_only: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """(T, H) -> (T, H) and the attention weights (B, A, L, L).
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(T, H) -> (T, H) and the attention weights, (b, A, l, l) for each group of examples.
 
-        With `first_only`, (B, H) and (B, A, 1, L): only each example's first token is computed. That will do
+        With `first_only`, (B, H) and (b, A, 1, l): only each example's first token is computed. That will do
         in the last layer, which needs just the keys and values of the others.
         """
         context, weights = self.attention(hidden_states, packing, first_only)
@@ -172,14 +174,14 @@ class BertModel(nn.Module):
         fit, more positions or larger ids than the model has, and an example without a real token.
         """
         embeddings, packing = self.embed(input_ids, attention_mask, token_type_ids)
-        trace: list[tuple[Tensor, Tensor]] = []  # what each layer returns, kept only if it is asked for
+        trace: list[tuple[Tensor, list[Tensor]]] = []  # what each layer returns, kept only if it is asked for
         kept = trace if output_hidden_states or output_attentions else None
         last = self.encode(embeddings, packing, trace=kept)
         states = attentions = None
         if output_hidden_states:
             states = tuple(packing.unpack(state) for state in (embeddings, *(state for state, _ in trace)))
-        if output_attentions:  # set to 0 where the query is padding
-            attentions = tuple(weights * packing.mask[:, None, :, None] for _, weights in trace)
+        if output_attentions:
+            attentions = tuple(packing.unpack_weights(weights) for _, (weights,) in trace)
         return BertOutput(packing.unpack(last), self.pool(last, packing, "cls"), states, attentions)
 
     def pooled(
@@ -210,7 +212,7 @@ class BertModel(nn.Module):
         hidden_states: Tensor,
         packing: Packing,
         first_only: bool = False,
-        trace: list[tuple[Tensor, Tensor]] | None = None,
+        trace: list[tuple[Tensor, list[Tensor]]] | None = None,
     ) -> Tensor:
         """(T, H) -> (T, H), through every layer; what each layer returns is appended to `trace`.
 
@@ -232,8 +234,9 @@ class BertModel(nn.Module):
         raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing, pooling: str) -> Tensor:
-        """`encode`, then `pool`, with the fastest matrix products of this processor; for "cls" the last layer
-        computes only the rows that are used."""
+        """`encode`, then `pool`, with the fastest matrix products of this processor and examples of like
+        lengths in groups; for "cls" the last layer computes only the rows that are used."""
+        packing = packing.by_length()
         with fast_products():
             if pooling == "cls":  # as in `pool`, from rows (B, H)
                 return torch.tanh(self.pooler(self.encode(embeddings, packing, first_only=True)))

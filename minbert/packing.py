@@ -4,36 +4,64 @@ Sentences of one batch differ in length, so a batch (B, L) is padded to its long
 typical one is padding. Almost everything in BERT looks at one token at a time: the linear layers, GELU,
 LayerNorm and dropout do not care which sentence a token belongs to. So we pull the T real tokens out into one
 flat (T, H) list and run those parts on the list. Only attention relates the tokens of a sentence to each
-other; there, and there alone, the list is laid out as (B, L, H) again, and packed afterwards. No number
-changes: padding never reached a real token before, because attention masks it, and now it is never computed.
+other; there, and there alone, the list is laid out in rows again, and packed afterwards. No number changes:
+padding never reached a real token before, because attention masks it, and now it is never computed.
 
-Axes: B examples, L positions, H width, T real tokens.
+Attention's work grows with the square of the row's length. So the fast path lets the long examples of a batch
+attend in one group and the short ones in another, each padded only to its own longest: `by_length`.
+
+Axes: B examples, L positions, H width, T real tokens; b and l are those of a group.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from minbert.errors import InputError
 
+SAVING = 0.25  # the least fraction of attention's work that is worth a second group
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a packed list stand in padded batches, one for each group of examples."""
+
+    shapes: tuple[tuple[int, int], ...]  # (b, l) of each group
+    rows: Tensor  # (sum of b l,) the row at each place of the batches in turn; at padding, any row
+    places: Tensor  # (T,) each row's place
+
+    def spread(self, packed: Tensor) -> list[Tensor]:
+        """(T, ...) -> a batch (b, l, ...) for each group. What stands at padding must be masked."""
+        batches = packed.index_select(0, self.rows).split([rows * length for rows, length in self.shapes])
+        return [batch.unflatten(0, shape) for batch, shape in zip(batches, self.shapes, strict=True)]
+
+    def collect(self, batches: Sequence[Tensor]) -> Tensor:
+        """A batch (b, l, ...) for each group -> (T, ...)"""
+        flat = [batch.flatten(0, 1) for batch in batches]
+        return (torch.cat(flat) if len(flat) > 1 else flat[0]).index_select(0, self.places)
+
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T real tokens of a padded batch stand."""
+    """Where the T real tokens of a padded batch stand, and which examples attend in one group."""
 
     mask: Tensor  # (B, L) bool, True at real tokens
     tokens: Tensor  # (T,) int64, their places in the flattened batch, row after row
     positions: Tensor  # (T,) int64, their positions in their own rows
     first: Tensor  # (B,) int64, each example's first token, as a place in the packed list
-    key_mask: Tensor  # (B, 1, 1, L) float32, the mask of `attention`: every query sees the real tokens
+    layout: Layout  # of the tokens: an example is a row, without its padding and then padded on the right
+    first_layout: Layout  # of the first tokens alone: batches (b, 1)
+    key_masks: tuple[Tensor, ...]  # (b, 1, 1, l) of each group, added to the scores: -inf at padding
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> Packing:
-        """attention_mask (B, L), nonzero at real tokens. Raises InputError if an example has none."""
+        """attention_mask (B, L), nonzero at real tokens; all examples are one group. Raises InputError if one
+        has no token."""
         mask = attention_mask.bool()
         lengths = mask.sum(dim=1)
         if not lengths.all():
@@ -43,7 +71,26 @@ class Packing:
             )
         tokens = mask.flatten().nonzero().squeeze(1)
         first = lengths.cumsum(dim=0) - lengths
-        return cls(mask, tokens, tokens % mask.shape[1], first, minus_infinity_at(~mask[:, None, None, :]))
+        everyone = torch.arange(len(mask), device=mask.device)
+        grouped = _in_groups(first, lengths, [everyone])
+        return cls(mask, tokens, tokens % mask.shape[1], first, *grouped)
+
+    def by_length(self) -> Packing:
+        """Return the packing with the longer and the shorter examples in a group each, if that saves enough
+        work. On a GPU two small groups take longer than one."""
+        lengths = self.mask.sum(dim=1)
+        order = lengths.argsort(descending=True)
+        ranked = lengths[order].tolist()
+
+        def work(longer: int) -> int:
+            """Of attention, if so many examples are in the first group."""
+            return longer * ranked[0] ** 2 + (len(ranked) - longer) * ranked[longer % len(ranked)] ** 2
+
+        longer = min(range(1, len(ranked) + 1), key=work)
+        if not self.mask.is_cpu or work(longer) > (1 - SAVING) * work(len(ranked)):
+            return self
+        layout, first_layout, masks = _in_groups(self.first, lengths, [order[:longer], order[longer:]])
+        return replace(self, layout=layout, first_layout=first_layout, key_masks=masks)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (T, ...)"""
@@ -53,6 +100,36 @@ class Packing:
         """(T, ...) -> (B, L, ...), zeros at padding."""
         padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:])
         return padded.index_copy_(0, self.tokens, packed).unflatten(0, self.mask.shape)
+
+    def unpack_weights(self, weights: Tensor) -> Tensor:
+        """Attention weights (B, A, l, l) of examples in one group -> (B, A, L, L), zeros at padding."""
+        ranks = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, None]  # (B, 1, L): where the layout has them
+        queries, keys = ranks[..., :, None], ranks[..., None, :]
+        heads, length = weights.shape[1], ranks.shape[-1]
+        rows = weights.gather(2, queries.expand(-1, heads, -1, weights.shape[-1]))
+        full = rows.gather(3, keys.expand(-1, heads, length, -1))
+        return full * (self.mask[:, None, :, None] & self.mask[:, None, None, :])
+
+
+def _in_groups(
+    first: Tensor, lengths: Tensor, groups: Sequence[Tensor]
+) -> tuple[Layout, Layout, tuple[Tensor, ...]]:
+    """Return the layouts of all tokens and of the first ones, and the groups' key masks. `groups` are the
+    examples (b,) of each."""
+    shapes, rows, real = [], [], []
+    for examples in groups:
+        longest = int(lengths[examples].max())
+        position = torch.arange(longest, device=first.device)
+        here = position < lengths[examples, None]  # (b, l)
+        shapes.append((len(examples), longest))
+        rows.append((first[examples, None] + position).where(here, 0))
+        real.append(here)
+    flat, is_real = (torch.cat([part.flatten() for part in parts]) for parts in (rows, real))
+    places = is_real.nonzero().squeeze(1)
+    layout = Layout(tuple(shapes), flat, torch.empty_like(places).index_copy_(0, flat[places], places))
+    order = torch.cat(list(groups))
+    firsts = Layout(tuple((len(examples), 1) for examples in groups), order, order.argsort())
+    return layout, firsts, tuple(minus_infinity_at(~here[:, None, None, :]) for here in real)
 
 
 def added_to_scores(mask: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ of its output Y:
 
     output  Y = X W^T          input  dX = dY W          weight  dW = dY^T X
 
-oneDNN takes a product only if it is clearly faster. If the two are about equal, or the machine is too busy to
-tell, the BLAS keeps it. What was measured is kept in `products.json` in the user's cache, by processor,
-threads and version of torch. The file may be deleted at any time.
+oneDNN takes a product only if it is clearly faster; if the two are about equal, the BLAS keeps it. What was
+measured is kept in `products.json` in the user's cache, by processor, threads and version of torch. The file
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Clock = Callable[[], float]
 
 PRODUCTS = ("output", "input", "weight")
 FEWEST_ROWS = (32, 256)  # a choice is measured for so many rows, and holds up to the next number
-GAIN = 1.1  # oneDNN's least speed, relative to the other library's, in a round that it wins
-ROUNDS, MORE_ROUNDS, WINS = 3, 6, 7  # if the first rounds disagree, it needs this many wins of all nine
+GAIN = 1.1  # oneDNN's least speed, relative to the other library's, at which it takes a product
+ROUNDS = 5
 
 _SIZE = re.compile(r"(\d{1,7}) x (\d{1,7}), (\d{1,7}) rows or more")
 _tables: dict[int, Table] = {}  # by the number of threads
@@ -107,20 +107,18 @@ def measure(inputs: int, outputs: int, rows: int, clock: Clock = time.perf_count
 
 
 def is_faster(other: Callable[[], object], plain: Callable[[], object], clock: Clock) -> bool:
-    """Whether `other` is clearly faster than `plain`. They take turns, so that a busy machine slows both."""
+    """Whether `other` is clearly faster than `plain`, in the best round of each. They take turns, so that a
+    busy machine slows both; and it only ever adds to a time, so the best is the least disturbed."""
 
-    def wins() -> bool:
+    def seconds(work: Callable[[], object]) -> float:
         started = clock()
-        plain()
-        between = clock()
-        other()
-        return GAIN * (clock() - between) < between - started
+        work()
+        return clock() - started
 
-    wins()  # warms both up: oneDNN compiles a kernel for each new shape
-    won = [wins() for _ in range(ROUNDS)]
-    if all(won) or not any(won):
-        return all(won)
-    return sum(won) + sum(wins() for _ in range(MORE_ROUNDS)) >= WINS
+    other()  # oneDNN compiles a kernel for each new shape
+    rounds = [(seconds(plain), seconds(other)) for _ in range(ROUNDS)]
+    of_plain, of_other = map(min, zip(*rounds, strict=True))
+    return GAIN * of_other <= of_plain
 
 
 # Keeping

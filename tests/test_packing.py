@@ -62,11 +62,58 @@ def test_first_tokens() -> None:
     assert packing.pack(values)[packing.first].tolist() == [0, 10, 22, 30]
 
 
-def test_key_mask_hides_padding_from_every_query() -> None:
-    hidden = Packing.from_mask(MASK).key_mask
-    assert hidden.shape == (4, 1, 1, 4) and hidden.dtype == torch.float32
-    assert torch.equal(hidden[:, 0, 0] == 0, MASK.bool())
-    assert torch.equal(hidden[:, 0, 0] == -torch.inf, ~MASK.bool())
+def test_groups_by_hand() -> None:
+    """Rows of 5, 1, 1 and 4 tokens: one group costs 4 x 5^2, two cost 2 x 5^2 + 2 x 1^2. Their batches are
+    [[0 1 2 3 4], [7 8 9 10 -]] and [[5], [6]], from the packed list of 11 tokens."""
+    mask = torch.arange(5) < torch.tensor([5, 1, 1, 4])[:, None]
+    whole = Packing.from_mask(mask)
+    packing = whole.by_length()
+    assert whole.layout.shapes == ((4, 5),) and packing.layout.shapes == ((2, 5), (2, 1))
+    longer, shorter = packing.layout.spread(torch.arange(11))
+    hidden = [masks[:, 0, 0] == -torch.inf for masks in packing.key_masks]
+    assert longer.masked_fill(hidden[0], -1).tolist() == [[0, 1, 2, 3, 4], [7, 8, 9, 10, -1]]
+    assert shorter.masked_fill(hidden[1], -1).tolist() == [[5], [6]]
+    assert torch.equal(packing.layout.collect([longer, shorter]), torch.arange(11))
+    firsts = packing.first_layout.spread(torch.arange(4))
+    assert [batch.tolist() for batch in firsts] == [[[0], [3]], [[1], [2]]]
+    assert packing.first_layout.collect(firsts).tolist() == [0, 1, 2, 3]
+
+
+def test_examples_of_like_lengths_stay_together() -> None:
+    mask = torch.arange(10) < torch.tensor([10, 9, 9, 8])[:, None]
+    for packing in (Packing.from_mask(mask), Packing.from_mask(mask[:1])):
+        assert packing.by_length() is packing
+
+
+@given(masks(), st.booleans())
+def test_any_mask_is_laid_out_and_collected(mask: torch.Tensor, by_length: bool) -> None:
+    """Each example's tokens stand at the beginning of a row, in order, and only they may be seen."""
+    packing = Packing.from_mask(mask)
+    packing = packing.by_length() if by_length else packing
+    packed = packing.pack(torch.arange(1, 1 + mask.numel()).view(mask.shape))
+    batches = packing.layout.spread(packed)
+    assert torch.equal(packing.layout.collect(batches), packed)
+    seen = [(batch * (keys[:, 0, 0] == 0)) for batch, keys in zip(batches, packing.key_masks, strict=True)]
+    rows = sorted([token for token in row.tolist() if token] for batch in seen for row in batch)
+    assert rows == [
+        (row.nonzero() + 1 + number * mask.shape[1]).flatten().tolist() for number, row in enumerate(mask)
+    ]
+    for keys in packing.key_masks:
+        assert keys.dtype == torch.float32 and keys.isinf().logical_or(keys == 0).all()
+
+
+@given(masks())
+def test_weights_return_to_their_positions(mask: torch.Tensor) -> None:
+    """The weight between tokens i and j of an example, here 1 + 100 i + j, stands at their positions."""
+    packing = Packing.from_mask(mask)
+    ((_, length),) = packing.layout.shapes
+    ranks = torch.arange(length, dtype=torch.float32)
+    weights = (1 + 100 * ranks[:, None] + ranks).expand(len(mask), 2, length, length)
+    full = packing.unpack_weights(weights)
+    for row, found in zip(mask, full, strict=True):
+        places = row.nonzero().flatten()
+        assert torch.equal(found[:, places[:, None], places], weights[0, :, : len(places), : len(places)])
+        assert found.count_nonzero() == 2 * len(places) ** 2
 
 
 def test_what_is_made_stays_on_the_device_it_is_made_from() -> None:

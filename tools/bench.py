@@ -40,6 +40,7 @@ from minbert import AdamW, BertConfig, BertModel, BertTokenizer, hub
 from minbert.command import explain
 from minbert.errors import InputError
 from minbert.optim import parameter_groups
+from minbert.products import machine
 from multitask.config import Batches, Config, Start, Training
 from multitask.data.tables import SAMPLE, read_split
 from multitask.data.tasks import BUILT_IN
@@ -138,7 +139,7 @@ def race(
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Return the flop/s of a product of two 2048 x 2048 matrices by the library that minbert uses."""
+    """Return the flop/s of a product of two 2048 x 2048 matrices by the faster library."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return 2 * 2048**3 / product_seconds(dtype, device, 2048, 2048, 2048)
 
@@ -446,7 +447,7 @@ def main() -> None:
     device = torch.device(args.device)
     tokenizer = BertTokenizer.from_pretrained(hub.resolve(args.weights))
     rate = product_rate(device, args.precision)
-    print(f"{args.threads} threads, {rate / 1e9:.0f} GFLOP/s in one large {args.precision} product\n")
+    print(f"{machine()}: {rate / 1e9:.0f} GFLOP/s in one large {args.precision} product\n")
     results: list[Result] = []
     for shape in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
@@ -457,7 +458,7 @@ def main() -> None:
                     print(line(result), file=sys.stderr, flush=True)
     print(table(results))
     if args.json:
-        found = {"threads": args.threads, "gflops": rate / 1e9, "torch": torch.__version__}
+        found = {"machine": machine(), "gflops": rate / 1e9}
         found |= {"device": args.device, "precision": args.precision}
         args.json.write_text(json.dumps(found | {"results": [asdict(r) for r in results]}, indent=1) + "\n")
 
