@@ -95,13 +95,16 @@ class AdamW(Optimizer):
             )
             _compiled()(*(tensor.detach().flatten() for tensor in tensors), numbers)
             return
+        decays = 1 - decay > torch.finfo(parameter.dtype).eps / 4  # or else decay itself rounds to 1
         for theta, g, m, v in _chunks(*tensors):
             if scale != 1:
                 g = g * scale
             m.lerp_(g, 1 - beta1)
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            if decays:
+                theta.mul_(decay)
             # 1 / rsqrt(v) for sqrt(v): MKL's sqrt is 5 times as slow at 0, 30 times at denormal numbers.
-            theta.mul_(decay).addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
+            theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
 
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
