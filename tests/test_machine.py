@@ -9,7 +9,7 @@ from helpers import make_config, make_model
 
 from minbert import BertModel, products
 from minbert.errors import InputError
-from multitask import MultitaskBert, distributed, machine
+from multitask import MultitaskBert, distributed, machine, run
 from multitask.config import Config
 
 CPU = torch.device("cpu")
@@ -188,3 +188,45 @@ def test_a_copy_of_a_compiled_model_has_layers_of_its_own(tiny, monkeypatch):
         for parameter in zeros.encoder.layers.parameters():
             parameter.zero_()
         torch.testing.assert_close(teacher("sentiment", batch), zeros("sentiment", batch))
+
+
+@pytest.fixture
+def measured(monkeypatch) -> dict[str, list[str]]:
+    """What the machine would choose if asked; nothing is measured, and nothing stays chosen."""
+    found = {"32 x 32, 32 rows or more": ["output"]}
+    monkeypatch.setattr(machine, "onednn_is_here", lambda: True)
+    monkeypatch.setattr(products, "choices", lambda shapes: found)
+    monkeypatch.setattr(products, "_tables", {})
+    return found
+
+
+def test_a_run_keeps_the_products_that_it_has_recorded(tiny, monkeypatch, measured):
+    model = make_model(tiny)
+    first = machine.choose_products(model, {})
+    assert first == {"machine": products.machine(), "onednn": measured}
+    measured["32 x 32, 32 rows or more"] = ["weight"]  # a later measurement
+    kept = {"32 x 32, 32 rows or more": ["output"]}
+    assert machine.choose_products(model, {**first, "onednn": kept})["onednn"] == kept
+    assert products.chosen(32, 32, 40) == {"output"}
+    monkeypatch.setattr(products, "machine", lambda: "another machine")
+    assert machine.choose_products(model, first) == {"machine": "another machine", "onednn": measured}
+    assert products.chosen(32, 32, 40) == {"weight"}
+
+
+def test_products_in_bf16_are_not_chosen(tiny, measured):
+    model = make_model(tiny)
+    model.precision = "bf16"
+    assert machine.choose_products(model, {})["onednn"] == {}
+
+
+def test_verbose_prints_the_chosen_products(tmp_path, capsys, tiny, measured):
+    measured["32 x 64, 32 rows or more"] = []
+    words = (
+        f"--option pretrain --weights {tiny} --epochs 1 --steps-per-epoch 2 --no-report --out {tmp_path}/run"
+    )
+    assert run.main(words.split()) == 0
+    assert "products by oneDNN" not in capsys.readouterr().out
+    assert run.main([*words.split(), "--verbose", "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert f"products by oneDNN ({products.machine()}):\n  32 x 32, 32 rows or more: output\n" in out
+    assert "  32 x 64, 32 rows or more: none\n" in out
