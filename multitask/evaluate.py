@@ -25,15 +25,18 @@ def scores(
     tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples | Table]
 ) -> dict[str, Any]:
     """Return the metric of each task's logits, {task: {metric: value}}, and three figures over all tasks:
-    their mean `score`, the `worst`, and the `spread` between the best and the worst, where each metric is
-    taken on its kind's scale from 0 to 1."""
+    their weighted mean `score`, the `worst`, and the `spread` between the best and the worst, where each
+    metric is taken on its scale from 0 to 1."""
     result: dict[str, Any] = {}
     for name, logits in outputs.items():
-        kind = tasks[name].kind
-        predictions = kind.decode(logits).double().numpy()
-        result[name] = {kind.metric: kind.measure(predictions, data[name].labels)}
-    each = [tasks[name].kind.score(value) for name in outputs for value in result[name].values()]
-    return result | {"score": sum(each) / len(each), "worst": min(each), "spread": max(each) - min(each)}
+        task = tasks[name]
+        predictions = task.answers(logits).numbers.double().numpy()
+        result[name] = {task.kind.metric: task.kind.measure(predictions, data[name].labels)}
+    each = {name: tasks[name].kind.score(value) for name in outputs for value in result[name].values()}
+    weights = {name: tasks[name].weight for name in outputs}
+    score = sum(weights[name] * value for name, value in each.items()) / sum(weights.values())
+    worst, best = min(each.values()), max(each.values())
+    return result | {"score": score, "worst": worst, "spread": best - worst}
 
 
 def losses(
@@ -58,20 +61,21 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     values = []
     for name, task in tasks.items():
         value = dev[name][task.kind.metric]
-        entering = f" ((1 + r) / 2 = {task.kind.score(value):.3f})" if task.kind.metric == "pearson" else ""
+        formula = task.kind.scoring.formula
+        entering = f" ({formula} = {task.kind.score(value):.3f})" if formula else ""
         values.append(f"{name} {task.kind.metric} {value:.3f}{entering}")
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
 def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
-    """Return the scores of one model or several, side by side, one line for each figure. A correlation r is
-    also shown as (1 + r) / 2, which is what the mean score takes."""
+    """Return the scores of one model or several, side by side, one line for each figure. A metric
+    is also shown as it enters the mean score, where that differs."""
     lines = []
     for name, task in tasks.items():
         values = [dev[name][task.kind.metric] for dev in scores]
         lines.append([name, task.kind.metric, *values])
-        if task.kind.metric == "pearson":
-            lines.append(["", "(1 + r) / 2", *map(task.kind.score, values)])
+        if task.kind.scoring.formula:
+            lines.append(["", task.kind.scoring.formula, *map(task.kind.score, values)])
     lines += [[name, "", *(dev[name] for dev in scores)] for name in OVERALL]
     return "\n".join(
         f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values)

@@ -192,9 +192,9 @@ def predict_with_best(
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
     print(evaluate.format_scores(selected, scores, *compared.values()))
     for name, task in selected.items():
-        metric = task.kind.metric
-        value, epoch = max((record["dev"][name][metric], -record["epoch"]) for record in progress.records)
-        print(f"  best {name} {metric} {value:.3f} in epoch {-epoch}")
+        metric, score = task.kind.metric, task.kind.score
+        top = max(progress.records, key=lambda record: score(record["dev"][name][metric]))
+        print(f"  best {name} {metric} {top['dev'][name][metric]:.3f} in epoch {top['epoch']}")
     print(f"model {run / BEST}, predictions {run / PREDICTIONS}, curves {run / 'metrics.jsonl'}")
     found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, found))
