@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
-from itertools import chain, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -13,7 +13,8 @@ from minbert.command import unguarded
 from minbert.errors import InputError, counted
 from minbert.files import create, discard, flush, partial_path, rename, resolved
 from minbert.tokenizer import CHARACTERS
-from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
+from multitask.data.formats import Problem, lines_of
+from multitask.data.tables import Row, parse_texts
 from multitask.data.tasks import Task
 from multitask.evaluate import class_columns, six_places, tab_separated
 from multitask.predictor import Predictor
@@ -89,14 +90,7 @@ def _open_input(source: str) -> tuple[BinaryIO, str]:
 
 def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
     """Parse the input as a table if its first line names the task's columns, else as plain lines."""
-    lines = _without_blank_end(lines_of(reader, name))
-    first = next(lines, b"")
-    lines = chain([first] if first else [], lines)
-    try:
-        is_table = set(task.texts) <= set(read_header(first, name))
-    except InputError:
-        is_table = False
-    return parse(lines, name, task, labelled=False, with_id=False) if is_table else parse_plain(lines, task)
+    return parse_texts(_without_blank_end(lines_of(reader, name)), name, task)
 
 
 def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
