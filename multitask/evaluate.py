@@ -1,4 +1,4 @@
-"""Scores and losses of every task, and the course's submission files."""
+"""Scores and losses of every task, and submission files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
 from multitask.model import MultitaskBert
-
-if TYPE_CHECKING:
-    from _csv import Writer as CsvWriter
+from multitask.output import Answering, class_columns, each, six_places
 
 
 def scores(
@@ -84,33 +82,23 @@ def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
 
 
 def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:
-    """Write a split's submission file in the course's format and return its path. For a task with classes,
-    their probabilities are written beside it."""
+    """Write a split's submission file and return its path: CSV with the probabilities of the classes or, for
+    a task with a `header`, the course's format, with them in a file beside it."""
     make_folder(directory)
-    ids = list(ids)
     path = directory / f"{task.submission}-{split}-output.csv"
-    values = task.kind.decode(logits).tolist()
-    lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
-    write_text(path, f"id \t {task.header} \n" + "".join(lines))
-    if task.kind.probabilities is not None:
-        rows = zip(ids, task.kind.probabilities(logits).tolist(), strict=True)
+    ids, answers = list(ids), task.answers(logits)
+    if not task.header:
         text = io.StringIO()
-        writer = tab_separated(text)
+        Answering(text, path.name, task).write(ids, answers)
+        write_text(path, text.getvalue())
+        return path
+    lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, answers.values, strict=True))
+    write_text(path, f"id \t {task.header} \n" + "".join(lines))
+    if answers.probabilities is not None:
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
         writer.writerow(["id", *class_columns(task)])
+        rows = zip(ids, each(answers), strict=True)
         writer.writerows([row_id, *map(six_places, row)] for row_id, row in rows)
         write_text(directory / f"{task.submission}-{split}-probabilities.csv", text.getvalue())
     return path
-
-
-def tab_separated(file: TextIO) -> CsvWriter:
-    """Return a writer of tab-separated rows, which quotes a cell that holds a quote, a tab or a line end."""
-    return csv.writer(file, delimiter="\t", lineterminator="\n")
-
-
-def class_columns(task: Task) -> list[str]:
-    """Return the headers of the columns with the probabilities of a task's classes, if it has any."""
-    return [f"class_{number}" for number in range(task.classes)]
-
-
-def six_places(probability: float) -> str:
-    return f"{probability:.6f}"

@@ -250,7 +250,7 @@ def run_prediction(config: Config) -> None:
     model = load_run(Path(config.runs.run[0]), config, device)
     given = config.prediction
     task = tasks.select([given.task], model.tasks)[given.task]
-    predict(model, task, given.input, given.output, config.reading.skip_bad_rows)
+    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, given.force)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {

@@ -30,6 +30,10 @@ class Predictor(ABC):
     def logits_of_table(self, task: str, table: Table) -> Tensor:
         """Return logits (N, C) for the N rows of a table, on the CPU and in the table's order."""
 
+    @abstractmethod
+    def are_cut(self, task: str, texts: Texts) -> list[bool]:
+        """Return which of these texts or pairs are longer than the model reads, so that they are cut."""
+
     def predict(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[Answer]:
         """Return the predicted class of each text or pair, its label (str) or else its number (int), or its
         value (float) for a regression."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gzip
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 import pytest
 from helpers import ROOT, contents, metrics_without_clock, sentence, write_table, write_tables
@@ -27,6 +28,7 @@ from multitask.data import cache
 from multitask.data.tables import Row
 from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
+from multitask.streams import Input
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
 BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
@@ -240,6 +242,7 @@ import os, signal, sys
 from minbert import files
 from multitask import state, train
 from multitask.run import main
+from multitask.streams import Input
 
 module, name, about, fatal = {"train": train, "state": state, "files": files}[sys.argv[1]], *sys.argv[2:5]
 real, calls = getattr(module, name), []
@@ -483,6 +486,7 @@ LATER = """
 import os, signal, sys
 from multitask import train
 from multitask.run import main
+from multitask.streams import Input
 
 real, calls, (number, at) = train.update, [], map(int, sys.argv[1:3])
 
@@ -758,7 +762,11 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
     assert status == 2 and str(partial) in err
     assert not target.exists() and partial.read_text() == out
 
+    target.write_text("mine")
     status, _, err = call(*words, "--output", target, "--skip-bad-rows")
+    assert (status, target.read_text()) == (2, "mine")
+    assert err == f"error: {target}: exists; replace it with --force, or name another --output\n"
+    status, _, err = call(*words, "--output", target, "--skip-bad-rows", "--force")
     assert (status, err) == (0, f"{source}: dropped 1 bad row\n")
     assert [line.split("\t")[0] for line in target.read_text().splitlines()] == [
         "id",
@@ -768,6 +776,53 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
         "5",
         "6",
     ]
+
+
+@pytest.mark.parametrize("name, packed", [("in.csv", False), ("in.jsonl.gz", True), ("in", True)])
+@pytest.mark.parametrize("through", ["files", "pipes"])
+def test_predict_reads_the_formats_of_tables(call, stdin, finished, tmp_path, name, packed, through):
+    texts, source = ["A film, and good", "bad"], tmp_path / name
+    if ".jsonl" in name:
+        content = "".join(
+            json.dumps({"id": f"r{row}", "sentence": text}) + "\n" for row, text in enumerate(texts)
+        )
+    else:
+        content = "id,sentence\n" + "".join(f'r{row},"{text}"\n' for row, text in enumerate(texts))
+    source.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    stdin(source.read_bytes())
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment"]
+    status, out, err = call(*words, *(["--input", source] if through == "files" else []))
+    assert (status, err) == (0, "")
+    wanted = MultitaskBert.load(finished / "best").predict("sentiment", texts)
+    assert [line.split("\t")[:2] for line in out.splitlines()[1:]] == [
+        ["r0", str(wanted[0])], ["r1", str(wanted[1])]
+    ]  # fmt: skip
+
+
+def test_predict_writes_the_form_that_the_output_is_named_for(call, finished, tmp_path):
+    source = tmp_path / "in"
+    source.write_text("good film\n")
+    for name in ("paraphrase", "similarity"):
+        write_table(source, [["good film", "a film"]])
+        words = ["--option", "predict", "--run", finished, "--task", name, "--input", source, "--output"]
+        for ending in (".tsv", ".csv", ".jsonl"):
+            assert call(*words, tmp_path / f"{name}{ending}")[::2] == (0, "")
+        plain = (tmp_path / f"{name}.tsv").read_text()
+        assert (tmp_path / f"{name}.csv").read_text() == plain.replace("\t", ",")
+        head, row = (line.split("\t") for line in plain.splitlines())
+        found = json.loads((tmp_path / f"{name}.jsonl").read_text())
+        probabilities = found.pop("probabilities", {})
+        assert found == {"id": "1", head[1]: float(row[1])}
+        assert [f"{value:.6f}" for value in probabilities.values()] == row[2:]
+        assert list(probabilities) == (["0", "1"] if name == "paraphrase" else [])
+
+
+def test_predict_says_how_many_texts_were_cut(call, finished, tmp_path):
+    source = tmp_path / "in"
+    source.write_text("good film\n" + "good film " * 400 + "\n")
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment", "--input", source]
+    said = f"{source}: 1 of 2 texts longer than the model reads, and cut\n"
+    assert call(*words)[::2] == (0, said)
 
 
 def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tmp_path, monkeypatch):
@@ -802,7 +857,8 @@ def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tm
         return real(task, texts)
 
     monkeypatch.setattr(model, "logits", logits)
-    monkeypatch.setattr(prediction, "_open_input", lambda source: (Source(), source))
+    given = Input(cast(BinaryIO, Source()), "rows", None)
+    monkeypatch.setattr(prediction, "open_input", lambda source: contextlib.nullcontext(given))
     prediction.predict(model, model.tasks["sentiment"], "rows", str(target), skip_bad_rows=False)
     assert len(target.read_text().splitlines()) == 1001
     assert len(behind) == 1000 and max(behind[2:]) <= 8
@@ -825,8 +881,25 @@ def test_a_window_of_predict_is_bounded_in_characters_too(monkeypatch):
     rows = [
         Row(number, str(number), ("x" * length,), None) for number, length in enumerate((60, 40, 1, 500, 9))
     ]
-    windows = prediction._windows(rows, "rows", 1000, skip_bad_rows=False)
+    windows = prediction._windows(rows, "rows", lambda: True, skip_bad_rows=False)
     assert list(windows) == [rows[:2], rows[2:4], rows[4:]]
+
+
+def test_predict_answers_every_line_that_is_fed_by_hand(finished):
+    """Through a pipe that stays open; and lines that come together are answered together."""
+    command = [sys.executable, "-m", "multitask.run", "--option", "predict", "--run", str(finished), "--task",
+               "sentiment", "--threads", "1"]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("a good film\n")
+        assert process.stdout.readline().startswith("id\tsentiment")
+        assert process.stdout.readline().startswith("1\t")
+        process.stdin.write("a bad film\na film\n")
+        assert [process.stdout.readline()[:2] for _ in range(2)] == ["2\t", "3\t"]
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):
