@@ -1,6 +1,7 @@
 """The command line end to end, on small tables and a tiny model: files, exit status, one-line errors."""
 
 import contextlib
+import csv
 import errno
 import gzip
 import io
@@ -45,6 +46,40 @@ TOPIC = (
     'files = "topic-{split}.tsv"\noutput = "t"\nheader = "Topic"\n'
     '[closeness]\nkind = "regression"\ntexts = ["one", "two"]\nlabel = "y"\nfiles = "close-{split}.tsv"\n'
 )
+
+
+OWN_TASKS = """
+[review]
+kind = "classification"
+texts = ["text"]
+label = "mood"
+labels = ["bad", "so, so", "good"]
+train = "reviews.csv"
+dev_fraction = 0.3
+metric = "f1_macro"
+class_weights = "balanced"
+
+[pair]
+kind = "binary"
+texts = ["q1", "q2"]
+label = "same"
+labels = ["false", "true"]
+train = "pairs-train.jsonl"
+dev = "pairs-valid.jsonl"
+metric = "mcc"
+label_smoothing = 0.1
+
+[stars]
+kind = "regression"
+texts = ["text"]
+label = "stars"
+files = "stars-{split}.csv.gz"
+dev = "stars-valid.csv.gz"
+low = 1
+high = 10
+metric = "rmse"
+weight = 2.0
+"""
 
 
 def names(folder: Path) -> list[str]:
@@ -776,6 +811,59 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
         "5",
         "6",
     ]
+
+
+def test_tables_of_any_kind_from_a_task_file_to_predictions(call, tiny, tmp_path):
+    """Labels that are words, in CSV of which a part is held out; pairs in JSON lines with booleans; scores
+    from 1 to 10 in a compressed table; other metrics, weights and losses. The labels come out as words."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    moods = ["so, so", "good", "bad"]
+    rows = [f'"{sentence(row)},\n{row}","{moods[row % 3]}"\n' for row in range(60)]
+    (data / "reviews.csv").write_text("text,mood\n" + "".join(rows))
+    for split in ("train", "valid"):
+        pairs = ({"q1": sentence(row), "q2": sentence(row + 1), "same": row % 2 == 0} for row in range(20))
+        (data / f"pairs-{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        scores = "".join(f"{row};{sentence(row)};{row % 10 + 1}\n" for row in range(20))
+        (data / f"stars-{split}.csv.gz").write_bytes(gzip.compress(b"id;text;stars\n" + scores.encode()))
+    (tmp_path / "tasks.toml").write_text(OWN_TASKS)
+    words = [
+        "--option",
+        "finetune",
+        "--weights",
+        tiny,
+        "--data",
+        data,
+        "--task-file",
+        tmp_path / "tasks.toml",
+    ]
+    status, out, err = call(*words, *SMALL, "--out", run)
+    assert (status, err) == (0, "") and "review: 30% of reviews.csv is held out as dev" in out
+    dev = json.loads((run / "result.json").read_text())["dev"]
+    assert [list(dev[name]) for name in ("review", "pair", "stars")] == [["f1_macro"], ["mcc"], ["rmse"]]
+    parts = dev["review"]["f1_macro"], (1 + dev["pair"]["mcc"]) / 2, 1 - dev["stars"]["rmse"] / 9
+    assert dev["score"] == pytest.approx((parts[0] + parts[1] + 2 * parts[2]) / 4)
+    assert "1 - m/range" in out and "(1 + m) / 2" in out
+
+    assert names(run / "predictions") == [
+        "pair-dev-output.csv",
+        "review-dev-output.csv",
+        "stars-dev-output.csv",
+    ]
+    with (run / "predictions" / "review-dev-output.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["id", "mood", "class_bad", "class_so, so", "class_good"]
+    assert 5 < len(lines) < 35 and {line[1] for line in lines} <= {*moods}
+    model = MultitaskBert.load(run)
+    assert {*model.predict("pair", [("a", "b")])} <= {"false", "true"}
+    assert model.tasks == read_task_file(tmp_path / "tasks.toml")
+    before = contents(run / "predictions")
+    assert call("--option", "evaluate", "--run", run, "--threads", 1)[::2] == (0, "")
+    assert contents(run / "predictions") == before
+    source = data / "reviews.csv"
+    _, out, _ = call("--option", "predict", "--run", run, "--task", "review", "--input", source)
+    found = list(csv.reader(io.StringIO(out), delimiter="\t"))[1:]
+    assert len(found) == 60 and {line[1] for line in found} <= {*moods}
 
 
 @pytest.mark.parametrize("name, packed", [("in.csv", False), ("in.jsonl.gz", True), ("in", True)])

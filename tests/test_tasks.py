@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from helpers import ROOT
 
 from minbert.errors import InputError
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
@@ -274,6 +275,14 @@ def test_a_task_file_defines_tasks(tmp_path):
     topic, mood = read_task_file(path).values()
     assert topic == Task("topic", CLASSIFICATION, ("text",), "topic", "topic-{split}.csv", num_classes=7)
     assert mood == Task("mood", REGRESSION, ("a", "b"), "mood", "mood-{split}.tsv", low=-1, high=1.5)
+
+
+def test_the_task_file_in_the_docs(tmp_path):
+    text = (ROOT / "docs" / "data.md").read_text()
+    (tmp_path / "tasks.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    review, duplicate, stars = read_task_file(tmp_path / "tasks.toml").values()
+    assert (review.outputs, duplicate.weight, stars.kind.score(1.8)) == (3, 2.0, 0.8)
+    assert duplicate.path(tmp_path, "test-student").name == "pairs-test.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from minbert.errors import InputError
 from minbert.fields import LONE_SURROGATE
@@ -29,8 +29,7 @@ ARCHIVE = b"PK\x03\x04"
 csv.field_size_limit(LONGEST_LINE)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     line: int  # counted from 1, as in an editor: the first, if the record spans several
     cells: Mapping[str, str]  # by column, stripped
 

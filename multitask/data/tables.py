@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -88,7 +88,7 @@ def parse(
             if isinstance(record, Problem):
                 yield record
             else:
-                yield _row(record.line, {column: record.cells[column] for column in wanted}, task, labelled)
+                yield _row(record.line, record.cells, wanted, task, labelled)
         except KeyError as column:  # of an object in JSON lines
             yield Problem(record.line, f"has no text or number named {column.args[0]}")
         except ValueError as error:
@@ -130,21 +130,22 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
                     f"a table with more columns needs a header that names {' and '.join(task.texts)}"
                 )
             yield _row(
-                number, dict(zip(task.texts, (field.strip() for field in fields), strict=True)), task, False
+                number, dict(zip(task.texts, map(str.strip, fields), strict=True)), task.texts, task, False
             )
         except ValueError as error:
             yield Problem(number, str(error))
 
 
-def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> Row:
+def _row(number: int, cells: Mapping[str, str], wanted: Collection[str], task: Task, labelled: bool) -> Row:
     """Return a row, given its cells by column. Raises ValueError with what is wrong."""
-    for column in cells:
+    for column in wanted:
         if not cells[column]:
             raise ValueError(f"{column} is empty")
-    if UNFIT_FOR_IDS.search(cells.get(task.id, "")):
-        raise ValueError(f"{task.id} {shown(cells[task.id])} contains a control character or a line break")
+    row_id = cells[task.id] if task.id in wanted else str(number)
+    if UNFIT_FOR_IDS.search(row_id):
+        raise ValueError(f"{task.id} {shown(row_id)} contains a control character or a line break")
     label = task.parse_label(cells[task.label]) if labelled else None
-    return Row(number, cells.get(task.id, str(number)), tuple(cells[column] for column in task.texts), label)
+    return Row(number, row_id, tuple(cells[column] for column in task.texts), label)
 
 
 def is_held_out(texts: Sequence[str], fraction: float) -> bool:
@@ -373,7 +374,7 @@ def unread_files(directory: Path, tasks: Mapping[str, Task]) -> list[tuple[Path,
 def print_unread(data: str | None, tasks: Mapping[str, Task]) -> None:
     """Print which files are not read, though they look meant."""
     for path, table in unread_files(SAMPLE if data is None else Path(data), tasks):
-        print(f"note: {path} is not read, but {table.name} is; a task file may name files of any name")
+        print(f"note: {path} is not read; to be, it must be called {table.name} or be named in a task file")
 
 
 def print_held_out(splits: Splits) -> None:
