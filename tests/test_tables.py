@@ -236,7 +236,8 @@ def test_rows_without_an_id_column_are_numbered_by_line():
 
 @pytest.mark.parametrize("first, table", [
     (b"sentence\n", True), (b"Sentence\n", True), (b"a,sentence\n", True), (b"sentence;b\n", True),
-    (b'{"text": "good"}\n', True), (b"one, sentence of plain text\n", False), (b"{laughs} good\n", False),
+    (b'\xef\xbb\xbf{"text": "good"}\n', True), (b"one, sentence of plain text\n", False),
+    (b"{laughs} good\n", False),
 ])  # fmt: skip
 def test_a_table_to_predict_is_told_from_its_first_line_or_its_name(first, table):
     assert is_table(first, "standard input", SENTIMENT) == is_table(first, "x.txt", SENTIMENT) == table
@@ -367,6 +368,9 @@ def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_pat
         read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
     remedy = "add it, or leave task sentiment out with --tasks"
     assert str(caught.value) == f"{missing}: no such file; {remedy}"
+    missing.with_name("ids-sst-valid.csv").touch()
+    with pytest.raises(InputError, match=r"no such file; name ids-sst-valid\.csv in a task file, add"):
+        read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
 
 
 def test_read_splits_takes_the_shipped_sample_if_there_is_no_folder(tmp_path):

@@ -108,10 +108,10 @@ def parse_texts(lines: Iterable[bytes], name: str, task: Task) -> Iterator[Row |
 def is_table(first: bytes, name: str, task: Task) -> bool:
     """Return whether a file with this first line is meant as a table. It is if its name says so, or if the
     line names one of the task's text columns, in any case of letters, or is an object."""
-    text = first.strip()
-    if (text.startswith(b"{") and text.endswith(b"}")) or Path(name.removesuffix(".gz")).suffix in TABLES:
+    header = first.removeprefix(codecs.BOM_UTF8).strip()
+    is_object = header.startswith(b"{") and header.endswith(b"}")
+    if is_object or Path(name.removesuffix(".gz")).suffix in TABLES:
         return True
-    header = first.removeprefix(codecs.BOM_UTF8)
     found = {name.casefold() for name in split_header(header, separator_of(header, task.texts))}
     return any(column.casefold() in found for column in task.texts)
 
@@ -352,7 +352,11 @@ def read_splits(
             path = task.path(directory, split)
             named = split != "test-student" or task.test
             if named and not path.is_file():
-                raise InputError(f"{path}: no such file; add it, or leave task {task.name} out with --tasks")
+                others = [other.name for other, place in unread_files(directory, tasks) if place == path]
+                hint = f"name {others[0]} in a task file, " if others else ""
+                raise InputError(
+                    f"{path}: no such file; {hint}add it, or leave task {task.name} out with --tasks"
+                )
     return {split: read_split(directory, split, tasks, skip_bad_rows) for split in splits}
 
 
