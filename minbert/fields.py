@@ -41,6 +41,7 @@ class Field:
     choices: tuple[str, ...]
     empty: bool  # whether a text may be empty
     separator: str  # between the items of a list on a command line
+    word: str  # that may stand in place of a list
 
     @property
     def expected(self) -> str:
@@ -54,6 +55,7 @@ class Field:
             what = "" if self.empty else "non-empty "
             return f"a list of {what}UTF-8 texts without NUL" if many else f"{what}UTF-8 text without NUL"
         number = "a whole number" if self.item is int else "a list of numbers" if many else "a number"
+        number = f"{self.word!r} or {number}" if self.word else number
         highest = f"at most {_shortly(self.most)}" if self.below is None else f"below {_shortly(self.below)}"
         return f"{number}, at least {_shortly(self.low)} and {highest}"
 
@@ -62,7 +64,8 @@ class Field:
         if self.kind is bool:
             return isinstance(value, bool)
         if self.kind is tuple:
-            return isinstance(value, list | tuple) and all(map(self._accepts_item, value))
+            word = self.word != "" and value == self.word
+            return word or (isinstance(value, list | tuple) and all(map(self._accepts_item, value)))
         return self._accepts_item(value)
 
     def _accepts_item(self, value: Any) -> bool:
@@ -97,12 +100,13 @@ def field(
     choices: Collection[str] = (),
     empty: bool = False,
     separator: str = ",",
+    word: str = "",
 ) -> Any:
     """Declare a dataclass field; the arguments are those of `Field`. `type` is the type of the value in a
     file, if the dataclass holds something else that is made of it."""
     bounds = {"low": low, "below": below, "most": most if below is None else below}
     metadata = {"type": type, "meaning": meaning, **bounds, "choices": tuple(choices), "empty": empty}
-    return dataclasses.field(default=default, metadata={**metadata, "separator": separator})
+    return dataclasses.field(default=default, metadata={**metadata, "separator": separator, "word": word})
 
 
 def fields_of(cls: type) -> dict[str, Field]:
@@ -123,7 +127,9 @@ def check(value: Any, wanted: Field, source: str) -> Any:
     does not accept it."""
     if not wanted.accepts(value):
         raise InputError(f"{source} must be {wanted.expected}, not {shown(value)}")
-    return tuple(map(wanted.item, value)) if wanted.kind is tuple else wanted.kind(value)
+    if wanted.kind is tuple and not isinstance(value, str):
+        return tuple(map(wanted.item, value))
+    return value if wanted.kind is tuple else wanted.kind(value)
 
 
 def check_table(

@@ -241,7 +241,8 @@ class Prediction(Group):
     title = "predict"
     task: str = field("", "task to predict")
     input: str = field("-", "file to read, - for standard input")
-    output: str = field("-", "file to write, - for standard output")
+    output: str = field("-", "file to write, tab-separated, .csv or .jsonl; - for standard output")
+    force: bool = field(False, "replace the file of --output if it exists")
 
 
 @dataclass(frozen=True)

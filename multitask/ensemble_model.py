@@ -86,6 +86,10 @@ class Ensemble(Predictor):
         members = self.panels[task].members
         return self.mean(task, [self._model(member).logits(task, texts, batch_size) for member in members])
 
+    def are_cut(self, task: str, texts: Texts) -> list[bool]:
+        by_member = [self._model(member).are_cut(task, texts) for member in self.panels[task].members]
+        return [any(of_text) for of_text in zip(*by_member, strict=True)]
+
     def logits_of_table(self, task: str, table: Table) -> Tensor:
         return self.mean(task, self.logits_of_members(task, table))
 

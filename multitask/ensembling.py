@@ -27,7 +27,7 @@ from multitask.runs import (
     claim_folder,
     data_of,
     load_single,
-    read_and_print_dropped,
+    read_and_print_notes,
     set_up,
     write_all_predictions,
     write_result,
@@ -80,7 +80,7 @@ def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task
                     f"{run}: defines its task {name} differently from the runs before it; see --tasks"
                 )
         tasks.check_outputs(known.values(), run)
-        for split, rows in read_and_print_dropped(config, SPLITS[1:], selected).items():
+        for split, rows in read_and_print_notes(config, SPLITS[1:], selected).items():
             tables[split] |= rows
             for name, table in rows.items():
                 logits[split].setdefault(name, {})[run] = model.logits_of_table(name, table)

@@ -1,4 +1,4 @@
-"""Scores and losses of every task, and the course's submission files."""
+"""Scores and losses of every task, and submission files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,24 +16,25 @@ from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
 from multitask.model import MultitaskBert
-
-if TYPE_CHECKING:
-    from _csv import Writer as CsvWriter
+from multitask.output import Answering, class_columns, each, six_places
 
 
 def scores(
     tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples | Table]
 ) -> dict[str, Any]:
     """Return the metric of each task's logits, {task: {metric: value}}, and three figures over all tasks:
-    their mean `score`, the `worst`, and the `spread` between the best and the worst, where each metric is
-    taken on its kind's scale from 0 to 1."""
+    their weighted mean `score`, the `worst`, and the `spread` between the best and the worst, where each
+    metric is taken on its scale from 0 to 1."""
     result: dict[str, Any] = {}
     for name, logits in outputs.items():
-        kind = tasks[name].kind
-        predictions = kind.decode(logits).double().numpy()
-        result[name] = {kind.metric: kind.measure(predictions, data[name].labels)}
-    each = [tasks[name].kind.score(value) for name in outputs for value in result[name].values()]
-    return result | {"score": sum(each) / len(each), "worst": min(each), "spread": max(each) - min(each)}
+        task = tasks[name]
+        predictions = task.answers(logits).numbers.double().numpy()
+        result[name] = {task.kind.metric: task.kind.measure(predictions, data[name].labels)}
+    each = {name: tasks[name].kind.score(value) for name in outputs for value in result[name].values()}
+    weights = {name: tasks[name].weight for name in outputs}
+    score = sum(weights[name] * value for name, value in each.items()) / sum(weights.values())
+    worst, best = min(each.values()), max(each.values())
+    return result | {"score": score, "worst": worst, "spread": best - worst}
 
 
 def losses(
@@ -58,20 +59,21 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     values = []
     for name, task in tasks.items():
         value = dev[name][task.kind.metric]
-        entering = f" ((1 + r) / 2 = {task.kind.score(value):.3f})" if task.kind.metric == "pearson" else ""
+        formula = task.kind.scoring.formula
+        entering = f" ({formula} = {task.kind.score(value):.3f})" if formula else ""
         values.append(f"{name} {task.kind.metric} {value:.3f}{entering}")
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
 def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
-    """Return the scores of one model or several, side by side, one line for each figure. A correlation r is
-    also shown as (1 + r) / 2, which is what the mean score takes."""
+    """Return the scores of one model or several, side by side, one line for each figure. A metric
+    is also shown as it enters the mean score, where that differs."""
     lines = []
     for name, task in tasks.items():
         values = [dev[name][task.kind.metric] for dev in scores]
         lines.append([name, task.kind.metric, *values])
-        if task.kind.metric == "pearson":
-            lines.append(["", "(1 + r) / 2", *map(task.kind.score, values)])
+        if task.kind.scoring.formula:
+            lines.append(["", task.kind.scoring.formula, *map(task.kind.score, values)])
     lines += [[name, "", *(dev[name] for dev in scores)] for name in OVERALL]
     return "\n".join(
         f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values)
@@ -80,33 +82,23 @@ def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
 
 
 def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:
-    """Write a split's submission file in the course's format and return its path. For a task with classes,
-    their probabilities are written beside it."""
+    """Write a split's submission file and return its path: CSV with the probabilities of the classes or, for
+    a task with a `header`, the course's format, with them in a file beside it."""
     make_folder(directory)
-    ids = list(ids)
     path = directory / f"{task.submission}-{split}-output.csv"
-    values = task.kind.decode(logits).tolist()
-    lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, values, strict=True))
-    write_text(path, f"id \t {task.header} \n" + "".join(lines))
-    if task.kind.probabilities is not None:
-        rows = zip(ids, task.kind.probabilities(logits).tolist(), strict=True)
+    ids, answers = list(ids), task.answers(logits)
+    if not task.header:
         text = io.StringIO()
-        writer = tab_separated(text)
+        Answering(text, path.name, task).write(ids, answers)
+        write_text(path, text.getvalue())
+        return path
+    lines = (f"{row_id} , {value} \n" for row_id, value in zip(ids, answers.values, strict=True))
+    write_text(path, f"id \t {task.header} \n" + "".join(lines))
+    if answers.probabilities is not None:
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
         writer.writerow(["id", *class_columns(task)])
+        rows = zip(ids, each(answers), strict=True)
         writer.writerows([row_id, *map(six_places, row)] for row_id, row in rows)
         write_text(directory / f"{task.submission}-{split}-probabilities.csv", text.getvalue())
     return path
-
-
-def tab_separated(file: TextIO) -> CsvWriter:
-    """Return a writer of tab-separated rows, which quotes a cell that holds a quote, a tab or a line end."""
-    return csv.writer(file, delimiter="\t", lineterminator="\n")
-
-
-def class_columns(task: Task) -> list[str]:
-    """Return the headers of the columns with the probabilities of a task's classes, if it has any."""
-    return [f"class_{number}" for number in range(task.classes)]
-
-
-def six_places(probability: float) -> str:
-    return f"{probability:.6f}"

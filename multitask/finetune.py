@@ -100,6 +100,9 @@ class Finetuning:
         self.model, self.train, self.dev, self.plan = model, train, dev, plan
         self.smart, self.bppo, self.distillation, self.taught = smart, bppo, distillation, taught
         self.names = list(train)
+        self.task_losses = {
+            name: model.tasks[name].training_loss(examples.labels) for name, examples in train.items()
+        }
         self.sample = {
             name: examples.take(sampled_rows(task, len(examples)))
             for task, (name, examples) in enumerate(train.items())
@@ -185,7 +188,7 @@ class Finetuning:
         """Return L: the loss on the labels or, of a student, its weighted mean with the loss on the teacher's
         outputs."""
         kind, name, part = batch.task.kind, batch.task.name, batch.part
-        loss = kind.loss(training.outputs, batch.labels) * part.weight
+        loss = self.task_losses[name](training.outputs, batch.labels) * part.weight
         terms = {f"loss/{name}": loss.item()}
         if batch.taught is not None:
             weight, temperature = self.distillation.weight, self.distillation.temperature

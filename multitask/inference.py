@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ def in_length_order(
     pad_token_id: int,
     compute: Callable[[Mapping[str, Tensor]], Tensor],
     batch_size: int = EVALUATION_BATCH,
+    watch: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> Tensor:
     """Return the rows that `compute` gives for batches of similar lengths, in the examples' own order, on the
-    CPU, in float32. The batches are divided over the processes."""
+    CPU, in float32. The batches are divided over the processes; `watch` may show their progress."""
     batches = length_sorted_batches(tokens.lengths, batch_size, EVALUATION_TOKENS)
-    rows = [compute(tokens.batch(batch, pad_token_id)).float().cpu() for batch in deal(batches)]
+    rows = [compute(tokens.batch(batch, pad_token_id)).float().cpu() for batch in watch(deal(batches))]
     return torch.cat(collect(rows))[np.argsort(np.concatenate(batches))]

@@ -35,7 +35,7 @@ from multitask.runs import (
     place_of_run,
     predict_all,
     print_if_sample,
-    read_and_print_dropped,
+    read_and_print_notes,
     set_up,
     write_result,
 )
@@ -49,7 +49,7 @@ def run_training(config: Config) -> None:
     """pretrain and finetune: train, then predict dev and test with the best model."""
     print_if_sample(config)
     selected = tasks_of(config)
-    rows = read_and_print_dropped(config, SPLITS, selected)
+    rows = read_and_print_notes(config, SPLITS, selected)
     config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
@@ -65,7 +65,7 @@ def run_distillation(config: Config) -> None:
         config = taught_by(teacher, config)
     print_if_sample(config)
     selected = tasks_of(config)
-    rows = read_and_print_dropped(config, SPLITS, selected)
+    rows = read_and_print_notes(config, SPLITS, selected)
     learned = {split: rows[split] for split in SPLITS[:2]}
     config = with_commit(config)
     run = claim_folder(config)
@@ -86,7 +86,7 @@ def run_ranking(config: Config) -> None:
     classes."""
     print_if_sample(config)
     selected = tasks_of(config)
-    rows = read_and_print_dropped(config, SPLITS[:2], selected)
+    rows = read_and_print_notes(config, SPLITS[:2], selected)
     config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
@@ -195,9 +195,9 @@ def predict_with_best(
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
     print(evaluate.format_scores(selected, scores, *compared.values()))
     for name, task in selected.items():
-        metric = task.kind.metric
-        value, epoch = max((record["dev"][name][metric], -record["epoch"]) for record in progress.records)
-        print(f"  best {name} {metric} {value:.3f} in epoch {-epoch}")
+        metric, score = task.kind.metric, task.kind.score
+        top = max(progress.records, key=lambda record: score(record["dev"][name][metric]))
+        print(f"  best {name} {metric} {top['dev'][name][metric]:.3f} in epoch {top['epoch']}")
     print(f"model {run / BEST}, predictions {run / PREDICTIONS}, curves {run / 'metrics.jsonl'}")
     found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, found))
@@ -227,7 +227,7 @@ def run_evaluation(config: Config) -> None:
     if (run / CONFIG).is_file() and not (run / RESULT).is_file():
         print(f"{run}: is not finished; this is the best model of its epochs so far")
     selected = tasks.select(config.selection.tasks, model.tasks)
-    rows = read_and_print_dropped(config, SPLITS[1:], selected)
+    rows = read_and_print_notes(config, SPLITS[1:], selected)
     scores = predict_all(run / PREDICTIONS, model, selected, rows)
     print(f"{run} on the dev tables of {config.tables.data or 'the shipped sample'}:")
     print(evaluate.format_scores(selected, scores))
@@ -253,7 +253,7 @@ def run_prediction(config: Config) -> None:
     model = load_run(Path(config.runs.run[0]), config, device)
     given = config.prediction
     task = tasks.select([given.task], model.tasks)[given.task]
-    predict(model, task, given.input, given.output, config.reading.skip_bad_rows)
+    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, given.force)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {

@@ -1,13 +1,20 @@
-"""Lines for the reader, above the progress bar if there is one."""
+"""Progress bars, and lines for the reader above them."""
 
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from minbert.command import unguarded
+
+
+def progress_bar(items: Any = None, *, shown: bool = True, **settings: Any) -> tqdm:
+    """Return tqdm's bar over these items, on a terminal, or else no more than the items."""
+    bar = unguarded(sys.stderr)  # its carriage returns are to be obeyed
+    hidden = not shown or not sys.stderr.isatty()
+    return tqdm(items, disable=hidden, file=bar, dynamic_ncols=True, leave=False, **settings)
 
 
 def say(line: str, file: TextIO | None = None) -> None:

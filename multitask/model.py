@@ -7,11 +7,13 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 import torch
 from safetensors import SafetensorError
@@ -25,14 +27,17 @@ from minbert.files import named_folder, write_tensors, write_text
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
+from multitask import distributed
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.data.tokens import Examples, Tokens, make_examples
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
 from multitask.layout import BEST, ENSEMBLE, STATE
+from multitask.messages import progress_bar
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
+MOST_PIECES = 4  # tokens that a character may become: three, where a syllable of Hangul is taken apart
 MODEL_FILES = (
     *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
     *("heads.safetensors", "tasks.toml"),
@@ -111,12 +116,20 @@ class MultitaskBert(nn.Module, Predictor):
         return self.logits_of_tokens(task, tokens, batch_size)
 
     def logits_of_table(self, task: str, table: Table) -> Tensor:
-        return self.logits_of_tokens(task, self.tokenize_and_print_cuts(table).tokens)
+        tokens = self.tokenize_and_print_cuts(table).tokens
+        watch = partial(progress_bar, desc=task, unit="batch", shown=distributed.is_writer())
+        return self.logits_of_tokens(task, tokens, watch=watch)
 
     @torch.inference_mode()
-    def logits_of_tokens(self, task: str, tokens: Tokens, batch_size: int = EVALUATION_BATCH) -> Tensor:
+    def logits_of_tokens(
+        self,
+        task: str,
+        tokens: Tokens,
+        batch_size: int = EVALUATION_BATCH,
+        watch: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+    ) -> Tensor:
         """Return logits (N, C) of tokenised examples, on the CPU and in their own order; leave the model in
-        evaluation mode."""
+        evaluation mode. `watch` may show the progress of the batches."""
         self.eval()
         if not len(tokens):
             return torch.empty(0, self.tasks[task].outputs)
@@ -124,7 +137,7 @@ class MultitaskBert(nn.Module, Predictor):
         def logits(batch: Mapping[str, Tensor]) -> Tensor:
             return self(task, to_device(batch, self.device))
 
-        return in_length_order(tokens, self.tokenizer.pad_token_id, logits, batch_size)
+        return in_length_order(tokens, self.tokenizer.pad_token_id, logits, batch_size, watch)
 
     def tokenize_and_print_cuts(self, table: Table) -> Examples:
         """Return a table's rows, tokenised. Print how many fill the longest input: they may be cut."""
@@ -137,9 +150,11 @@ class MultitaskBert(nn.Module, Predictor):
             )
         return examples
 
-    def token_ids(self, task: str, texts: Texts) -> list[tuple[list[int], list[int]]]:
-        """Return (input_ids, token_type_ids) for each text or pair. Raises InputError if they do not fit the
-        task."""
+    def token_ids(
+        self, task: str, texts: Texts, max_length: int | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return (input_ids, token_type_ids) for each text or pair, cut to the model's `max_length` or this
+        one. Raises InputError if they do not fit the task."""
         wanted = len(self.task_of(task).texts)
         if isinstance(texts, str):
             raise InputError("texts is one string; pass a list")
@@ -151,7 +166,15 @@ class MultitaskBert(nn.Module, Predictor):
                 raise InputError(f"{task} takes {kind}; item {number} is {shown(text)}")
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
-        return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, self.max_length)
+        longest = self.max_length if max_length is None else max_length
+        return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, longest)
+
+    def are_cut(self, task: str, texts: Texts) -> list[bool]:
+        characters = [sum(map(len, (text,) if isinstance(text, str) else text)) for text in texts]
+        long = [row for row, count in enumerate(characters) if MOST_PIECES * count + 3 > self.max_length]
+        found = self.token_ids(task, [texts[row] for row in long], self.max_length + 1)  # type: ignore[arg-type]
+        cut = {row for row, (ids, _) in zip(long, found, strict=True) if len(ids) > self.max_length}
+        return [row in cut for row in range(len(texts))]
 
     def save(self, directory: str | Path) -> None:
         """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'

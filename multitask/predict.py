@@ -3,100 +3,68 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
-from itertools import chain, repeat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
-from typing import BinaryIO, TextIO
 
-from minbert.command import unguarded
+from tqdm import tqdm
+
 from minbert.errors import InputError, counted
-from minbert.files import create, discard, flush, partial_path, rename, resolved
 from minbert.tokenizer import CHARACTERS
-from multitask.data.tables import Problem, Row, lines_of, parse, parse_plain, read_header
+from multitask.data.formats import Problem
+from multitask.data.tables import Row, parse_texts
 from multitask.data.tasks import Task
-from multitask.evaluate import class_columns, six_places, tab_separated
+from multitask.messages import progress_bar
+from multitask.output import Answering
 from multitask.predictor import Predictor
+from multitask.streams import Input, open_input, open_output
 
 WINDOW = 1024  # rows read, sorted by length, predicted and written at a time
-PIPE_WINDOW = 32  # the same for standard input; a typed line is answered at once
 
 
-def predict(model: Predictor, task: Task, source: str, target: str, skip_bad_rows: bool) -> None:
-    """Read texts from a file or `-`; write ids, predictions and class probabilities, separated by tabs.
+def predict(
+    model: Predictor, task: Task, source: str, target: str, skip_bad_rows: bool, force: bool = False
+) -> None:
+    """Read texts from a file or `-`; write ids, predictions and class probabilities.
 
-    The input is a table whose header names the task's text columns (an id column is copied to the output),
-    or plain lines: one sentence each, or two separated by a tab. An output file appears under its name once
-    it is complete. Raises InputError if a file cannot be read or written, or at a bad row, unless
-    `skip_bad_rows` drops it.
+    The input is a table that names the task's text columns (an id column is copied to the output), or plain
+    lines: one sentence each, or two separated by a tab. Lines that arrive one by one are answered one by one.
+    The output's ending says whether it is tab-separated, CSV or JSON lines; it appears under its name once it
+    is complete. Prints how many texts were cut. Raises InputError if a file cannot be read or written, if the
+    output exists, unless `force` replaces it, or at a bad row, unless `skip_bad_rows` drops it.
     """
     if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
         raise InputError(f"{target}: is also the input; name another --output")
-    reader, name = _open_input(source)
-    size = WINDOW if source != "-" else 1 if reader.isatty() else PIPE_WINDOW
-    with reader:
-        windows = _windows(_items(reader, name, task), name, size, skip_bad_rows)
-        if target == "-":
-            stdout = unguarded(sys.stdout)
-            if stdout.closed:
-                raise InputError("standard output is closed; name a file with --output")
-            if isinstance(stdout, TextIOWrapper):
-                stdout.reconfigure(encoding="utf-8")
-            try:
-                _write(model, task, windows, stdout)
-            except OSError as error:
-                error.filename = "standard output"
-                raise
-            return
-        raw, path, partial = _open_output(target)
-        with TextIOWrapper(raw, encoding="utf-8", newline="") as file:
-            try:
-                _write(model, task, windows, file)
-            except InputError as error:
-                raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
-            except BaseException:
-                if partial != path:
-                    discard(partial)
-                raise
-        if partial != path:
-            flush(partial)
-            rename(partial, path)
+    rows = cut = 0
+    with (
+        open_input(source) as given,
+        open_output(target, force) as file,
+        _bar(given, task, target) as bar,
+    ):
+        lines = _without_blank_end(_measured(given.lines(), bar))
+        items = parse_texts(lines, given.name, task)
+        answering = Answering(file, target, task)
+        for window in _windows(items, given.name, given.ready, skip_bad_rows):
+            texts = [row.texts for row in window]
+            answering.write([row.id for row in window], task.answers(model.logits(task.name, texts)))
+            file.flush()
+            rows, cut = rows + len(window), cut + sum(model.are_cut(task.name, texts))
+    if cut:
+        limit = "longer than the model reads, and cut"
+        print(f"{given.name}: {cut:,} of {counted(rows, 'text')} {limit}", file=sys.stderr)
 
 
-def _open_output(target: str) -> tuple[BinaryIO, Path, Path]:
-    """Open a file for the predictions. Return it, its path, and where it is until it is complete: a pipe or a
-    device is written directly."""
-    path = resolved(Path(target).parent) / Path(target).name
-    try:
-        if path.exists() and not path.is_file():
-            return open(path, "wb"), path, path
-        partial = partial_path(path)
-        return create(partial), path, partial
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}); name another --output") from None
+def _bar(given: Input, task: Task, target: str) -> tqdm:
+    """Return a progress bar, unless the texts come one by one or the answers themselves are seen."""
+    seen = target == "-" and sys.stdout.isatty()
+    shown = given.size is not None and not seen
+    return progress_bar(total=given.size, unit="B", unit_scale=True, desc=task.name, shown=shown)
 
 
-def _open_input(source: str) -> tuple[BinaryIO, str]:
-    if source == "-":
-        if sys.stdin is None:
-            raise InputError("standard input is closed; name a file with --input")
-        return sys.stdin.buffer, "standard input"
-    try:
-        return open(source, "rb"), source
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror})") from None
-
-
-def _items(reader: BinaryIO, name: str, task: Task) -> Iterator[Row | Problem]:
-    """Parse the input as a table if its first line names the task's columns, else as plain lines."""
-    lines = _without_blank_end(lines_of(reader, name))
-    first = next(lines, b"")
-    lines = chain([first] if first else [], lines)
-    try:
-        is_table = set(task.texts) <= set(read_header(first, name))
-    except InputError:
-        is_table = False
-    return parse(lines, name, task, labelled=False, with_id=False) if is_table else parse_plain(lines, task)
+def _measured(lines: Iterable[bytes], bar: tqdm) -> Iterator[bytes]:
+    for line in lines:
+        bar.update(len(line))
+        yield line
 
 
 def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -112,10 +80,10 @@ def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _windows(
-    items: Iterable[Row | Problem], name: str, size: int, skip_bad_rows: bool
+    items: Iterable[Row | Problem], name: str, ready: Callable[[], bool], skip_bad_rows: bool
 ) -> Iterator[list[Row]]:
-    """Yield good rows, `size` at a time, or fewer long ones. At a bad one, yield the rows before it, then
-    raise InputError."""
+    """Yield good rows: `WINDOW` at a time, or fewer long ones, or those that are there when the next one is
+    not yet `ready`. At a bad one, yield the rows before it, then raise InputError."""
     window: list[Row] = []
     characters = dropped = kept = 0
     for item in items:
@@ -128,7 +96,7 @@ def _windows(
         else:
             yield window
             raise InputError(f"{name}:{item.line}: {item.message} (--skip-bad-rows drops such rows)")
-        if len(window) == size or characters >= CHARACTERS:
+        if len(window) == WINDOW or characters >= CHARACTERS or not ready():
             yield window
             window, characters = [], 0
     yield window
@@ -136,17 +104,3 @@ def _windows(
         raise InputError(f"{name}: all {counted(dropped, 'row')} are bad, and dropped")
     if dropped:
         print(f"{name}: dropped {counted(dropped, 'bad row')}", file=sys.stderr)
-
-
-def _write(model: Predictor, task: Task, windows: Iterable[list[Row]], file: TextIO) -> None:
-    writer = tab_separated(file)
-    writer.writerow(["id", task.label, *class_columns(task)])
-    for rows in windows:
-        logits = model.logits(task.name, [row.texts for row in rows])
-        values = task.kind.decode(logits).tolist()
-        of_classes: list[list[float]] = [[]] * len(rows)
-        if task.kind.probabilities is not None:
-            of_classes = task.kind.probabilities(logits).tolist()
-        for row, value, probabilities in zip(rows, values, of_classes, strict=True):
-            writer.writerow([row.id, value, *map(six_places, probabilities)])
-        file.flush()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import Tensor
 
 from minbert.errors import InputError, shown
 from multitask.data.tables import Table
-from multitask.data.tasks import Task
+from multitask.data.tasks import Answer, Task
 from multitask.inference import EVALUATION_BATCH
 
 Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences or pairs, depending on the task
@@ -29,17 +30,22 @@ class Predictor(ABC):
     def logits_of_table(self, task: str, table: Table) -> Tensor:
         """Return logits (N, C) for the N rows of a table, on the CPU and in the table's order."""
 
-    def predict(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[int] | list[float]:
-        """Return the predicted class (int) of each text or pair, or its value (float) for a regression."""
-        return self.task_of(task).kind.decode(self.logits(task, texts, batch_size)).tolist()
+    @abstractmethod
+    def are_cut(self, task: str, texts: Texts) -> list[bool]:
+        """Return which of these texts or pairs are longer than the model reads, so that they are cut."""
+
+    def predict(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[Answer]:
+        """Return the predicted class of each text or pair, its label (str) or else its number (int), or its
+        value (float) for a regression."""
+        return self.task_of(task).answers(self.logits(task, texts, batch_size)).values
 
     def predict_proba(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> list[list[float]]:
-        """Return the probability of every class, for each text or pair. Raises InputError for a regression,
-        which has no classes."""
-        probabilities = self.task_of(task).kind.probabilities
-        if probabilities is None:
+        """Return the probability of every class, in the order of the task's `class_names`, for each text or
+        pair. Raises InputError for a regression, which has no classes."""
+        if not self.task_of(task).classes:
             raise InputError(f"{task} is a regression task: it has no classes; use predict")
-        return probabilities(self.logits(task, texts, batch_size)).tolist()
+        probabilities = self.task_of(task).answers(self.logits(task, texts, batch_size)).probabilities
+        return cast(Tensor, probabilities).tolist()
 
     def task_of(self, name: str) -> Task:
         """Return the task of this name. Raises InputError if the model has none."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from multitask import distributed, machine
 from multitask.config import Batches, Config, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
-from multitask.data.kinds import REGRESSION
 from multitask.data.tables import SPLITS, Splits, fingerprint
 from multitask.data.tasks import Task
 from multitask.data.tokens import Examples
@@ -104,7 +102,7 @@ def _prepare_ranking(
     (task,) = selected.values()
     model, training, mnrl = _build(config, {}, device), config.training, config.mnrl
     train, dev = (model.tokenize_and_print_cuts(rows[split][task.name]) for split in SPLITS[:2])
-    rows_per_step = 2 * task.num_classes * mnrl.groups * training.accumulate
+    rows_per_step = 2 * task.classes * mnrl.groups * training.accumulate
     method = Ranking(model, train, dev, mnrl, training.accumulate, training.seed)
     steps = epoch_steps(len(train), rows_per_step, training.steps_per_epoch)
     summary = f"{task.name}: {len(train):,} rows; {mnrl.groups} groups of sentences a batch"
@@ -170,16 +168,16 @@ def start_heads(model: MultitaskBert, train: Mapping[str, Examples], init: str |
     from its trained weights. Raises InputError if --init's pooling or one of its tasks differs.
     """
     for name, task in model.tasks.items():
-        if task.kind == REGRESSION:
+        if task.kind.first_bias is not None:
             bias = cast(Tensor, model.heads[name].bias)
-            torch.nn.init.constant_(bias, float(np.mean(train[name].labels)) / task.unit)
+            torch.nn.init.constant_(bias, task.kind.first_bias(train[name].labels) / task.unit)
     if init is not None:
         settings, tasks, heads = load_heads(best_folder(init))
         if settings["pooling"] != model.pooling:
             raise InputError(f"--init {init}: its --pooling is {settings['pooling']}; use the same")
         for name in model.tasks.keys() & tasks.keys():
             ours, theirs = model.tasks[name], tasks[name]
-            if (ours.kind, ours.outputs) != (theirs.kind, theirs.outputs):
+            if (ours.kind.name, ours.outputs) != (theirs.kind.name, theirs.outputs):
                 raise InputError(
                     f"--init {init}: its task {name} is {theirs.kind.name} with {theirs.outputs} outputs"
                 )

@@ -14,7 +14,7 @@ from minbert.errors import InputError
 from minbert.files import resolved, write_text
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
-from multitask.data.tables import SPLITS, Splits, print_dropped, read_splits
+from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread, read_splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
 from multitask.layout import CONFIG, RESULT
@@ -49,11 +49,14 @@ def print_if_sample(config: Config) -> None:
         print("no --data given: training on the shipped sample, too small for its scores to mean anything")
 
 
-def read_and_print_dropped(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
-    """Return the checked tables of these splits; print how many bad rows were left out."""
+def read_and_print_notes(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
+    """Return the checked tables of these splits. Print how many bad rows were left out, which rows are held
+    out, and which files that look meant are not read."""
     rows = read_splits(config.tables.data, splits, selected, config.reading.skip_bad_rows)
     for tables in rows.values():
         print_dropped(tables.values())
+    print_held_out(rows)
+    print_unread(config.tables.data, selected)
     return rows
 
 

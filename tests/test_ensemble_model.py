@@ -249,7 +249,7 @@ NUMBERS = r"a list of numbers, at least 1e-06 and at most 1e\+06"
         ({"weights": [1.0, True]}, f"weights must be {NUMBERS}, not "),
         ({"task": 3}, "lacks the section task"),
         ({"task": None}, "lacks the section task"),
-        ({"task": {"kind": "binary"}}, "lacks texts, label, files"),
+        ({"task": {"kind": "binary"}}, "lacks texts, label"),
     ],
 )
 def test_a_file_that_is_not_right_is_refused_in_one_line(both, change, problem):

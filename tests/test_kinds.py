@@ -1,4 +1,4 @@
-"""kinds.py: predictions and metrics by hand, and three kinds whose parts belong together."""
+"""kinds.py: predictions by hand, and three kinds whose parts belong together."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from multitask.data import kinds
-from multitask.data.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, accuracy, pearson
+from multitask.data import metrics
+from multitask.data.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION
 from multitask.data.tasks import PARAPHRASE, SENTIMENT, SIMILARITY
 from multitask.methods import distillation, ensemble, losses
 
@@ -37,24 +37,6 @@ def test_probabilities():
     torch.testing.assert_close(BINARY.probabilities(tensor([[math.log(3)]])), wanted)
 
 
-def test_accuracy():
-    assert accuracy(np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 0.0, 4.0])) == 0.75
-
-
-def test_pearson():
-    """Deviations (-1, 0, 1) and (-1, 1, 0): r = 1 / (sqrt 2 sqrt 2) = 1/2, at any scale and shift."""
-    predictions, labels = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 1.0])
-    assert pearson(predictions, labels) == pytest.approx(0.5)
-    assert pearson(10 * predictions - 4, labels) == pytest.approx(0.5)
-    assert pearson(-predictions, labels) == pytest.approx(-0.5)
-
-
-@pytest.mark.parametrize("predictions, labels", [([3, 3, 3], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1], [2])])
-def test_pearson_of_constant_values_is_0_with_a_warning(predictions, labels):
-    with pytest.warns(UserWarning, match="constant"):
-        assert pearson(np.array(predictions), np.array(labels)) == 0.0
-
-
 @pytest.mark.parametrize("value, of_accuracy, of_pearson", [(1, 1, 1), (0.5, 0.5, 0.75), (0, 0, 0.5)])
 def test_scores(value, of_accuracy, of_pearson):
     """A correlation from -1 to 1 becomes (1 + r) / 2; an accuracy is a score as it is."""
@@ -75,14 +57,14 @@ def test_the_functions_of_each_kind():
     of_classes = losses.symmetric_kl, distillation.softened_kl
     assert found == {
         "classification": (
-            losses.cross_entropy, *of_classes, ensemble.mean_probabilities, "accuracy", kinds.accuracy
+            losses.cross_entropy, *of_classes, ensemble.mean_probabilities, "accuracy", metrics.accuracy
         ),
         "binary": (
-            losses.binary_cross_entropy, *of_classes, ensemble.mean_bernoulli, "accuracy", kinds.accuracy
+            losses.binary_cross_entropy, *of_classes, ensemble.mean_bernoulli, "accuracy", metrics.accuracy
         ),
         "regression": (
             losses.squared_error, losses.squared_difference, distillation.squared_distance,
-            ensemble.mean_outputs, "pearson", kinds.pearson,
+            ensemble.mean_outputs, "pearson", metrics.pearson,
         ),
     }  # fmt: skip
     assert tuple(KINDS.values()) == (CLASSIFICATION, BINARY, REGRESSION)
@@ -121,6 +103,15 @@ def test_the_loss_is_the_negative_logarithm_of_the_labels_probability(kind):
     logits, labels = LOGITS[kind.name], tensor([1, 1, 0])
     of_labels = kind.probabilities(logits).gather(1, labels[:, None])
     torch.testing.assert_close(kind.loss(logits, labels), -of_labels.log().mean())
+
+
+def test_another_metric_changes_the_score_and_nothing_else():
+    """A kind with an error knows the range: 1 of 5 leaves 4/5."""
+    rooted = REGRESSION.scored_by("rmse", width=5.0)
+    assert (rooted.metric, rooted.score(1.0), rooted.score(0.0)) == ("rmse", 0.8, 1.0)
+    assert rooted == REGRESSION.scored_by("rmse", width=5.0) != REGRESSION.scored_by("rmse", width=4.0)
+    assert (rooted.loss, rooted.decode, repr(rooted)) == (REGRESSION.loss, REGRESSION.decode, "'regression'")
+    assert BINARY.scored_by("accuracy", math.inf).score(0.5) == 0.5
 
 
 def test_a_regression_has_no_probabilities_and_no_classes():

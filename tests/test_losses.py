@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, tensor
 
 from multitask.data.kinds import KINDS
@@ -175,3 +176,17 @@ def test_symmetric_kl_of_large_logits_is_a_number(columns, size):
 def test_a_divergence_refuses_shapes_that_would_broadcast(divergence, p, q):
     with pytest.raises(ValueError, match=r"two \(B, C\) of the same shape"):
         divergence(torch.zeros(p), torch.zeros(q))
+
+
+@pytest.mark.parametrize("weights", [None, tensor([0.5, 2.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_and_smoothing_mean_the_same_with_one_output_and_with_two(weights, smoothing):
+    """A logit z is the same as the two 0 and z; a weight multiplies, and smoothing takes a label from 1 to
+    .9 and from 0 to .1."""
+    z, labels = tensor([[1.5], [-0.5], [0.3]]), tensor([1, 1, 0])
+    one = binary_cross_entropy(z, labels, weights, smoothing)
+    two = cross_entropy(torch.cat([torch.zeros_like(z), z], dim=1), labels, weights, smoothing)
+    torch.testing.assert_close(one, two)
+    target = labels * (1 - smoothing) + smoothing / 2
+    each = -target * F.logsigmoid(z[:, 0]) - (1 - target) * F.logsigmoid(-z[:, 0])
+    torch.testing.assert_close(one, ((1 if weights is None else weights[labels]) * each).mean())

@@ -323,4 +323,4 @@ def test_tasks_without_single_texts_in_classes_end_in_one_line(tiny, data, tmp_p
     words = ["--option", "mnrl", "--weights", str(tiny), "--data", str(data), "--tasks", "similarity"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("error: --option mnrl needs a classification task")
+    assert error.count("\n") == 1 and error.startswith("error: --option mnrl needs a task with classes")

@@ -167,7 +167,7 @@ def test_confusion_matrix_has_the_truth_down_and_fractions_of_rows():
 
 def test_similarity_scatter_has_every_point_and_the_line_of_equals():
     labels, predictions = np.array([0.0, 2, 5]), np.array([1.0, 2, 6])
-    (axes,) = figures.similarity_scatter(labels, predictions, 0.5).axes
+    (axes,) = figures.similarity_scatter(labels, predictions, "r = 0.500").axes
     assert axes.collections[0].get_offsets().tolist() == [[0, 1], [2, 2], [5, 6]]
     assert axes.get_title("left") == "r = 0.500, 3 rows"
     assert axes.get_xlim() == axes.get_ylim() and axes.get_xlim()[0] < 0 and axes.get_xlim()[1] > 6
@@ -608,7 +608,7 @@ def test_a_missing_extra_is_one_line(finished, monkeypatch):
     said = 'matplotlib, needed for figures, is not installed: pip install "minbert[plots]"'
     assert said in refusal(finished)
     with pytest.raises(InputError, match="minbert"):
-        figures.similarity_scatter(np.zeros(2), np.ones(2), 0.0)
+        figures.similarity_scatter(np.zeros(2), np.ones(2), "")
 
 
 @pytest.mark.parametrize(

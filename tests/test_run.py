@@ -1,7 +1,9 @@
 """The command line end to end, on small tables and a tiny model: files, exit status, one-line errors."""
 
 import contextlib
+import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -15,7 +17,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 import pytest
 from helpers import ROOT, contents, metrics_without_clock, sentence, write_table, write_tables
@@ -27,6 +29,7 @@ from multitask.data import cache
 from multitask.data.tables import Row
 from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
+from multitask.streams import Input
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
 BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
@@ -43,6 +46,40 @@ TOPIC = (
     'files = "topic-{split}.tsv"\noutput = "t"\nheader = "Topic"\n'
     '[closeness]\nkind = "regression"\ntexts = ["one", "two"]\nlabel = "y"\nfiles = "close-{split}.tsv"\n'
 )
+
+
+OWN_TASKS = """
+[review]
+kind = "classification"
+texts = ["text"]
+label = "mood"
+labels = ["bad", "so, so", "good"]
+train = "reviews.csv"
+dev_fraction = 0.3
+metric = "f1_macro"
+class_weights = "balanced"
+
+[pair]
+kind = "binary"
+texts = ["q1", "q2"]
+label = "same"
+labels = ["false", "true"]
+train = "pairs-train.jsonl"
+dev = "pairs-valid.jsonl"
+metric = "mcc"
+label_smoothing = 0.1
+
+[stars]
+kind = "regression"
+texts = ["text"]
+label = "stars"
+files = "stars-{split}.csv.gz"
+dev = "stars-valid.csv.gz"
+low = 1
+high = 10
+metric = "rmse"
+weight = 2.0
+"""
 
 
 def names(folder: Path) -> list[str]:
@@ -240,6 +277,7 @@ import os, signal, sys
 from minbert import files
 from multitask import state, train
 from multitask.run import main
+from multitask.streams import Input
 
 module, name, about, fatal = {"train": train, "state": state, "files": files}[sys.argv[1]], *sys.argv[2:5]
 real, calls = getattr(module, name), []
@@ -483,6 +521,7 @@ LATER = """
 import os, signal, sys
 from multitask import train
 from multitask.run import main
+from multitask.streams import Input
 
 real, calls, (number, at) = train.update, [], map(int, sys.argv[1:3])
 
@@ -758,7 +797,11 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
     assert status == 2 and str(partial) in err
     assert not target.exists() and partial.read_text() == out
 
+    target.write_text("mine")
     status, _, err = call(*words, "--output", target, "--skip-bad-rows")
+    assert (status, target.read_text()) == (2, "mine")
+    assert err == f"error: {target}: exists; replace it with --force, or name another --output\n"
+    status, _, err = call(*words, "--output", target, "--skip-bad-rows", "--force")
     assert (status, err) == (0, f"{source}: dropped 1 bad row\n")
     assert [line.split("\t")[0] for line in target.read_text().splitlines()] == [
         "id",
@@ -768,6 +811,106 @@ def test_a_bad_row_ends_predict_and_keeps_the_rows_before_it(call, finished, tmp
         "5",
         "6",
     ]
+
+
+def test_tables_of_any_kind_from_a_task_file_to_predictions(call, tiny, tmp_path):
+    """Labels that are words, in CSV of which a part is held out; pairs in JSON lines with booleans; scores
+    from 1 to 10 in a compressed table; other metrics, weights and losses. The labels come out as words."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    moods = ["so, so", "good", "bad"]
+    rows = [f'"{sentence(row)},\n{row}","{moods[row % 3]}"\n' for row in range(60)]
+    (data / "reviews.csv").write_text("text,mood\n" + "".join(rows))
+    for split in ("train", "valid"):
+        pairs = ({"q1": sentence(row), "q2": sentence(row + 1), "same": row % 2 == 0} for row in range(20))
+        (data / f"pairs-{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        scores = "".join(f"{row};{sentence(row)};{row % 10 + 1}\n" for row in range(20))
+        (data / f"stars-{split}.csv.gz").write_bytes(gzip.compress(b"id;text;stars\n" + scores.encode()))
+    (tmp_path / "tasks.toml").write_text(OWN_TASKS)
+    words = [
+        "--option",
+        "finetune",
+        "--weights",
+        tiny,
+        "--data",
+        data,
+        "--task-file",
+        tmp_path / "tasks.toml",
+    ]
+    status, out, err = call(*words, *SMALL, "--out", run)
+    assert (status, err) == (0, "") and "review: 30% of reviews.csv is held out as dev" in out
+    dev = json.loads((run / "result.json").read_text())["dev"]
+    assert [list(dev[name]) for name in ("review", "pair", "stars")] == [["f1_macro"], ["mcc"], ["rmse"]]
+    parts = dev["review"]["f1_macro"], (1 + dev["pair"]["mcc"]) / 2, 1 - dev["stars"]["rmse"] / 9
+    assert dev["score"] == pytest.approx((parts[0] + parts[1] + 2 * parts[2]) / 4)
+    assert "1 - m/range" in out and "(1 + m) / 2" in out
+
+    assert names(run / "predictions") == [
+        "pair-dev-output.csv",
+        "review-dev-output.csv",
+        "stars-dev-output.csv",
+    ]
+    with (run / "predictions" / "review-dev-output.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["id", "mood", "class_bad", "class_so, so", "class_good"]
+    assert 5 < len(lines) < 35 and {line[1] for line in lines} <= {*moods}
+    model = MultitaskBert.load(run)
+    assert {*model.predict("pair", [("a", "b")])} <= {"false", "true"}
+    assert model.tasks == read_task_file(tmp_path / "tasks.toml")
+    before = contents(run / "predictions")
+    assert call("--option", "evaluate", "--run", run, "--threads", 1)[::2] == (0, "")
+    assert contents(run / "predictions") == before
+    source = data / "reviews.csv"
+    _, out, _ = call("--option", "predict", "--run", run, "--task", "review", "--input", source)
+    found = list(csv.reader(io.StringIO(out), delimiter="\t"))[1:]
+    assert len(found) == 60 and {line[1] for line in found} <= {*moods}
+
+
+@pytest.mark.parametrize("name, packed", [("in.csv", False), ("in.jsonl.gz", True), ("in", True)])
+@pytest.mark.parametrize("through", ["files", "pipes"])
+def test_predict_reads_the_formats_of_tables(call, stdin, finished, tmp_path, name, packed, through):
+    texts, source = ["A film, and good", "bad"], tmp_path / name
+    if ".jsonl" in name:
+        content = "".join(
+            json.dumps({"id": f"r{row}", "sentence": text}) + "\n" for row, text in enumerate(texts)
+        )
+    else:
+        content = "id,sentence\n" + "".join(f'r{row},"{text}"\n' for row, text in enumerate(texts))
+    source.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    stdin(source.read_bytes())
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment"]
+    status, out, err = call(*words, *(["--input", source] if through == "files" else []))
+    assert (status, err) == (0, "")
+    wanted = MultitaskBert.load(finished / "best").predict("sentiment", texts)
+    assert [line.split("\t")[:2] for line in out.splitlines()[1:]] == [
+        ["r0", str(wanted[0])], ["r1", str(wanted[1])]
+    ]  # fmt: skip
+
+
+def test_predict_writes_the_form_that_the_output_is_named_for(call, finished, tmp_path):
+    source = tmp_path / "in"
+    source.write_text("good film\n")
+    for name in ("paraphrase", "similarity"):
+        write_table(source, [["good film", "a film"]])
+        words = ["--option", "predict", "--run", finished, "--task", name, "--input", source, "--output"]
+        for ending in (".tsv", ".csv", ".jsonl"):
+            assert call(*words, tmp_path / f"{name}{ending}")[::2] == (0, "")
+        plain = (tmp_path / f"{name}.tsv").read_text()
+        assert (tmp_path / f"{name}.csv").read_text() == plain.replace("\t", ",")
+        head, row = (line.split("\t") for line in plain.splitlines())
+        found = json.loads((tmp_path / f"{name}.jsonl").read_text())
+        probabilities = found.pop("probabilities", {})
+        assert found == {"id": "1", head[1]: float(row[1])}
+        assert [f"{value:.6f}" for value in probabilities.values()] == row[2:]
+        assert list(probabilities) == (["0", "1"] if name == "paraphrase" else [])
+
+
+def test_predict_says_how_many_texts_were_cut(call, finished, tmp_path):
+    source = tmp_path / "in"
+    source.write_text("good film\n" + "good film " * 400 + "\n")
+    words = ["--option", "predict", "--run", finished, "--task", "sentiment", "--input", source]
+    said = f"{source}: 1 of 2 texts longer than the model reads, and cut\n"
+    assert call(*words)[::2] == (0, said)
 
 
 def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tmp_path, monkeypatch):
@@ -802,7 +945,8 @@ def test_predict_writes_as_it_reads_and_holds_no_more_than_a_window(finished, tm
         return real(task, texts)
 
     monkeypatch.setattr(model, "logits", logits)
-    monkeypatch.setattr(prediction, "_open_input", lambda source: (Source(), source))
+    given = Input(cast(BinaryIO, Source()), "rows", None)
+    monkeypatch.setattr(prediction, "open_input", lambda source: contextlib.nullcontext(given))
     prediction.predict(model, model.tasks["sentiment"], "rows", str(target), skip_bad_rows=False)
     assert len(target.read_text().splitlines()) == 1001
     assert len(behind) == 1000 and max(behind[2:]) <= 8
@@ -825,8 +969,25 @@ def test_a_window_of_predict_is_bounded_in_characters_too(monkeypatch):
     rows = [
         Row(number, str(number), ("x" * length,), None) for number, length in enumerate((60, 40, 1, 500, 9))
     ]
-    windows = prediction._windows(rows, "rows", 1000, skip_bad_rows=False)
+    windows = prediction._windows(rows, "rows", lambda: True, skip_bad_rows=False)
     assert list(windows) == [rows[:2], rows[2:4], rows[4:]]
+
+
+def test_predict_answers_every_line_that_is_fed_by_hand(finished):
+    """Through a pipe that stays open; and lines that come together are answered together."""
+    command = [sys.executable, "-m", "multitask.run", "--option", "predict", "--run", str(finished), "--task",
+               "sentiment", "--threads", "1"]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("a good film\n")
+        assert process.stdout.readline().startswith("id\tsentiment")
+        assert process.stdout.readline().startswith("1\t")
+        process.stdin.write("a bad film\na film\n")
+        assert [process.stdout.readline()[:2] for _ in range(2)] == ["2\t", "3\t"]
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_predict_ends_in_one_line_when_its_reader_leaves(finished, tmp_path):

@@ -1,6 +1,8 @@
 """tables.py: every way in which a table can be wrong, what is accepted, and the shipped sample."""
 
 import os
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,24 @@ import pytest
 from helpers import write_table
 
 from minbert.errors import InputError
+from multitask.data.kinds import BINARY
 from multitask.data.tables import (
     SAMPLE,
     SPLITS,
     Problem,
     Row,
     fingerprint,
+    is_held_out,
+    is_table,
     parse,
     parse_plain,
+    parse_texts,
     print_dropped,
+    print_held_out,
     read_split,
     read_splits,
     read_table,
+    unread_files,
 )
 from multitask.data.tasks import BUILT_IN, PARAPHRASE, SENTIMENT, SIMILARITY, Task
 
@@ -96,7 +104,7 @@ def test_a_regression_label_outside_its_range(tmp_path, label):
     "header, problem",
     [
         (b"id\tsentence\n", ":1: needs exactly one column named sentiment; the tab-separated header names"),
-        (b"id,sentence,sentiment\n", "column named id and one named sentence and one named sentiment"),
+        (b"id,text,sentiment\n", "exactly one column named sentence; the comma-separated header names 'id',"),
         (b"id\tsentence\tsentiment\tsentence\n", "needs exactly one column named sentence;"),
         (b"id\tid\tsentence\tsentiment\n", "needs exactly one column named id;"),
         (b"ID\tsentence\tsentiment\n", "needs exactly one column named id;"),
@@ -105,7 +113,8 @@ def test_a_regression_label_outside_its_range(tmp_path, label):
             b"id\tsentence\tsentiment\ra\tgood\t3\r",
             ":1: in the header: a carriage return (CR)",
         ),
-        (b"id;sentence;sentiment\n", "this looks comma-separated: save it as tab-separated text"),
+        (b"key\tsentence\tsentiment\n", 'if the rows have no ids, say id = "" in a task file'),
+        (b'{"id": 1, "sentence": "a"}\n', "column named sentiment; the first object names 'id', 'sentence'"),
         (b"\n", "needs exactly one column named id"),
         (b"id\tsent\xe9nce\tsentiment\n", ":1: in the header: not UTF-8"),
         (b'id\t"sentence\tsentiment\n', ":1: in the header: a quote"),
@@ -225,6 +234,87 @@ def test_rows_without_an_id_column_are_numbered_by_line():
         list(parse(lines, "t", SENTIMENT, labelled=False))
 
 
+@pytest.mark.parametrize("first, table", [
+    (b"sentence\n", True), (b"Sentence\n", True), (b"a,sentence\n", True), (b"sentence;b\n", True),
+    (b'\xef\xbb\xbf{"text": "good"}\n', True), (b"one, sentence of plain text\n", False),
+    (b"{laughs} good\n", False),
+])  # fmt: skip
+def test_a_table_to_predict_is_told_from_its_first_line_or_its_name(first, table):
+    assert is_table(first, "standard input", SENTIMENT) == is_table(first, "x.txt", SENTIMENT) == table
+    for name in ("x.csv", "x.csv.gz", "x.jsonl"):
+        assert is_table(first, name, SENTIMENT)
+
+
+@pytest.mark.parametrize("lines, problem", [
+    ([b"sentence,other\n", b"good, but long,1\n"], ":2: 3 comma-separated fields, but the header has 2;"),
+    ([b"one,two\n", b"good,bad\n"], "t.csv:1: needs exactly one column named sentence; the comma-separated"),
+    ([b"id,Sentence\n", b"1,good\n"], "t.csv:1: needs exactly one column named sentence; the comma-"),
+    ([b"[\n", b'{"sentence": "good"}\n', b"]\n"], "t.csv: is a JSON array; write one object on each line"),
+])  # fmt: skip
+def test_a_table_is_never_predicted_as_plain_lines(lines, problem):
+    try:
+        found = [f"t.csv:{row.line}: {row.message}" for row in parse_texts(lines, "t.csv", SENTIMENT)]
+    except InputError as error:
+        found = [str(error)]
+    assert len(found) == 1 and problem in found[0]
+
+
+def test_ids_may_be_left_out_but_for_tab_separated_tables(tmp_path):
+    path = table(tmp_path / "t.csv", b"sentence,sentiment\n", b"fine,3\n", b"\n", b"dull,1\n")
+    assert [row.id for row in read(path, SENTIMENT, labelled=True)[0]] == ["2", "4"]
+    path = table(tmp_path / "t.tsv", b"sentence\tsentiment\n", b"fine\t3\n")
+    assert [row.id for row in read(path, replace(SENTIMENT, id=""), labelled=True)[0]] == ["2"]
+    with pytest.raises(InputError, match="needs exactly one column named key"):
+        read(table(tmp_path / "t.csv", b"sentence,sentiment\n"), replace(SENTIMENT, id="key"), labelled=True)
+
+
+# Held out
+
+
+def test_what_is_held_out_depends_on_the_texts_alone():
+    texts = [f"text {number}" for number in range(2000)]
+    held_out = {text for text in texts if is_held_out([text], 0.2)}
+    assert 340 < len(held_out) < 460
+    assert all(is_held_out([f"  {text.upper()}\t\n".replace(" ", "\u00a0 ")], 0.2) for text in held_out)
+    assert all(is_held_out([text], 0.3) for text in held_out)
+    assert all(is_held_out([a, b], 0.5) == is_held_out([b, a], 0.5) for a, b in pairwise(texts))
+
+
+def test_a_part_of_a_table_is_held_out_as_dev(tmp_path, capsys):
+    """Rows added later change the side of none, and a text that occurs twice is on one side."""
+    task = Task("mood", BINARY, ("text",), "y", train="t.csv", dev_fraction=0.3, labels=("no", "yes"))
+    rows = [f"{text},{'yes' if text % 4 else 'no'}\n".encode() for text in [*range(60), *range(10)]]
+    table(tmp_path / "t.csv", b"text,y\n", *rows)
+    splits = read_splits(str(tmp_path), SPLITS, {"mood": task}, skip_bad_rows=False)
+    train, dev = (list(splits[split]["mood"].rows()) for split in ("train", "dev"))
+    assert splits["test-student"] == {} and len(train) + len(dev) == 70 and 10 < len(dev) < 35
+    assert not {row.texts for row in train} & {row.texts for row in dev}
+    table(tmp_path / "t.csv", b"text,y\n", b"new,yes\n", *rows)
+    longer = read_split(tmp_path, "dev", {"mood": task}, skip_bad_rows=False)["mood"]
+    assert {row.texts for row in dev} == {row.texts for row in longer.rows()} - {("new",)}
+
+    print_held_out(splits)
+    said = capsys.readouterr().out.splitlines()
+    share = sum(row.label == 0 for row in dev) / len(dev)
+    assert said[0] == "mood: 30% of t.csv is held out as dev"
+    assert said[2] == f"  dev   {len(dev)} rows: no {share:.1%}, yes {1 - share:.1%}"
+
+    tiny = replace(task, dev_fraction=1e-9)
+    with pytest.raises(InputError, match=r"t\.csv: dev_fraction = 1e-09 leaves none of its rows for dev;"):
+        read_splits(str(tmp_path), SPLITS, {"mood": tiny}, skip_bad_rows=False)
+
+
+def test_a_file_that_looks_meant_and_is_not_read_is_mentioned(tmp_path):
+    for name in ("ids-sst-train.csv", "ids-sst-test.csv", "ids-sst-valid.csv.gz", "ids-other-test.csv"):
+        (tmp_path / name).touch()
+    assert unread_files(tmp_path, BUILT_IN) == [
+        (tmp_path / "ids-sst-test.csv", tmp_path / "ids-sst-test-student.csv"),
+        (tmp_path / "ids-sst-valid.csv.gz", tmp_path / "ids-sst-dev.csv"),
+    ]
+    named = {"sentiment": replace(SENTIMENT, test="ids-sst-test.csv", dev="ids-sst-valid.csv.gz")}
+    assert unread_files(tmp_path, named) == []
+
+
 def test_plain_lines():
     lines = [b'He said "no\r\n', b"  \n", b"two\tcolumns\n", b"\xff\n", b"last"]
     good, empty, columns, encoding, last = parse_plain(lines, SENTIMENT)
@@ -278,6 +368,9 @@ def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_pat
         read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
     remedy = "add it, or leave task sentiment out with --tasks"
     assert str(caught.value) == f"{missing}: no such file; {remedy}"
+    missing.with_name("ids-sst-valid.csv").touch()
+    with pytest.raises(InputError, match=r"no such file; name ids-sst-valid\.csv in a task file, add"):
+        read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
 
 
 def test_read_splits_takes_the_shipped_sample_if_there_is_no_folder(tmp_path):

@@ -5,8 +5,11 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
+import torch
+from helpers import ROOT
 
 from minbert.errors import InputError
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
@@ -39,12 +42,22 @@ COUNT = "a whole number, at least 0 and at most 10,000"
         ({"files": "train.csv"}, "files needs {split}"),
         ({"files": "../{split}.csv"}, "without folders"),
         ({"num_classes": 1}, "from 2 to 10,000"),
+        ({"files": ""}, "name its tables, with files or with train, dev and test"),
+        ({"files": "", "train": "a.csv"}, "lacks dev; name a table, or hold out a part of train with dev_fr"),
+        ({"dev": "b.csv", "dev_fraction": 0.1}, "dev and dev_fraction exclude each other"),
+        ({"train": "../a.csv"}, "must be files in the data folder"),
+        ({"test": "/a.csv"}, "must be files in the data folder"),
+        ({"labels": ("bad", "good")}, "has 5 classes, not 2"),
+        ({"labels": ("a", "b", "c", "d", "d")}, "labels must differ"),
+        ({"labels": ("a", "b", "c", "d", " e")}, "label ' e' has spaces at its ends"),
+        ({"class_weights": (1.0, 2.0)}, "class_weights must have 5 numbers, not 2"),
+        ({"metric": "pearson"}, "metric of a classification must be one of accuracy, f1_macro, mcc"),
         ({"output": "a\0b"}, "not contain control characters"),
         ({"header": "a\nb"}, "not contain control characters"),
         ({"output": "a" * 101}, "up to 100 bytes"),
         ({"name": "a" * 101}, "up to 100 bytes"),
         ({"kind": BINARY}, "num_classes is for a classification only"),
-        ({"high": 5.0}, "low and high are for a regression only"),
+        ({"high": 5.0}, "high is for a regression only"),
         ({"low": 5.0, "high": 5.0}, "low must be below high"),
         ({"low": math.nan}, "low must be below high"),
         ({"texts": ("a", "a")}, "columns must differ"),
@@ -155,7 +168,7 @@ def test_mnrl_trains_on_the_first_classification_of_single_texts():
     known = {task.name: task for task in (PARAPHRASE, pairs, other, SENTIMENT)}
     assert first_of_single_texts_in_classes(known) == other
     with pytest.raises(
-        InputError, match="needs a classification task with one text column; name one with --tasks"
+        InputError, match="needs a task with classes and one text column; name one with --tasks"
     ):
         first_of_single_texts_in_classes({"pairs": pairs, "paraphrase": PARAPHRASE})
 
@@ -167,12 +180,86 @@ def test_mnrl_trains_on_the_first_classification_of_single_texts():
         Task("plain", REGRESSION, ("a", "b"), "y", "{split}.tsv"),
         Task("full", REGRESSION, ("a",), "y", "{split}.tsv", "o", "H", "key", 0, -1.5, 2.0),
         Task("two", CLASSIFICATION, ("a",), "y", "{split}.tsv", num_classes=2),
+        Task(
+            "named",
+            BINARY,
+            ("a",),
+            "y",
+            train="a.csv",
+            dev_fraction=0.1,
+            labels=("no", "yes"),
+            metric="f1",
+            weight=2.0,
+            class_weights="balanced",
+            label_smoothing=0.1,
+        ),
+        Task("error", REGRESSION, ("a",), "y", train="a", dev="b", test="c", low=0.0, high=9.0, metric="mae"),
+        Task("heavy", CLASSIFICATION, ("a",), "y", "{split}", labels=("1", "2"), class_weights=(1.0, 2.0)),
     ],
     ids=lambda task: task.name,
 )
 def test_a_task_survives_toml(task):
     table = tomllib.loads(tomli_w.dumps(task_to_toml(task)))
     assert task_from_toml(task.name, table, Path("tasks.toml")) == task
+
+
+def test_the_papers_tasks():
+    """As every run before this file existed had them: facts of saved states are made of their repr."""
+    assert [repr(task) for task in BUILT_IN.values()] == [
+        "Task(name='sentiment', kind='classification', texts=('sentence',), label='sentiment', "
+        "files='ids-sst-{split}.csv', output='sst', header='Predicted_Sentiment', id='id', num_classes=5, "
+        "low=-inf, high=inf)",
+        "Task(name='paraphrase', kind='binary', texts=('sentence1', 'sentence2'), label='is_duplicate', "
+        "files='quora-{split}.csv', output='para', header='Predicted_Is_Paraphrase', id='id', num_classes=0, "
+        "low=-inf, high=inf)",
+        "Task(name='similarity', kind='regression', texts=('sentence1', 'sentence2'), label='similarity', "
+        "files='sts-{split}.csv', output='sts', header='Predicted_Similiary', id='id', num_classes=0, "
+        "low=0.0, high=5.0)",
+    ]
+    assert repr(replace(SENTIMENT, weight=2.0)).endswith("low=-inf, high=inf, weight=2.0)")
+
+
+def test_labels_are_words():
+    task = replace(SENTIMENT, num_classes=0, labels=("bad", "so, so", "good"))
+    assert (task.outputs, task.classes, task.class_names) == (3, 3, ("bad", "so, so", "good"))
+    assert [task.parse_label(label) for label in task.labels] == [0, 1, 2]
+    for text in ("1", "Good", ""):
+        with pytest.raises(ValueError, match=f"sentiment '{text}' is not one of bad, so, so, good"):
+            task.parse_label(text)
+    found = task.answers(torch.tensor([[0.0, 1, 2], [2, 1, 0]]))
+    assert found.values == ["good", "bad"] and found.numbers.tolist() == [2, 0]
+    assert replace(PARAPHRASE, labels=("no", "yes")).answers(torch.tensor([[1.0]])).values == ["yes"]
+    assert SIMILARITY.answers(torch.tensor([[1.5]])).values == [1.5]
+
+
+@pytest.mark.parametrize("labels", [(), ("False", "True"), ("false", "true")])
+@pytest.mark.parametrize("text, value", [("true", 1), ("False", 0), ("TRUE", 1), ("false", 0)])
+def test_booleans_are_labels_of_a_binary_task(labels, text, value):
+    assert replace(PARAPHRASE, labels=labels).parse_label(text) == value
+    with pytest.raises(ValueError, match="not a number"):
+        SENTIMENT.parse_label(text)
+
+
+def test_files_of_any_name():
+    task = replace(SENTIMENT, files="", train="a/reviews.csv", dev_fraction=0.2)
+    paths = [task.path(Path("data"), split) for split in ("train", "dev", "test-student")]
+    assert paths == [Path("data/a/reviews.csv")] * 2 + [Path("data")]
+    task = replace(SENTIMENT, test="held out.jsonl")
+    assert task.path(Path("data"), "test-student") == Path("data/held out.jsonl")
+    assert task.path(Path("data"), "dev") == Path("data/ids-sst-dev.csv")
+
+
+def test_the_training_loss():
+    """Balanced over labels 0, 0, 0, 1: weights 4 / (2 x 3) and 4 / (2 x 1)."""
+    logits, labels = torch.tensor([[1.0], [-2.0]]), torch.tensor([0, 1])
+    each = torch.stack([PARAPHRASE.kind.loss(logits[i : i + 1], labels[i : i + 1]) for i in (0, 1)])
+    balanced = replace(PARAPHRASE, class_weights="balanced").training_loss(np.array([0.0, 0, 0, 1]))
+    torch.testing.assert_close(balanced(logits, labels), (each[0] * 2 / 3 + each[1] * 2) / 2)
+    listed = replace(PARAPHRASE, class_weights=(2.0, 5.0)).training_loss(np.array([0.0]))
+    torch.testing.assert_close(listed(logits, labels), (each[0] * 2 + each[1] * 5) / 2)
+    assert PARAPHRASE.training_loss(np.array([0.0])) is PARAPHRASE.kind.loss
+    smooth = replace(PARAPHRASE, label_smoothing=0.5).training_loss(np.array([0.0]))
+    assert smooth(logits, labels) != PARAPHRASE.kind.loss(logits, labels)
 
 
 def test_a_table_holds_no_defaults():
@@ -188,6 +275,14 @@ def test_a_task_file_defines_tasks(tmp_path):
     topic, mood = read_task_file(path).values()
     assert topic == Task("topic", CLASSIFICATION, ("text",), "topic", "topic-{split}.csv", num_classes=7)
     assert mood == Task("mood", REGRESSION, ("a", "b"), "mood", "mood-{split}.tsv", low=-1, high=1.5)
+
+
+def test_the_task_file_in_the_docs(tmp_path):
+    text = (ROOT / "docs" / "data.md").read_text()
+    (tmp_path / "tasks.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    review, duplicate, stars = read_task_file(tmp_path / "tasks.toml").values()
+    assert (review.outputs, duplicate.weight, stars.kind.score(1.8)) == (3, 2.0, 0.8)
+    assert duplicate.path(tmp_path, "test-student").name == "pairs-test.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -218,9 +313,19 @@ def test_a_task_file_defines_tasks(tmp_path):
             "[topic]: texts must be a list of non-empty UTF-8 texts without NUL, not 'text'",
         ),
         (TOPIC.replace('label = "topic"\n', ""), "[topic]: lacks label"),
-        ("[topic]\n", "[topic]: lacks kind, texts, label, files"),
-        (CLASSES, "task topic: a classification needs num_classes from 2 to 10,000"),
-        (CLASSES + "num_classes = 1\n", "task topic: a classification needs num_classes from 2 to 10,000"),
+        ("[topic]\n", "[topic]: lacks kind, texts, label"),
+        (CLASSES, "task topic: a classification needs labels, or num_classes from 2 to 10,000"),
+        (CLASSES + "num_classes = 1\n", "a classification needs labels, or num_classes from 2 to 10,000"),
+        (TOPIC + "labels = [1, 2]\n", "[topic]: labels must be a list of non-empty UTF-8 texts"),
+        (TOPIC + "labels = ['a', 'b', 'c']\n", "task topic: has 2 classes, not 3"),
+        (TOPIC + "class_weights = 'balance'\n", "[topic]: class_weights must be 'balanced' or a list of num"),
+        (TOPIC + "class_weights = [0, 1]\n", "[topic]: class_weights must be 'balanced' or a list of num"),
+        (TOPIC + "metric = 'bleu'\n", "[topic]: metric must be one of accuracy, f1_macro, f1, mcc"),
+        (TOPIC + "metric = 'rmse'\n", "task topic: metric of a binary must be one of accuracy, f1_macro, f1"),
+        (TOPIC + "weight = 0\n", "[topic]: weight must be a number, at least 0.001"),
+        (TOPIC + "dev_fraction = 1\n", "[topic]: dev_fraction must be a number, at least 0 and below 1"),
+        (REAL + "metric = 'mae'\n", "task topic: metric mae needs low and high"),
+        (REAL + "class_weights = 'balanced'\n", "class_weights is for a classification or binary only"),
         (
             TOPIC.replace('["text"]', "[1, 2]"),
             "[topic]: texts must be a list of non-empty UTF-8 texts without NUL, not [1, 2]",

@@ -59,7 +59,7 @@ def dev_curves(run: Path) -> dict[str, list[float]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curves = {}
     for name, task in tasks.items():
-        label = f"{name}, (1 + r) / 2" if task.kind.metric == "pearson" else f"{name}, {task.kind.metric}"
+        label = f"{name}, {task.kind.scoring.formula or task.kind.metric}"
         values = [record["dev"][name][task.kind.metric] for record in records]
         curves[label] = [task.kind.score(value) for value in values]
     return curves | {"score, their mean": [record["dev"]["score"] for record in records]}

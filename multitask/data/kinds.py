@@ -3,14 +3,25 @@ off the logits and scored. Axes: B or N examples, C outputs of a head, M members
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.data.metrics import (
+    ACCURACY,
+    F1,
+    F1_MACRO,
+    MAE,
+    MCC,
+    PEARSON,
+    RMSE,
+    SPEARMAN,
+    Measure,
+    Metric,
+)
 from multitask.methods.distillation import softened_kl, squared_distance
 from multitask.methods.ensemble import mean_bernoulli, mean_outputs, mean_probabilities
 from multitask.methods.losses import (
@@ -27,7 +38,7 @@ class Kind:
     """What a task of one kind computes."""
 
     name: str
-    loss: Callable[[Tensor, Tensor], Tensor]  # logits (B, C) and labels (B,) -> scalar
+    loss: Callable[..., Tensor]  # logits (B, C) and labels (B,) -> scalar; see `Task.training_loss`
     divergence: Callable[
         [Tensor, Tensor], Tensor
     ]  # logits (B, C) of two passes -> scalar; for SMART and BPPO
@@ -35,9 +46,36 @@ class Kind:
     average: Callable[[Tensor, Tensor], Tensor]  # members' logits (M, N, C), weights (M, 1, 1) -> (N, C)
     decode: Callable[[Tensor], Tensor]  # logits (N, C) -> the class of each example, int64, or its value (N,)
     probabilities: Callable[[Tensor], Tensor] | None  # logits (N, C) -> (N, classes); None: has no classes
-    metric: str
-    measure: Callable[[np.ndarray, np.ndarray], float]  # predictions and labels (N,) -> the metric
-    score: Callable[[float], float]  # the metric -> a value from 0 to 1
+    first_bias: (
+        Callable[[np.ndarray], float] | None
+    )  # labels (N,) -> where the head's bias starts; None: at 0
+    classes: int | None  # how many; None: as the task says
+    metrics: tuple[Metric, ...]  # that a task may be scored by; the first is the default
+    settings: tuple[str, ...]  # the fields of `Task` that only some kinds have
+    chosen: Metric | None = None  # instead of the default
+
+    def scored_by(self, metric: str, width: float) -> Kind:
+        """Return the kind with this metric, for labels in a range of this width. Raises KeyError if it is not
+        one of the kind's."""
+        found = {one.name: one for one in self.metrics}[metric]
+        return replace(self, chosen=replace(found, width=width) if found.bounded else found)
+
+    @property
+    def scoring(self) -> Metric:
+        return self.chosen or self.metrics[0]
+
+    @property
+    def metric(self) -> str:
+        return self.scoring.name
+
+    @property
+    def measure(self) -> Measure:
+        """Predictions and labels (N,) -> the metric."""
+        return self.scoring.measure
+
+    def score(self, value: float) -> float:
+        """Return what a value of the metric contributes to the mean score: the higher, the better."""
+        return self.scoring.score(value)
 
     def __repr__(self) -> str:  # part of the names of cached tables, so it must not change between runs
         return repr(self.name)
@@ -63,27 +101,11 @@ def both_sigmoids(logits: Tensor) -> Tensor:
     return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of predictions (N,) that equal their labels (N,)."""
-    return float(np.mean(predictions == labels))
+def mean(labels: np.ndarray) -> float:
+    return float(np.mean(labels))
 
 
-def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return Pearson's correlation over the whole split; 0, with a warning, if either side is constant."""
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        warnings.warn("a correlation with constant values is undefined: taken as 0", stacklevel=2)
-        return 0.0
-    return float(np.corrcoef(predictions, labels)[0, 1])
-
-
-def as_it_is(accuracy: float) -> float:
-    return accuracy
-
-
-def halfway_to_one(r: float) -> float:
-    return (1 + r) / 2
-
-
+OF_CLASSES = ("labels", "class_weights", "label_smoothing")
 CLASSIFICATION = Kind(
     "classification",
     loss=cross_entropy,
@@ -92,9 +114,10 @@ CLASSIFICATION = Kind(
     average=mean_probabilities,
     decode=most_probable,
     probabilities=softmax,
-    metric="accuracy",
-    measure=accuracy,
-    score=as_it_is,
+    first_bias=None,
+    classes=None,
+    metrics=(ACCURACY, F1_MACRO, MCC),
+    settings=("num_classes", *OF_CLASSES),
 )
 BINARY = Kind(
     "binary",
@@ -104,9 +127,10 @@ BINARY = Kind(
     average=mean_bernoulli,
     decode=is_positive,
     probabilities=both_sigmoids,
-    metric="accuracy",
-    measure=accuracy,
-    score=as_it_is,
+    first_bias=None,
+    classes=2,
+    metrics=(ACCURACY, F1_MACRO, F1, MCC),
+    settings=OF_CLASSES,
 )
 REGRESSION = Kind(
     "regression",
@@ -116,8 +140,9 @@ REGRESSION = Kind(
     average=mean_outputs,
     decode=the_output,
     probabilities=None,
-    metric="pearson",
-    measure=pearson,
-    score=halfway_to_one,
+    first_bias=mean,
+    classes=0,
+    metrics=(PEARSON, SPEARMAN, RMSE, MAE),
+    settings=("low", "high"),
 )
 KINDS = {kind.name: kind for kind in (CLASSIFICATION, BINARY, REGRESSION)}

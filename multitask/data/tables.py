@@ -1,39 +1,50 @@
-"""Tab-separated tables, read strictly: every row is either valid or reported with its file and line.
+"""Tables of the tasks, read strictly: every row is either valid or reported with its file and line.
 
-A table is a UTF-8 file with a header and one row per line. A quoted field may not span lines, so one stray
-quote cannot swallow the rows below it. A byte-order mark and CRLF line ends are accepted. Columns are found
-by name.
+A table is in any of the formats of formats.py, and may be compressed with gzip. Columns are found by name.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import hashlib
 import math
 import re
+import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, overload
 
 import numpy as np
 
 from minbert.errors import InputError, counted, short_line, shown
-from minbert.reading import open_regular
+from minbert.reading import expanded, open_regular
 from multitask.data.cache import cached, key_of
+from multitask.data.formats import (
+    JSON_LINES,
+    LONGEST_LINE,
+    STRICT,
+    Problem,
+    decode,
+    lines_of,
+    read_sheet,
+    separator_of,
+    split_header,
+    too_long,
+)
 from multitask.data.tasks import Task
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "dev", "test-student")
 REPORTED = 20  # problems listed in one error message
-FORMAT = 3  # version of the cache's entries: increase it when what is read, checked or kept changes
-LONGEST_LINE = 1 << 20  # bytes; the longest input of a model is a few thousand tokens
+FORMAT = 4  # version of the cache's entries: increase it when what is read, checked or kept changes
+TABLES = (".csv", ".jsonl", ".ndjson", ".json")  # endings of files that are no plain lines
+OTHER_SPLITS = ("train", "dev", "test", "test-student", "val", "valid", "validation", "eval")
+SHOWN_SHARES = 10  # classes whose shares are printed
 
 UNFIT_FOR_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-csv.field_size_limit(LONGEST_LINE)
 
 
 @dataclass(frozen=True)
@@ -48,47 +59,61 @@ class Row:
         return sum(map(len, self.texts))
 
 
-@dataclass(frozen=True)
-class Problem:
-    line: int
-    message: str
-
-
 def parse(
     lines: Iterable[bytes], name: str, task: Task, labelled: bool, with_id: bool = True
 ) -> Iterator[Row | Problem]:
     """Yield every row of a table as a `Row`, or as a `Problem` that says what is wrong with it.
 
-    If `with_id` is false, the id column may be missing; a row's id is then its line number. Raises InputError
-    if the header does not name each required column exactly once.
+    A row's id is its line number if the task has no id column, or if there is none in the table and `with_id`
+    is false or the table is not tab-separated. Raises InputError if the header does not name each required
+    column exactly once.
     """
-    numbered = enumerate(lines, start=1)
-    _, first = next(numbered, (1, b""))
-    header = read_header(first, name)
-    wanted = [task.id] * (with_id or task.id in header) + [*task.texts] + [task.label] * labelled
-    missing = [column for column in wanted if header.count(column) != 1]
+    needed = [*task.texts] + [task.label] * labelled
+    optional = [task.id] if task.id else []
+    sheet = read_sheet(lines, name, [*optional, *needed])
+    required = with_id and (sheet.form == STRICT or task.id != "id")
+    wanted = [column for column in optional if required or column in sheet.columns] + needed
+    missing = [column for column in wanted if sheet.columns.count(column) != 1]
     if missing:
-        found = (
-            f"the tab-separated header names {short_line(', '.join(map(repr, header)))}"
-            if header
-            else "the file is empty"
-        )
-        if len(header) == 1 and ("," in header[0] or ";" in header[0]):
-            found += "; this looks comma-separated: save it as tab-separated text"
+        where = "first object" if sheet.form == JSON_LINES else f"{sheet.form} header"
+        names = short_line(", ".join(map(repr, sheet.columns)))
+        found = f"the {where} names {names}" if sheet.columns else "the file is empty"
+        if missing == optional:
+            found += '; if the rows have no ids, say id = "" in a task file'
         raise InputError(
             f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; {found}"
         )
-    places = {column: header.index(column) for column in wanted}
-    for number, line in numbered:
+    for record in sheet.records:
         try:
-            fields = _fields(line)
-            if len(fields) != len(header):
-                raise ValueError(f"{len(fields)} tab-separated fields, but the header has {len(header)}")
-            yield _row(
-                number, {column: fields[place].strip() for column, place in places.items()}, task, labelled
-            )
+            if isinstance(record, Problem):
+                yield record
+            else:
+                yield _row(record.line, record.cells, wanted, task, labelled)
+        except KeyError as column:  # of an object in JSON lines
+            yield Problem(record.line, f"has no text or number named {column.args[0]}")
         except ValueError as error:
-            yield Problem(number, str(error))
+            yield Problem(record.line, str(error))
+
+
+def parse_texts(lines: Iterable[bytes], name: str, task: Task) -> Iterator[Row | Problem]:
+    """Yield every row of texts to predict: of a table, with or without ids and labels, or of plain lines."""
+    lines = iter(lines)
+    first = next(lines, b"")
+    rest = chain([first] if first else [], lines)
+    if first and is_table(first, name, task):
+        return parse(rest, name, task, labelled=False, with_id=False)
+    return parse_plain(rest, task)
+
+
+def is_table(first: bytes, name: str, task: Task) -> bool:
+    """Return whether a file with this first line is meant as a table. It is if its name says so, or if the
+    line names one of the task's text columns, in any case of letters, or is an object."""
+    header = first.removeprefix(codecs.BOM_UTF8).strip()
+    is_object = header.startswith(b"{") and header.endswith(b"}")
+    if is_object or Path(name.removesuffix(".gz")).suffix in TABLES:
+        return True
+    found = {name.casefold() for name in split_header(header, separator_of(header, task.texts))}
+    return any(column.casefold() in found for column in task.texts)
 
 
 def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
@@ -98,74 +123,40 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
     """
     for number, line in enumerate(lines, start=1):
         try:
-            fields = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split("\t")
+            fields = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split("\t")
             if len(fields) != len(task.texts):
                 raise ValueError(
                     f"{len(fields)} tab-separated fields, but {task.name} takes {len(task.texts)}; "
                     f"a table with more columns needs a header that names {' and '.join(task.texts)}"
                 )
             yield _row(
-                number, dict(zip(task.texts, (field.strip() for field in fields), strict=True)), task, False
+                number, dict(zip(task.texts, map(str.strip, fields), strict=True)), task.texts, task, False
             )
         except ValueError as error:
             yield Problem(number, str(error))
 
 
-def _row(number: int, cells: Mapping[str, str], task: Task, labelled: bool) -> Row:
+def _row(number: int, cells: Mapping[str, str], wanted: Collection[str], task: Task, labelled: bool) -> Row:
     """Return a row, given its cells by column. Raises ValueError with what is wrong."""
-    for column in cells:
+    for column in wanted:
         if not cells[column]:
             raise ValueError(f"{column} is empty")
-    if UNFIT_FOR_IDS.search(cells.get(task.id, "")):
-        raise ValueError(f"{task.id} {shown(cells[task.id])} contains a control character or a line break")
+    row_id = cells[task.id] if task.id in wanted else str(number)
+    if UNFIT_FOR_IDS.search(row_id):
+        raise ValueError(f"{task.id} {shown(row_id)} contains a control character or a line break")
     label = task.parse_label(cells[task.label]) if labelled else None
-    return Row(number, cells.get(task.id, str(number)), tuple(cells[column] for column in task.texts), label)
+    return Row(number, row_id, tuple(cells[column] for column in task.texts), label)
 
 
-def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the lines of a file. Raises InputError once `LONGEST_LINE` bytes hold no line end."""
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        number += 1
-        if len(line) == LONGEST_LINE:
-            raise _too_long(f"{name}:{number}")
-        yield line
+def is_held_out(texts: Sequence[str], fraction: float) -> bool:
+    """Return whether a row is held out as dev, where this fraction of the rows is.
 
-
-def _too_long(place: str) -> InputError:
-    return InputError(f"{place}: a line of more than {LONGEST_LINE >> 20} MB; is this a table of text?")
-
-
-def read_header(line: bytes, name: str) -> list[str]:
-    """Return the column names in a table's first line. Raises InputError if it cannot be read."""
-    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{name}: is UTF-16, the format of Excel's Unicode text; save it as UTF-8")
-    try:
-        return _fields(line.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        raise InputError(f"{name}:1: in the header: {error}") from None
-
-
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from None
-
-
-def _fields(line: bytes) -> list[str]:
-    """Return the fields of one line. Raises ValueError with the reason if the line cannot be parsed."""
-    try:
-        rows = list(csv.reader([_decode(line)], delimiter="\t", strict=True))
-    except csv.Error as error:
-        if "unexpected end" in str(error):
-            raise ValueError('a quote (") is not closed on the same line; close it or double it') from None
-        if "expected after" in str(error):
-            raise ValueError('text follows a closing quote ("); double the quotes inside a field') from None
-        if "new-line character" in str(error):
-            raise ValueError("a carriage return (CR) in the line; save the file with LF line ends") from None
-        raise ValueError(str(error)) from None
-    return rows[0] if rows else []
+    That depends on its texts alone, without regard to case, spacing and Unicode's forms of a character, or to
+    the order of a pair. So equal texts are on one side, and stay there when rows are added.
+    """
+    normal = [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts]
+    digest = hashlib.sha256("\0".join(sorted(normal)).encode()).digest()
+    return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
 @dataclass(frozen=True)
@@ -177,17 +168,18 @@ class Source:
     task: Task
     labelled: bool
     skip_bad_rows: bool
+    part: str | None = None  # "train" or "dev", if a part of the table is held out as dev
 
     @property
     def key(self) -> str:
         """The hash of everything that the rows depend on."""
-        return key_of(FORMAT, self.digest, self.task, self.labelled, self.skip_bad_rows)
+        return key_of(FORMAT, self.digest, self.task, self.labelled, self.skip_bad_rows, self.part)
 
     def rows(self) -> Iterator[Row]:
         return (item for item in self.items() if isinstance(item, Row))
 
     def items(self) -> Iterator[Row | Problem]:
-        """Yield every row in order, good or bad.
+        """Yield every row of the part in order, good or bad.
 
         After the last row, raises InputError if there were bad rows and `skip_bad_rows` is false; the message
         lists the first 20 with file and line, and counts them all. Also raises InputError if no row was good,
@@ -195,9 +187,9 @@ class Source:
         """
         lines_of_ids: dict[str, int] = {}
         problems: list[Problem] = []
-        bad, hasher = 0, hashlib.sha256()
+        bad, taken, hasher = 0, 0, hashlib.sha256()
         try:
-            with open_regular(self.path) as file:
+            with expanded(open_regular(self.path)) as file:
                 lines = _hashed(lines_of(file, str(self.path)), hasher)
                 for item in parse(lines, str(self.path), self.task, self.labelled):
                     if isinstance(item, Row):
@@ -205,6 +197,10 @@ class Source:
                         if line != item.line:
                             message = f"{self.task.id} {short_line(item.id)} duplicates line {line}"
                             item = Problem(item.line, message)
+                        elif not self._takes(item):
+                            continue
+                        else:
+                            taken += 1
                     if isinstance(item, Problem):
                         bad += 1
                         problems += [item] * (bad <= REPORTED)
@@ -220,8 +216,15 @@ class Source:
             )
         if not lines_of_ids:
             raise InputError(f"{self.path}: has no {'usable ' if bad else ''}rows below its header")
+        if not taken:
+            held_out = f"dev_fraction = {self.task.dev_fraction:g} leaves none of its rows for {self.part}"
+            raise InputError(f"{self.path}: {held_out}; choose another fraction")
         if hasher.hexdigest() != self.digest:
             raise InputError(f"{self.path}: has changed since this run first read it; start again")
+
+    def _takes(self, row: Row) -> bool:
+        held_out = self.part is not None and is_held_out(row.texts, self.task.dev_fraction)
+        return self.part is None or held_out == (self.part == "dev")
 
 
 def _hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
@@ -275,28 +278,31 @@ class Table:
 Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 
 
-def read_table(path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False) -> Table:
-    """Return a checked table, from the cache if the same bytes have been checked before.
+def read_table(
+    path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False, part: str | None = None
+) -> Table:
+    """Return a checked table, or the part of it that is train or dev, from the cache if the same bytes have
+    been checked before.
 
     Raises InputError if the table has bad rows, unless `skip_bad_rows` drops them.
     """
     try:
-        with open_regular(path) as file:
+        with expanded(open_regular(path)) as file:
             digest = _digest(file, path)
     except OSError as error:
         raise _unreadable(path, error) from None
-    source = Source(path, digest, task, labelled, skip_bad_rows)
+    source = Source(path, digest, task, labelled, skip_bad_rows, part)
     kept = cached(source.key, lambda: check(source))
     return Table(source, Strings(kept["ids"], kept["id_ends"]), kept["labels"], int(kept["dropped"]))
 
 
 def _digest(file: BinaryIO, path: Path) -> str:
-    """Return a file's SHA-256. Raises InputError at a stretch without a line end that no line may have, so
-    that a hole of a terabyte on the disk is not read to its end."""
+    """Return the SHA-256 of a file's content. Raises InputError at a stretch without a line end that no line
+    may have, so that a hole of a terabyte on the disk is not read to its end."""
     hasher = hashlib.sha256()
     while part := file.read(LONGEST_LINE):
         if len(part) == LONGEST_LINE and b"\n" not in part:
-            raise _too_long(str(path))
+            raise too_long(str(path))
         hasher.update(part)
     return hasher.hexdigest()
 
@@ -323,11 +329,13 @@ def read_split(
     directory: Path, split: str, tasks: Mapping[str, Task], skip_bad_rows: bool
 ) -> dict[str, Table]:
     """Read one split's tables, of every task that has one. All splits except test-student have labels."""
-    paths = {name: (task.path(directory, split), task) for name, task in tasks.items()}
+    labelled = split != "test-student"
     return {
-        name: read_table(path, task, split != "test-student", skip_bad_rows)
-        for name, (path, task) in paths.items()
-        if path.is_file()
+        name: read_table(
+            path, task, labelled, skip_bad_rows, split if labelled and task.dev_fraction else None
+        )
+        for name, task in tasks.items()
+        if (path := task.path(directory, split)).is_file()
     }
 
 
@@ -342,9 +350,57 @@ def read_splits(
     for task in tasks.values():
         for split in splits:
             path = task.path(directory, split)
-            if split != "test-student" and not path.is_file():
-                raise InputError(f"{path}: no such file; add it, or leave task {task.name} out with --tasks")
+            named = split != "test-student" or task.test
+            if named and not path.is_file():
+                others = [other.name for other, place in unread_files(directory, tasks) if place == path]
+                hint = f"name {others[0]} in a task file, " if others else ""
+                raise InputError(
+                    f"{path}: no such file; {hint}add it, or leave task {task.name} out with --tasks"
+                )
     return {split: read_split(directory, split, tasks, skip_bad_rows) for split in splits}
+
+
+def unread_files(directory: Path, tasks: Mapping[str, Task]) -> list[tuple[Path, Path]]:
+    """Return the files that are named like tables of these tasks and are not read, each with the table whose
+    place it might be meant for, such as reviews-test.csv and reviews-test-student.csv."""
+    read = {task.path(directory, split) for task in tasks.values() for split in SPLITS}
+    found: dict[Path, Path] = {}
+    for task in tasks.values():
+        for split in OTHER_SPLITS if task.files else ():
+            for ending in ("", ".gz"):
+                path = directory / (task.files.replace("{split}", split) + ending)
+                if path not in read and path.is_file():
+                    meant = {"train": "train", "test": "test-student", "test-student": "test-student"}
+                    found[path] = task.path(directory, meant.get(split, "dev"))
+    return list(found.items())
+
+
+def print_unread(data: str | None, tasks: Mapping[str, Task]) -> None:
+    """Print which files are not read, though they look meant."""
+    for path, table in unread_files(SAMPLE if data is None else Path(data), tasks):
+        print(f"note: {path} is not read; to be, it must be called {table.name} or be named in a task file")
+
+
+def print_held_out(splits: Splits) -> None:
+    """Print how the tables of which a part is held out are divided: the rows and classes of both sides."""
+    for name, train in splits.get("train", {}).items():
+        if train.source.part is not None:
+            fraction = train.source.task.dev_fraction
+            print(f"{name}: {fraction:.0%} of {train.source.path.name} is held out as dev")
+            for part in ("train", "dev"):
+                table = splits[part][name]
+                print(f"  {part:5} {counted(len(table), 'row')}: {shares(table)}")
+
+
+def shares(table: Table) -> str:
+    """Return how the labels of a table are distributed: the share of each class, or the mean."""
+    task, labels = table.source.task, table.labels
+    if not task.classes:
+        return f"{task.label} {labels.mean():.3g} on average"
+    counts = np.bincount(labels.astype(int), minlength=task.classes)
+    largest = np.argsort(-counts, kind="stable")[:SHOWN_SHARES]
+    listed = [f"{task.class_names[number]} {counts[number] / len(labels):.1%}" for number in sorted(largest)]
+    return ", ".join(listed + ["..."] * (task.classes > SHOWN_SHARES))
 
 
 def print_dropped(tables: Iterable[Table]) -> None:

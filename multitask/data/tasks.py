@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_toml
-from multitask.data.kinds import BINARY, CLASSIFICATION, KINDS, REGRESSION, Kind
+from multitask.data.kinds import KINDS, Kind
+from multitask.data.metrics import METRICS
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
 RESERVED = (
@@ -22,42 +28,85 @@ RESERVED = (
 )  # keys beside the tasks' names in a run's records, so no task may use them
 MOST_CLASSES = 10_000
 LARGEST_LABEL = 1e15  # of a regression, in its unit: a batch's squares must stay finite in float32
-LONGEST_NAME = 100  # of tasks and files, in bytes: a file system must accept it
+LONGEST_NAME = 100  # of tasks, files and labels, in bytes: a file system must accept it
+BALANCED = "balanced"
+BOOLEANS = {"false": 0.0, "true": 1.0}
+FIRST_FIELDS = 11  # of `Task`, which its repr always shows
+
+Answer = int | float | str  # the number of a class or its label, or the value of a regression
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a task's logits say about N examples."""
+
+    numbers: Tensor  # (N,) the class, int64, or the value of a regression
+    probabilities: Tensor | None  # (N, classes); None for a regression
+    values: list[Answer]  # as the task names them: labels if it has any, else the numbers
+
+
+@dataclass(frozen=True, repr=False)
 class Task:
     """One task: where its tables are, what their columns mean, and how it is trained and scored.
 
-    The kinds are "classification" (integer labels 0..num_classes-1, cross-entropy, accuracy), "binary"
-    (labels 0 and 1, one logit, binary cross-entropy, accuracy) and "regression" (labels are numbers from low
-    to high, squared error, Pearson correlation). Raises InputError if the fields do not make a valid task.
+    The kinds are "classification" (cross-entropy), "binary" (two classes, one logit, binary cross-entropy)
+    and "regression" (labels are numbers from low to high, squared error). Classes are named by `labels`, or
+    else numbered from 0. Raises InputError if the fields do not make a valid task.
     """
 
     name: str
     kind: Kind = field(type="str", choices=KINDS)  # its name will do, too
     texts: tuple[str, ...] = field()  # the text columns: one sentence, or two that are tokenised together
     label: str = field()  # the label's column
-    files: str = field()  # a table's file name, with {split} in place of train, dev or test-student
+    files: str = field("", empty=True)  # a table's file, with {split} in place of train, dev or test-student
     output: str = field("", empty=True)  # submission files are OUTPUT-dev-output.csv ...; default: the name
-    header: str = field("Prediction", empty=True)  # the prediction's column in a submission file
-    id: str = field("id")  # the column that identifies each row
-    num_classes: int = field(0, most=MOST_CLASSES)  # for a classification only
+    header: str = field("", empty=True)  # of submission files in the course's format; without it, plain CSV
+    id: str = field("id", empty=True)  # the column that identifies each row; empty: rows are numbered by line
+    num_classes: int = field(0, most=MOST_CLASSES)  # for a classification without `labels`
     low: float = field(-math.inf, low=-math.inf, most=math.inf)  # low and high: for a regression only
     high: float = field(math.inf, low=-math.inf, most=math.inf)
+    labels: tuple[str, ...] = field(())  # the names of the classes, as the tables have them
+    metric: str = field("", choices=METRICS)  # default: accuracy, or pearson for a regression
+    weight: float = field(1.0, low=1e-3, most=1e3)  # in the mean score over all tasks
+    class_weights: str | tuple[float, ...] = field(
+        (), type="tuple[float, ...]", word=BALANCED, low=1e-6, most=1e6
+    )  # of each class's rows in the loss
+    label_smoothing: float = field(0.0, below=1)
+    dev_fraction: float = field(0.0, below=1)  # of the training table that is held out as dev
+    train: str = field("", empty=True)  # a table of its own name, instead of the one of `files`
+    dev: str = field("", empty=True)
+    test: str = field("", empty=True)
 
     def __post_init__(self) -> None:
-        def check(good: bool, problem: str) -> None:
-            if not good:
-                raise InputError(f"task {short_line(self.name)}: {problem}")
-
         kind = KINDS.get(self.kind) if isinstance(self.kind, str) else self.kind
-        check(isinstance(kind, Kind), f"kind must be one of {', '.join(KINDS)}, not {shown(self.kind)}")
+        self._check(isinstance(kind, Kind), f"kind must be one of {', '.join(KINDS)}, not {shown(self.kind)}")
         object.__setattr__(self, "kind", kind)
+        self._check_names()
+        self._check_files()
+        self._check_settings()
+        self._check_classes()
+        self._check_metric()
+
+    def __repr__(self) -> str:
+        """Name the fields of the first version, and later ones that are not at their defaults. The names of
+        cached tables and the facts of saved states are made of it, so new fields may not change those."""
+        shown = [
+            f"{one.name}={getattr(self, one.name)!r}"
+            for place, one in enumerate(fields(self))
+            if place < FIRST_FIELDS or getattr(self, one.name) != one.default
+        ]
+        return f"Task({', '.join(shown)})"
+
+    def _check(self, good: bool, problem: str) -> None:
+        if not good:
+            raise InputError(f"task {short_line(self.name)}: {problem}")
+
+    def _check_names(self) -> None:
+        check = self._check
         check(self.name.isidentifier(), "invalid name; use letters, digits and underscores")
-        for name in (self.name, self.files, self.output):
+        for name in (self.name, self.output, *self._files):
             check(len(name.encode()) <= LONGEST_NAME, f"names and files take up to {LONGEST_NAME} bytes each")
-        for name in (self.files, self.output, self.header):
+        for name in (self.output, self.header, *self._files):
             check(name.isprintable(), "files, output and header may not contain control characters")
         check(self.name not in RESERVED, "this name is reserved for all tasks together; choose another")
         check(
@@ -65,33 +114,80 @@ class Task:
             "output must be the start of a file name, without folders",
         )
         check(len(self.texts) in (1, 2), f"texts must name one or two columns, not {len(self.texts)}")
-        check("{split}" in self.files, "files needs {split} in place of train, dev or test-student")
-        check(Path(self.files).name == self.files, "files must be a file name, without folders")
-        check(self.low < self.high, "low must be below high")
-        ends = [abs(end) for end in (self.low, self.high) if math.isfinite(end)]
+        columns = (*([self.id] if self.id else []), *self.texts, self.label)
+        check(len(set(columns)) == len(columns), f"columns must differ: {short_line(', '.join(columns))}")
+
+    def _check_files(self) -> None:
+        check = self._check
+        if self.files:
+            check("{split}" in self.files, "files needs {split} in place of train, dev or test-student")
+            check(Path(self.files).name == self.files, "files must be a file name, without folders")
+        for name in (self.train, self.dev, self.test):
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            check(inside, "train, dev and test must be files in the data folder")
+        check(bool(self.files or self.train), "name its tables, with files or with train, dev and test")
         check(
+            bool(self.files or self.dev or self.dev_fraction),
+            "lacks dev; name a table, or hold out a part of train with dev_fraction",
+        )
+        check(not (self.dev and self.dev_fraction), "dev and dev_fraction exclude each other")
+
+    def _check_settings(self) -> None:
+        """Check the settings that only some kinds have: in the others they are at their defaults."""
+        self._check(self.low < self.high, "low must be below high")
+        for one in fields(self):
+            takers = [kind.name for kind in KINDS.values() if one.name in kind.settings]
+            if takers and self.kind.name not in takers:
+                problem = f"{one.name} is for a {' or '.join(takers)} only"
+                self._check(getattr(self, one.name) == one.default, problem)
+        ends = [abs(end) for end in (self.low, self.high) if math.isfinite(end)]
+        self._check(
             max(ends, default=0) <= LARGEST_LABEL * min(self.unit, 1),
             "low and high are too large, or too close together",
         )
-        if self.kind == CLASSIFICATION:
-            classes = f"a classification needs num_classes from 2 to {MOST_CLASSES:,}"
-            check(2 <= self.num_classes <= MOST_CLASSES, classes)
-        else:
-            check(self.num_classes == 0, "num_classes is for a classification only")
-        if self.kind != REGRESSION:
-            check(math.isinf(self.low) and math.isinf(self.high), "low and high are for a regression only")
-        columns = (self.id, *self.texts, self.label)
-        check(len(set(columns)) == len(columns), f"columns must differ: {short_line(', '.join(columns))}")
+
+    def _check_classes(self) -> None:
+        check = self._check
+        if self.kind.classes is None:
+            classes = f"a classification needs labels, or num_classes from 2 to {MOST_CLASSES:,}"
+            check(2 <= self.classes <= MOST_CLASSES, classes)
+        check(len(self.labels) in (0, self.classes), f"has {self.classes} classes, not {len(self.labels)}")
+        check(len(set(self.labels)) == len(self.labels), "labels must differ")
+        for label in self.labels:
+            good = label == label.strip() and label.isprintable() and len(label.encode()) <= LONGEST_NAME
+            check(good, f"label {shown(label)} has spaces at its ends, control characters, or is too long")
+        given = 0 if self.class_weights == BALANCED else len(self.class_weights)
+        check(given in (0, self.classes), f"class_weights must have {self.classes} numbers, not {given}")
+
+    def _check_metric(self) -> None:
+        known = {metric.name: metric for metric in self.kind.metrics}
+        metric = self.metric or next(iter(known))
+        self._check(metric in known, f"metric of a {self.kind.name} must be one of {', '.join(known)}")
+        bounded = not known[metric].bounded or math.isfinite(self.high - self.low)
+        self._check(
+            bounded, f"metric {metric} needs low and high: it enters the score as 1 - {metric} / range"
+        )
+        if self.metric:
+            object.__setattr__(self, "kind", self.kind.scored_by(metric, self.high - self.low))
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        return self.files, self.train, self.dev, self.test
 
     @property
     def outputs(self) -> int:
         """The number of outputs of the task's head, C."""
-        return self.num_classes or 1
+        return self.classes if self.kind.classes is None else 1
 
     @property
     def classes(self) -> int:
         """The number of classes; 0 for a regression."""
-        return 0 if self.kind.probabilities is None else self.num_classes or 2
+        return self.num_classes or len(self.labels) if self.kind.classes is None else self.kind.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes: their labels, or else their numbers."""
+        return self.labels or tuple(map(str, range(self.classes)))
 
     @property
     def unit(self) -> float:
@@ -100,8 +196,17 @@ class Task:
         width = self.high - self.low
         return width / 5 if math.isfinite(width) else 1.0
 
+    @cached_property
+    def _numbers(self) -> Mapping[str, float]:
+        """The numbers of the labels that are words."""
+        if not self.labels:
+            return BOOLEANS if self.kind.classes == len(BOOLEANS) else {}
+        return {label: float(number) for number, label in enumerate(self.labels)}
+
     def parse_label(self, text: str) -> float:
         """Return the label as a number. Raises ValueError if the task does not allow it."""
+        if self.labels or text.lower() in self._numbers:
+            return self._named(text)
         try:
             value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
@@ -117,43 +222,49 @@ class Task:
             raise ValueError(f"{self.label} {short_line(text)} {problem}")
         return value
 
+    def _named(self, text: str) -> float:
+        """Return the number of a label that is a word; those of the booleans in any case."""
+        for word in (text, *((text.lower(), text.capitalize()) if text.lower() in BOOLEANS else ())):
+            if word in self._numbers:
+                return self._numbers[word]
+        raise ValueError(f"{self.label} {shown(text)} is not one of {short_line(', '.join(self.labels))}")
+
     def path(self, directory: Path, split: str) -> Path:
-        return directory / self.files.replace("{split}", split)
+        """Return where a split's table is: the folder itself, if the task names no file for it. A dev table
+        that is held out is in the file of the training table."""
+        if split == "dev" and self.dev_fraction:
+            split = "train"
+        own = {"train": self.train, "dev": self.dev, "test-student": self.test}[split]
+        return directory / (own or self.files.replace("{split}", split))
 
     @property
     def submission(self) -> str:
         return self.output or self.name
 
+    def training_loss(self, labels: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the loss to train on, given the labels (N,) of the training rows: that of the kind, with the
+        task's class weights and label smoothing.
 
-SENTIMENT = Task(
-    "sentiment", CLASSIFICATION, ("sentence",), "sentiment", "ids-sst-{split}.csv",
-    output="sst", header="Predicted_Sentiment", num_classes=5,
-)  # fmt: skip
-PARAPHRASE = Task(
-    "paraphrase", BINARY, ("sentence1", "sentence2"), "is_duplicate", "quora-{split}.csv",
-    output="para", header="Predicted_Is_Paraphrase",
-)  # fmt: skip
-SIMILARITY = Task(
-    "similarity", REGRESSION, ("sentence1", "sentence2"), "similarity", "sts-{split}.csv",
-    output="sts", header="Predicted_Similiary", low=0.0, high=5.0,  # the course's own spelling
-)  # fmt: skip
-BUILT_IN = {task.name: task for task in (SENTIMENT, PARAPHRASE, SIMILARITY)}
+        Balanced weights are N / (classes x rows of the class), so that every class counts the same and their
+        mean over the rows is 1.
+        """
+        options: dict[str, Any] = {}
+        if self.class_weights == BALANCED:
+            counts = np.bincount(labels.astype(int), minlength=self.classes)
+            options["class_weights"] = torch.from_numpy(len(labels) / (self.classes * np.maximum(counts, 1)))
+        elif self.class_weights:
+            options["class_weights"] = torch.tensor(self.class_weights)
+        if self.label_smoothing:
+            options["label_smoothing"] = self.label_smoothing
+        return partial(self.kind.loss, **options) if options else self.kind.loss
 
-
-def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[str, Task]:
-    """Return the tasks of these names, in the order given, or all tasks if there are no names."""
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown task {shown(name)}; known are {', '.join(known)}")
-    return {name: known[name] for name in names or known}
-
-
-def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
-    """Return the first classification of single sentences, which is the task that mnrl trains on."""
-    for task in selected.values():
-        if task.kind == CLASSIFICATION and len(task.texts) == 1:
-            return task
-    raise InputError("--option mnrl needs a classification task with one text column; name one with --tasks")
+    def answers(self, logits: Tensor) -> Answers:
+        """Read predictions off logits (N, C): the one place where raw outputs become answers."""
+        numbers = self.kind.decode(logits)
+        probabilities = None if self.kind.probabilities is None else self.kind.probabilities(logits)
+        values = numbers.tolist()
+        named = [self.labels[number] for number in values] if self.labels else values
+        return Answers(numbers, probabilities, named)
 
 
 def read_task_file(path: Path) -> dict[str, Task]:
@@ -176,7 +287,7 @@ def task_from_toml(name: str, table: Mapping[str, Any], path: Path) -> Task:
     """Return the `Task` that a section of a TOML file defines. Raises InputError with the file and field."""
     if not name.isidentifier():
         raise InputError(f"{path}: {shown(name)}: invalid task name; use letters, digits and underscores")
-    values = check_table(table, fields_of(Task), f"{path}: [{name}]", ("kind", "texts", "label", "files"))
+    values = check_table(table, fields_of(Task), f"{path}: [{name}]", ("kind", "texts", "label"))
     try:
         return Task(name, **values)
     except InputError as error:
@@ -189,3 +300,23 @@ def task_to_toml(task: Task) -> dict[str, Any]:
     values["kind"] = task.kind.name
     defaults = {name: known.default for name, known in fields_of(Task).items()}
     return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+BUILT_IN = read_task_file(Path(__file__).parent / "paper.toml")
+SENTIMENT, PARAPHRASE, SIMILARITY = BUILT_IN.values()
+
+
+def select(names: Sequence[str], known: Mapping[str, Task] = BUILT_IN) -> dict[str, Task]:
+    """Return the tasks of these names, in the order given, or all tasks if there are no names."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown task {shown(name)}; known are {', '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def first_of_single_texts_in_classes(selected: Mapping[str, Task]) -> Task:
+    """Return the first task of single texts in classes, which is the one that mnrl trains on."""
+    for task in selected.values():
+        if task.classes and len(task.texts) == 1:
+            return task
+    raise InputError("--option mnrl needs a task with classes and one text column; name one with --tasks")

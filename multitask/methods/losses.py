@@ -7,20 +7,40 @@ shapes are checked and raise ValueError: (B, 1) against (B,) would silently broa
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log softmax(logits)[label]. Logits (B, C), labels (B,) with values 0..C-1."""
+def cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return -log softmax(logits)[label]. Logits (B, C), labels (B,) with values 0..C-1.
+
+    `class_weights` (C,) multiply the losses of the rows of each class. `label_smoothing` takes this share of
+    a label and divides it over all classes.
+    """
     _check(logits, labels)
-    return F.cross_entropy(logits, labels.long())
+    labels = labels.long()
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    return (class_weights.to(losses)[labels] * losses).mean()
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log sigmoid(+logit) for label 1, -log sigmoid(-logit) for 0. Logits (B, 1), labels (B,)."""
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return -log sigmoid(+logit) for label 1, -log sigmoid(-logit) for 0. Logits (B, 1), labels (B,).
+
+    `class_weights` (2,) and `label_smoothing` are as in `cross_entropy`.
+    """
     _check(logits, labels, columns=1)
-    return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.to(logits.dtype))
+    targets = labels.to(logits.dtype)
+    weights = None if class_weights is None else class_weights.to(logits)[labels.long()]
+    if label_smoothing:
+        targets = torch.lerp(targets, torch.full_like(targets, 0.5), label_smoothing)
+    return F.binary_cross_entropy_with_logits(logits.squeeze(1), targets, weight=weights)
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> Tensor:

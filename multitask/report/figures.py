@@ -61,7 +61,7 @@ LONGEST_LABEL = 40  # characters
 
 def can_plot() -> bool:
     """Return whether the extra `plots` is installed."""
-    return all(importlib.util.find_spec(name) for name in ("matplotlib", "sklearn"))
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextmanager
@@ -69,10 +69,9 @@ def plotting() -> Iterator[None]:
     """Apply our style, in a `with` or as a decorator. Raises InputError if the extra is not installed."""
     try:
         import matplotlib
-        import sklearn  # noqa: F401
-    except ImportError as missing:
+    except ImportError:
         raise InputError(
-            f'{missing.name}, needed for figures, is not installed: pip install "minbert[plots]"'
+            'matplotlib, needed for figures, is not installed: pip install "minbert[plots]"'
         ) from None
     with matplotlib.rc_context(STYLE):
         yield
@@ -259,8 +258,8 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
 
 
 @plotting()
-def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, r: float) -> Figure:
-    """Plot predicted against true values, with the line where they are equal. `r` is their correlation."""
+def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, caption: str) -> Figure:
+    """Plot predicted against true values, with the line where they are equal, under a caption."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.4))
@@ -279,7 +278,7 @@ def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, r: float) ->
     )
     axes.set(
         xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true", ylabel="predicted",
-        title=f"r = {r:.3f}, {len(labels):,} rows",
+        title=f"{caption}, {len(labels):,} rows",
     )  # fmt: skip
     return figure
 

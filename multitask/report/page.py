@@ -253,10 +253,10 @@ def dev_scores(
     lines = []
     for name, task in selected.items():
         metric, score = task.kind.metric, task.kind.score
-        correlation, value = metric == "pearson", scores[name][metric]
+        scoring, value = task.kind.scoring, scores[name][metric]
         entering = score(value)
-        line = [title_of(task), f"{len(tables[name]):,}", "r" if correlation else metric, f"{value:.3f}"]
-        line.append(f"{entering:.3f} = (1 + r) / 2" if correlation else f"{entering:.3f}")
+        line = [title_of(task), f"{len(tables[name]):,}", scoring.symbol or metric, f"{value:.3f}"]
+        line.append(f"{entering:.3f} = {scoring.formula}" if scoring.formula else f"{entering:.3f}")
         lines.append(line + ([] if train is None else _beside(score(train[name][metric]), entering)))
     for name, meaning in (("worst", "worst task"), ("spread", "best less worst"), ("score", "mean")):
         line = [name, "", meaning, "", f"{scores[name]:.3f}"]
@@ -300,35 +300,41 @@ def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures:
     The figure is like Figure 1b of "Jack of All Trades, Master of Some: Improving BERT for Multitask
     Learning" (Stanford CS224N).
     """
-    labels, predictions = rows.labels, task.kind.decode(logits).double().numpy()
+    labels, predictions = rows.labels, task.answers(logits).numbers.double().numpy()
     yield f"<h2>{escape(title_of(task))}</h2>"
     if task.classes > MOST_CLASSES:
         yield f"<p>No figure: {task.classes:,} classes are more than {MOST_CLASSES} that can be drawn.</p>"
     else:
         if task.classes:
-            plot = confusion_matrix(labels, predictions, [str(number) for number in range(task.classes)])
+            plot = confusion_matrix(labels, predictions, task.class_names)
         else:
-            plot = similarity_scatter(labels, predictions, value)
+            caption = f"{task.kind.scoring.symbol or task.kind.metric} = {value:.3f}"
+            plot = similarity_scatter(labels, predictions, caption)
         yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
     yield worst_mistakes(task, list(rows.rows()), labels, logits)
 
 
 def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
     """Return a table of the rows with the largest error: |predicted - true|, or 1 - p(true class)."""
-    predictions = task.kind.decode(logits).double().numpy()
-    if task.kind.probabilities is None:
+    answers = task.answers(logits)
+    predictions = answers.numbers.double().numpy()
+    if answers.probabilities is None:
         measure, badness = "off by", np.abs(predictions - labels)
     else:
-        probabilities = task.kind.probabilities(logits).double().numpy()
+        probabilities = answers.probabilities.double().numpy()
         of_truth = probabilities[np.arange(len(labels)), labels.astype(int)]
         measure, badness = "p(true)", np.where(predictions == labels, 0, 1 - of_truth)
     worst = [row for row in np.argsort(-badness, kind="stable")[:WORST] if badness[row] > 0]
     if not worst:
         return "<p>No mistakes.</p>"
     values = 1 - badness if task.classes else badness
+
+    names = task.class_names
+    truth = [names[int(labels[i])] if names else f"{labels[i]:g}" for i in worst]
+    guess = [names[int(predictions[i])] if names else f"{predictions[i]:.3g}" for i in worst]
     lines = [
-        [rows[i].line, f"{labels[i]:g}", f"{predictions[i]:.3g}", f"{values[i]:.3f}", *rows[i].texts]
-        for i in worst
+        [rows[i].line, true, predicted, f"{values[i]:.3f}", *rows[i].texts]
+        for i, true, predicted in zip(worst, truth, guess, strict=True)
     ]
     head = ["line", "true", "predicted", measure, *task.texts]
     return "<h3>Worst mistakes</h3>\n" + html_table(head, lines)

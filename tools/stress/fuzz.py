@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gzip
 import io
 import json
 import math
@@ -44,13 +45,14 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, load, predict
+from multitask import MultitaskBert, command_line, config, load
 from multitask.data import cache
-from multitask.data.tables import Row, read_table
+from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
 from multitask.recipes import read_settings
 from multitask.report import figures, page, records
+from multitask.streams import open_input
 
 INPUTS = 10_000
 SECONDS = 5  # of CPU time that one input may take
@@ -231,8 +233,12 @@ def tables(draw: st.DrawFn, task: Task, headed: bool = True) -> bytes:
         rows.append(row)
     tab = draw(st.sampled_from(["\t", "\t", "\t", "\t", ",", ";", " ", "\t\t"]))
     end = draw(st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n", "\x85"]))
-    text = end.join(tab.join(row) for row in rows) + draw(st.sampled_from(["", end]))
+    lines = [tab.join(row) for row in rows]
+    if draw(st.integers(0, 3)) == 0:
+        lines = [json.dumps(dict(zip(names, row, strict=False))) for row in rows[headed:]]
+    text = end.join(lines) + draw(st.sampled_from(["", end]))
     content = text.encode(draw(st.sampled_from(ENCODINGS)), "replace")
+    content = gzip.compress(content) if draw(st.integers(0, 3)) == 0 else content
     return draw(st.just(content) | st.just(content) | spoiled(content))
 
 
@@ -286,8 +292,8 @@ def texts() -> Strategy[Files]:
 def read_texts(folder: Path) -> None:
     """Do what predict does, up to the tokens."""
     for task in BUILT_IN.values():
-        with (folder / "input.txt").open("rb") as file:
-            items = list(predict._items(file, str(folder / "input.txt"), task))
+        with open_input(str(folder / "input.txt")) as given:
+            items = list(parse_texts(given.lines(), given.name, task))
         rows = [item for item in items if isinstance(item, Row)]
         assert len(tokenize(rows, small_tokenizer(), 64) if rows else []) == len(rows)
 

@@ -1,0 +1,54 @@
+"""Predictions as rows of text: tab-separated, CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from multitask.data.tasks import Answers, Task
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+class Answering:
+    """Writes a task's answers into a file, a row for each example: its id, the prediction, and the
+    probability of every class. The form is told by the ending of the file's name."""
+
+    def __init__(self, file: TextIO, name: str, task: Task):
+        self.file, self.task = file, task
+        self.is_json = Path(name).suffix in JSON_LINES
+        separator = "," if Path(name).suffix == ".csv" else "\t"
+        self.writer = csv.writer(file, delimiter=separator, lineterminator="\n")
+        if not self.is_json:
+            self.writer.writerow(["id", task.label, *class_columns(task)])
+
+    def write(self, ids: Iterable[str], answers: Answers) -> None:
+        for row_id, value, probabilities in zip(ids, answers.values, each(answers), strict=True):
+            if not self.is_json:
+                self.writer.writerow([row_id, value, *map(six_places, probabilities)])
+                continue
+            row: dict[str, object] = {"id": row_id, self.task.label: value}
+            if probabilities:
+                rounded = [round(probability, 6) for probability in probabilities]
+                row["probabilities"] = dict(zip(self.task.class_names, rounded, strict=True))
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def each(answers: Answers) -> Iterator[list[float]]:
+    """Yield the probabilities of every example's classes: none, for a regression."""
+    if answers.probabilities is None:
+        yield from ([] for _ in answers.values)
+    else:
+        yield from answers.probabilities.tolist()
+
+
+def class_columns(task: Task) -> list[str]:
+    """Return the headers of the columns with the probabilities of a task's classes, if it has any."""
+    return [f"class_{name}" for name in task.class_names]
+
+
+def six_places(probability: float) -> str:
+    return f"{probability:.6f}"
