@@ -29,7 +29,7 @@ from multitask.data.tasks import BUILT_IN, SENTIMENT, read_task_file
 from multitask.run import main
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
-BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
+BEST = ["README.md", "config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
         "tokenizer_config.json", "vocab.txt"]  # fmt: skip
 PREDICTIONS = sorted(
     f"{task}-{split}-{what}.csv"

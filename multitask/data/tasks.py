@@ -94,6 +94,11 @@ class Task:
         return 0 if self.kind.probabilities is None else self.num_classes or 2
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """What other libraries call the outputs: the classes, or the score of a regression."""
+        return tuple(map(str, range(self.classes))) or ("score",)
+
+    @property
     def unit(self) -> float:
         """How much of a label one unit of the head's output stands for: a fifth of a regression's range, so
         that every range is learned like 0 to 5. 1 if the range is unbounded, and for the other kinds."""
