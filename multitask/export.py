@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from minbert.errors import InputError, counted
 from minbert.files import flush, named_folder, rename, write_text
@@ -55,12 +56,12 @@ def run_export(config: Config) -> None:
         )
     if os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another --out")
-    device, settings = set_up(config), settings_of(run)
+    device = set_up(config)
     model = machine.place(MultitaskBert.load(run), config.products, device)
     exported = choose(config, model)
     exported.check_libraries()
-    config = config.changed(data=config.tables.data or data_of(run))
-    rows = dev_rows(config, exported.tasks or model.tasks or tasks_of(Config.of(settings)))
+    config, settings = config.changed(data=config.tables.data or data_of(run)), settings_of(run)
+    rows = dev_rows(config, exported.tasks or model.tasks or learned(run, settings))
     parent = named_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=parent) as scratch:
         source, folder = named_folder(Path(scratch, "encoder")), named_folder(Path(scratch, "export"))
@@ -84,6 +85,13 @@ def choose(config: Config, model: MultitaskBert) -> Exported:
     if config.export.to == "onnx":
         return OnnxFile(model, selected)
     return CLASSIFIERS[model.pooling](model, selected) if name else SentenceEncoder(model, {})
+
+
+def learned(run: Path, settings: Mapping[str, Any]) -> dict[str, Task]:
+    """Return the task that an encoder without heads was trained on."""
+    if not settings:
+        raise InputError(f"{run}: has no heads, and no config.toml that names its task; name the whole run")
+    return tasks_of(Config.of(settings))
 
 
 def dev_rows(config: Config, selected: Mapping[str, Task]) -> Rows:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +31,10 @@ from multitask.report.card import Usage, example
 EXTRA = 'pip install "minbert[export]"'
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 MODEL, TOKENIZER = "model.onnx", "tokenizer.json"  # in the folder of an ONNX export
+BATCH = 16  # rows
 
-Rows = Mapping[str, Sequence[tuple[str, ...]]]  # task -> the texts of some of its rows
+Texts = list[tuple[str, ...]]
+Rows = Mapping[str, Texts]  # task -> the texts of some of its rows
 
 
 def for_each_class(task: Task, outputs: Tensor) -> Tensor:
@@ -57,6 +60,12 @@ def labels_of(task: Task) -> dict[str, Any]:
         "label2id": {name: number for number, name in enumerate(task.label_names)},
         "problem_type": "single_label_classification" if task.classes else "regression",
     }
+
+
+def in_batches(compute: Callable[[Texts], Tensor], texts: Texts) -> Tensor:
+    """Return what `compute` gives for all rows, a few at a time."""
+    starts = range(0, len(texts), BATCH)
+    return torch.cat([compute(texts[start : start + BATCH]) for start in starts])
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,14 @@ classify([{pair if len(self.task.texts) == 2 else example(self.task)}], truncati
 
         tokenizer = AutoTokenizer.from_pretrained(folder)
         classifier = AutoModelForSequenceClassification.from_pretrained(folder)
-        columns = [list(column) for column in zip(*rows[self.task.name], strict=True)]
-        batch = tokenizer(*columns, padding=True, truncation=True, return_tensors="pt")
-        return {self.task.name: classifier(**batch).logits}
+
+        def logits(texts: Texts) -> Tensor:
+            columns = map(list, zip(*texts, strict=True))
+            return classifier(
+                **tokenizer(*columns, padding=True, truncation=True, return_tensors="pt")
+            ).logits
+
+        return {self.task.name: in_batches(logits, rows[self.task.name])}
 
 
 class ModularCrossEncoder(Exported):
@@ -183,7 +197,7 @@ model.predict({texts}{softmax})"""
 
         model, texts = CrossEncoder(str(folder), device="cpu"), rows[self.task.name]
         if len(self.task.texts) == 2:
-            found = model.predict(list(texts), convert_to_tensor=True)
+            found = model.predict(texts, convert_to_tensor=True)
         else:
             found = torch.stack([model.predict(text, convert_to_tensor=True) for (text,) in texts])
         return {self.task.name: found.reshape(len(texts), -1)}
@@ -213,25 +227,23 @@ model.encode(["A text.", "Another text."])"""
         from sentence_transformers import SentenceTransformer
 
         encoder = SentenceTransformer(str(folder), device="cpu")
-        return {name: encoder.encode(texts, convert_to_tensor=True) for name, texts in columns(rows).items()}
-
-    def expected(self, rows: Rows) -> dict[str, Tensor]:
-        """Return our vectors (N, H) of these rows' texts, each by itself, on the CPU."""
-        tokenizer = self.model.tokenizer
         return {
-            name: sentence_vectors(
-                self.model,
-                Tokens.join(
-                    [tokenizer.token_ids(texts, max_length=self.model.max_length)], tokenizer.vocab_size
-                ),
-            )
-            for name, texts in columns(rows).items()
+            name: encoder.encode(first_texts(texts), convert_to_tensor=True) for name, texts in rows.items()
         }
 
+    def expected(self, rows: Rows) -> dict[str, Tensor]:
+        """Return our vectors (N, H) of each row's first text, on the CPU."""
 
-def columns(rows: Rows) -> dict[str, list[str]]:
-    """Return the first text of each row: pairs are read one text at a time."""
-    return {name: [texts[0] for texts in of_task] for name, of_task in rows.items()}
+        def vectors(texts: Texts) -> Tensor:
+            tokenizer, longest = self.model.tokenizer, self.model.max_length
+            token_ids = tokenizer.token_ids(first_texts(texts), max_length=longest)
+            return sentence_vectors(self.model, Tokens.join([token_ids], tokenizer.vocab_size))
+
+        return {name: vectors(texts) for name, texts in rows.items()}
+
+
+def first_texts(texts: Texts) -> list[str]:
+    return [first for first, *_ in texts]
 
 
 def encoder_modules(model: MultitaskBert, source: Path) -> list[Any]:
@@ -326,11 +338,11 @@ session.run(["{name}"], inputs)"""
 
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         session = onnxruntime.InferenceSession(folder / MODEL)
-        outputs = {}
-        for name, task in self.tasks.items():
-            texts = [pair if len(task.texts) == 2 else pair[0] for pair in rows[name]]
-            found = tokenizer.encode_batch(texts)
+
+        def logits(name: str, texts: Texts) -> Tensor:
+            found = tokenizer.encode_batch(texts if len(self.tasks[name].texts) == 2 else first_texts(texts))
             columns = zip(*((one.ids, one.attention_mask, one.type_ids) for one in found), strict=True)
             inputs = {column: np.array(values) for column, values in zip(INPUTS, columns, strict=True)}
-            outputs[name] = torch.from_numpy(session.run([name], inputs)[0])
-        return outputs
+            return torch.from_numpy(session.run([name], inputs)[0])
+
+        return {name: in_batches(partial(logits, name), rows[name]) for name in self.tasks}

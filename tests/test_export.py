@@ -232,6 +232,10 @@ def test_an_encoder_of_mnrl(place, tiny, tmp_path, capsys):
     )
     assert re.match(r"sentiment: 89 dev rows, largest difference \d\.\de-0[5-9]\n", capsys.readouterr().out)
     assert "texts of one class are close" in (out / "README.md").read_text()
+    MultitaskBert.load(run).save(tmp_path / "alone")
+    words = ["--run", str(tmp_path / "alone"), "--data", str(place / "data"), "--out", str(tmp_path / "x")]
+    assert main(["export", "--to", "hf", *words]) == 2
+    assert "name the whole run" in capsys.readouterr().err
 
 
 def test_other_libraries_are_imported_inside_functions():
