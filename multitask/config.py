@@ -22,6 +22,7 @@ SAMPLINGS = ("round-robin", "full-pass", "proportional", "sqrt", "annealed", "un
 SCHEDULES = ("constant", "linear", "halve-on-rise")
 SCORES = ("score", "worst")
 PRECISIONS = ("float32", "bf16")
+EXPORTS = ("hf", "onnx")
 
 
 class Group:
@@ -201,7 +202,9 @@ class Choice(Group):
 @dataclass(frozen=True)
 class Output(Group):
     title = "run"
-    out: str | None = field(None, "folder of this run (default: the next free runs/OPTION-N)")
+    out: str | None = field(
+        None, "folder of this run (default: the next free runs/OPTION-N), or of an export"
+    )
 
 
 @dataclass(frozen=True)
@@ -237,12 +240,23 @@ class Tsne(Group):
 
 
 @dataclass(frozen=True)
+class OneTask(Group):
+    title = "run"
+    task: str = field("", "the task to predict, or whose head to export with the encoder")
+
+
+@dataclass(frozen=True)
 class Prediction(Group):
     title = "predict"
-    task: str = field("", "task to predict")
     input: str = field("-", "file to read, - for standard input")
     output: str = field("-", "file to write, tab-separated, .csv or .jsonl; - for standard output")
     force: bool = field(False, "replace the file of --output if it exists")
+
+
+@dataclass(frozen=True)
+class Export(Group):
+    title = "export"
+    to: str = field("", "what to write: folder of Hugging Face's libraries, or ONNX file", choices=EXPORTS)
 
 
 @dataclass(frozen=True)
@@ -283,7 +297,11 @@ OPTIONS = {
     ),
     "predict": Option(
         "read texts from a file or standard input, write predictions as it goes",
-        (Runs, Prediction, Products, *_EVERY), ("run", "task"), one_run=True,
+        (Runs, OneTask, Prediction, Products, *_EVERY), ("run", "task"), one_run=True,
+    ),
+    "export": Option(
+        "write a run's model for transformers, sentence-transformers or onnxruntime",
+        (Tables, Runs, OneTask, Export, Output, *_EVERY), ("run", "to", "out"), one_run=True,
     ),
 }  # fmt: skip
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
@@ -320,7 +338,9 @@ class Config:
     machine: Machine = Machine()
     products: Products = Products()
     tsne: Tsne = Tsne()
+    one_task: OneTask = OneTask()
     prediction: Prediction = Prediction()
+    export: Export = Export()
 
     @classmethod
     def of(cls, values: Mapping[str, Any], named: Iterable[str] = ()) -> Config:

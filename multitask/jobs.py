@@ -19,6 +19,7 @@ from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
+from multitask.export import run_export
 from multitask.folder import check_held
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
@@ -26,6 +27,7 @@ from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
 from multitask.progress import Progress
+from multitask.report.card import write_card
 from multitask.report.figures import can_plot
 from multitask.report.page import write_report
 from multitask.runs import (
@@ -204,8 +206,8 @@ def predict_with_best(
 
 
 def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, Any]) -> None:
-    """Write the run's report, if the libraries that plot are installed; then what the run `found`, which says
-    that it is done."""
+    """Write the run's report, if the libraries that plot are installed, and its model's card; then what the
+    run `found`, which says that it is done."""
     if config.saving.report and not can_plot():
         print(f'no report: pip install "minbert[plots]", then write it with --option report --run {run}')
     elif config.saving.report:
@@ -213,6 +215,10 @@ def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, 
             print(f"report {write_report(run, config.tables.data, device, config.reading.skip_bad_rows)}")
         except InputError as error:
             print(f"no report: {error}")
+    try:
+        write_card(run, found)
+    except InputError as error:
+        print(f"no model card: {error}")
     write_result(run, **found)
 
 
@@ -251,8 +257,8 @@ def run_prediction(config: Config) -> None:
     """Read a stream of texts, write predictions."""
     device = set_up(config)
     model = load_run(Path(config.runs.run[0]), config, device)
-    given = config.prediction
-    task = tasks.select([given.task], model.tasks)[given.task]
+    given, name = config.prediction, config.one_task.task
+    task = tasks.select([name], model.tasks)[name]
     predict(model, task, given.input, given.output, config.reading.skip_bad_rows, given.force)
 
 
@@ -265,4 +271,5 @@ JOBS: dict[str, Callable[[Config], None]] = {
     "ensemble": run_ensemble,
     "report": run_report,
     "predict": run_prediction,
+    "export": run_export,
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minbert.errors import InputError
 from minbert.files import resolved, write_text
+from minbert.reading import load_json
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
 from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread, read_splits
@@ -91,12 +92,29 @@ def write_result(run: Path, **found: Any) -> None:
     write_text(run / RESULT, json.dumps(found, indent=2) + "\n")
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return the settings of a run, of the one around its best/, or of an ensemble; none if they are not
+    there."""
+    for place in (run, run.parent):
+        if (place / CONFIG).is_file():
+            return read_settings(place / CONFIG)
+    return {}
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """Return what a run, or the one around its best/, has found; nothing if it has not finished."""
+    for place in (run, run.parent):
+        if (place / RESULT).is_file():
+            found = load_json(place / RESULT)
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
 def data_of(run: Path) -> str | None:
     """Return the data folder that a run, the one around its best/, or an ensemble was made with; None for the
     shipped sample."""
-    for place in (run, run.parent):
-        if (place / CONFIG).is_file():
-            return read_settings(place / CONFIG).get("data")
+    if settings := settings_of(run):
+        return settings.get("data")
     if not is_ensemble(run):
         best_folder(run)  # raises InputError if the folder holds no run at all
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")

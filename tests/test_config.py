@@ -34,10 +34,14 @@ def test_a_training_option_alone_gives_the_defaults(option):
     assert resolve(["--option", option, "--lr", "0"]).training.lr == 0
 
 
-@pytest.mark.parametrize("option, needed", [("evaluate", ["run"]), ("predict", ["run", "task"])])
+@pytest.mark.parametrize(
+    "option, needed",
+    [("evaluate", ["run"]), ("predict", ["run", "task"]), ("export", ["run", "to", "out"])],
+)
 def test_other_options_need_what_they_work_on(option, needed):
-    words = ["--option", option, *(f"--{name}=x" for name in needed)]
-    assert resolve(words) == make_config(option, **dict.fromkeys(needed, "x") | {"run": ("x",)})
+    values = dict.fromkeys(needed, "x") | {name: "onnx" for name in needed if name == "to"}
+    words = ["--option", option, *(f"--{name}={value}" for name, value in values.items())]
+    assert resolve(words) == make_config(option, **values | {"run": ("x",)})
     with pytest.raises(InputError, match=f"--option {option} needs --{needed[-1]}"):
         resolve(words[:-1])
 
@@ -66,7 +70,7 @@ def test_flags(words, settings):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_may_come_first_and_bare(option):
-    words = [f"--{name}=x" for name in OPTIONS[option].needs]
+    words = [f"--{name}={'hf' if name == 'to' else 'x'}" for name in OPTIONS[option].needs]
     assert resolve([option, *words]) == resolve(["--option", option, *words])
     assert resolve([option, *words]).option == option
     assert resolve(["finetune", "--batch-size", "8"]) == finetune("--batch-size", "8")

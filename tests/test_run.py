@@ -32,7 +32,7 @@ from multitask.run import main
 from multitask.streams import Input
 
 SMALL = ["--threads", "1", "--batch-size", "4", "--epochs", "2"]
-BEST = ["config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
+BEST = ["README.md", "config.json", "heads.safetensors", "model.safetensors", "tasks.toml", "tokenizer.json",
         "tokenizer_config.json", "vocab.txt"]  # fmt: skip
 PREDICTIONS = sorted(
     f"{task}-{split}-{what}.csv"

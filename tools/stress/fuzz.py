@@ -43,15 +43,15 @@ import torch
 from hypothesis import strategies as st
 
 from minbert import BertConfig, BertModel, BertTokenizer, hub
-from minbert.errors import InputError
+from minbert.errors import InputError, visible
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, load
+from multitask import MultitaskBert, command_line, config, load, runs
 from multitask.data import cache
 from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
 from multitask.recipes import read_settings
-from multitask.report import figures, page, records
+from multitask.report import card, figures, page, records
 from multitask.streams import open_input
 
 INPUTS = 10_000
@@ -664,6 +664,21 @@ def read_records(folder: Path) -> None:
     assert all(len(values) == len(found) for lines in curves for values in lines.values())
 
 
+RESULT = {"dev": SCORES, "best_epoch": 2, "intervals": {"sentiment": {"accuracy": [0.4, 0.6]}}}
+
+
+def results() -> Strategy[Files]:
+    return json_files(json.dumps(RESULT).encode()).map(lambda content: {"result.json": content})
+
+
+def read_result(folder: Path) -> None:
+    """Make a card of a result."""
+    found, settings = runs.result_of(folder), config.Config("finetune").settings
+    subject = card.Subject(settings, found, BertConfig(), "mean", 512, BUILT_IN, BUILT_IN)
+    text = card.card(subject, card.usage_of_run(subject))
+    assert visible(text) == text
+
+
 RIGHT_TABLE = b"id\tsentence\tsentiment\na\tgood\t3\n"
 RIGHT_WORDS = b'["--option", "finetune", "--lr", "1e-3"]'
 
@@ -685,6 +700,7 @@ READERS = {
     "ensembles": Reader(lambda: {"ensemble.toml": ENSEMBLE_FILE}, ensembles, read_ensemble),
     "archives": Reader(lambda: {"a.whl": archive(MEMBERS)}, archives, read_archive, named=False),
     "metrics": Reader(lambda: {"metrics.jsonl": json_lines(RECORDS)}, metrics, read_records),
+    "results": Reader(lambda: {"result.json": json.dumps(RESULT).encode()}, results, read_result),
 }
 
 
