@@ -244,6 +244,17 @@ class Prediction(Group):
 
 
 @dataclass(frozen=True)
+class Serving(Group):
+    title = "serve"
+    host: str = field("127.0.0.1", "address to listen on; 0.0.0.0 lets the network in")
+    port: int = field(8000, "port; 0: any that is free", below=65536)
+    max_rows: int = field(256, "most rows in a request; more get status 422", low=1)
+    max_body: int = field(1_000_000, "most bytes in a request's body; more get status 413", low=1)
+    max_batch: int = field(64, "most rows of several requests computed together; 1: none share", low=1)
+    queue: int = field(1024, "most rows waiting; further requests get status 503", low=1)
+
+
+@dataclass(frozen=True)
 class Option:
     """What an --option does, the groups of settings that it uses, and the settings that it needs."""
 
@@ -283,6 +294,10 @@ OPTIONS = {
         "read texts from a file or standard input, write predictions as it goes",
         (Runs, Prediction, Products, *_EVERY), ("run", "task"), one_run=True,
     ),
+    "serve": Option(
+        "answer with a run or an ensemble over HTTP, with a page to try it on",
+        (Runs, Serving, Products, Machine), ("run",), one_run=True,
+    ),
 }  # fmt: skip
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
@@ -319,6 +334,7 @@ class Config:
     products: Products = Products()
     tsne: Tsne = Tsne()
     prediction: Prediction = Prediction()
+    serving: Serving = Serving()
 
     @classmethod
     def of(cls, values: Mapping[str, Any], named: Iterable[str] = ()) -> Config:

@@ -39,6 +39,7 @@ from multitask.runs import (
     set_up,
     write_result,
 )
+from multitask.serve import run_server
 from multitask.state import States
 from multitask.train import TrainingRun, fit
 
@@ -262,4 +263,5 @@ JOBS: dict[str, Callable[[Config], None]] = {
     "ensemble": run_ensemble,
     "report": run_report,
     "predict": run_prediction,
+    "serve": run_server,
 }
