@@ -209,6 +209,7 @@ class Saving(Group):
     title = "run"
     resume: bool = field(False, "resume the run in --out from its last saved state")
     save_every: int | None = field(None, "updates between saved states (default: those of 45 seconds)", low=1)
+    keep_state: bool = field(False, "keep state/ when the run is done, to train more epochs later")
     report: bool = field(True, "write report.html at the end (needs the extra plots)")
 
 
@@ -303,9 +304,9 @@ TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces the second
 PATHS = ("data", "task_file", "weights", "init")
-# What a resumed run may change without changing its result: where it runs, and the number of epochs if no
-# update depends on how many are to follow.
-MACHINE = {"threads", "device", "save_every"}
+# What a resumed run may change without changing its result: where it runs, what it saves, and the number of
+# epochs if no update depends on how many are to follow.
+MACHINE = {"threads", "device", "save_every", "keep_state"}
 RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
 

@@ -13,12 +13,14 @@ import torch
 from minbert.errors import InputError, counted
 from minbert.files import write_text
 from multitask import distributed, evaluate, machine, targets
+from multitask.advice import command, resume
 from multitask.config import PATHS, Config, Tsne
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
+from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
@@ -44,6 +46,24 @@ from multitask.state import States
 from multitask.train import TrainingRun, fit
 
 # Training
+
+
+def unless_done(job: Callable[[Config], None]) -> Callable[[Config], None]:
+    """Return the job of an option that trains, without the work for a run that --resume finds done."""
+
+    def done(config: Config) -> bool:
+        run = finished_run(config)
+        if run is None:
+            return False
+        drop_state(config, run)  # which a kill may have left
+        print_done(run)
+        return True
+
+    def job_unless_done(config: Config) -> None:
+        if not distributed.from_writer(lambda: done(config)):
+            job(config)
+
+    return job_unless_done
 
 
 def run_training(config: Config) -> None:
@@ -91,9 +111,9 @@ def run_ranking(config: Config) -> None:
     config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
-    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / BEST}")
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}")
     found = {"dev": progress.best["dev"], "best_epoch": progress.best_epoch}
-    distributed.from_writer(lambda: finish(config, run, device, found))
+    distributed.from_writer(lambda: finish(config, run, device, selected={}, progress=progress, found=found))
 
 
 def has_targets(config: Config) -> bool:
@@ -143,7 +163,7 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     if rescued != run:
         raise InputError(
             f"{run}: cannot be written; the trained model is in {rescued / BEST}: finish the run with "
-            f"--resume --out {rescued}"
+            f"{resume(rescued)}"
         )
     return progress
 
@@ -196,22 +216,31 @@ def predict_with_best(
         metric = task.kind.metric
         value, epoch = max((record["dev"][name][metric], -record["epoch"]) for record in progress.records)
         print(f"  best {name} {metric} {value:.3f} in epoch {-epoch}")
-    print(f"model {run / BEST}, predictions {run / PREDICTIONS}, curves {run / 'metrics.jsonl'}")
     found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
-    distributed.from_writer(lambda: finish(config, run, device, found))
+    distributed.from_writer(lambda: finish(config, run, device, selected, progress, found))
 
 
-def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, Any]) -> None:
+def finish(
+    config: Config,
+    run: Path,
+    device: torch.device,
+    selected: Mapping[str, Task],
+    progress: Progress,
+    found: Mapping[str, Any],
+) -> None:
     """Write the run's report, if the libraries that plot are installed; then what the run `found`, which says
-    that it is done."""
+    that it is done; then remove the state, which only an unfinished run needs."""
     if config.saving.report and not can_plot():
-        print(f'no report: pip install "minbert[plots]", then write it with --option report --run {run}')
+        write = command("report", "--run", run)
+        print(f'no report: pip install "minbert[plots]", then write it with {write}')
     elif config.saving.report:
         try:
             print(f"report {write_report(run, config.tables.data, device, config.reading.skip_bad_rows)}")
         except InputError as error:
             print(f"no report: {error}")
     write_result(run, **found)
+    drop_state(config, run)
+    print_end(config, run, selected, progress)
 
 
 # Using trained models
@@ -255,10 +284,10 @@ def run_prediction(config: Config) -> None:
 
 
 JOBS: dict[str, Callable[[Config], None]] = {
-    "pretrain": run_training,
-    "mnrl": run_ranking,
-    "finetune": run_training,
-    "distill": run_distillation,
+    "pretrain": unless_done(run_training),
+    "mnrl": unless_done(run_ranking),
+    "finetune": unless_done(run_training),
+    "distill": unless_done(run_distillation),
     "evaluate": run_evaluation,
     "ensemble": run_ensemble,
     "report": run_report,
