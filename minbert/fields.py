@@ -126,7 +126,8 @@ def check(value: Any, wanted: Field, source: str) -> Any:
     """Return the value in the field's type. Raises InputError, "SOURCE must be ..., not VALUE", if the field
     does not accept it."""
     if not wanted.accepts(value):
-        raise InputError(f"{source} must be {wanted.expected}, not {shown(value)}")
+        hint = did_you_mean(value, wanted.choices) if isinstance(value, str) else ""
+        raise InputError(f"{source} must be {wanted.expected}, not {shown(value)}{hint}")
     if wanted.kind is tuple and not isinstance(value, str):
         return tuple(map(wanted.item, value))
     return value if wanted.kind is tuple else wanted.kind(value)

@@ -198,12 +198,19 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     given, unknown = _parser(helped).parse_known_args(words)
     if unknown:
         name = unknown[0].partition("=")[0]
-        names = [flag(known)[2:] for known in (*FIELDS, "recipe")]
-        hint = did_you_mean(name[2:], names, "--") if name.startswith("--") else did_you_mean(name, OPTIONS)
+        hint = did_you_mean(name, OPTIONS)
+        if name.startswith("-"):
+            hint = did_you_mean(name.lstrip("-"), [known.removeprefix("--") for known in _flags()], "--")
         raise InputError(f"unknown argument {short_line(name)}{hint} (--help lists the flags)")
     values = {"option": option} if option is not None else {}
     values |= {name: _typed(name, value) for name, value in vars(given).items()}
     return {name: x if name == "recipe" else check(x, FIELDS[name], flag(name)) for name, x in values.items()}
+
+
+def _flags() -> list[str]:
+    """Return every flag, switches also in their negative form."""
+    negative = [flag(f"no_{name}") for name, setting in SETTINGS.items() if setting.field.kind is bool]
+    return ["--help", "--recipe", *map(flag, FIELDS), *negative]
 
 
 def _with_hyphens(word: str) -> str:

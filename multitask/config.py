@@ -212,6 +212,7 @@ class Saving(Group):
     title = "run"
     resume: bool = field(False, "resume the run in --out from its last saved state")
     save_every: int | None = field(None, "updates between saved states (default: those of 45 seconds)", low=1)
+    keep_state: bool = field(False, "keep state/ when the run is done, to train more epochs later")
     report: bool = field(True, "write report.html at the end (needs the extra plots)")
     verbose: bool = field(False, "print which matrix library was chosen for each product")
 
@@ -260,6 +261,17 @@ class Export(Group):
 
 
 @dataclass(frozen=True)
+class Serving(Group):
+    title = "serve"
+    host: str = field("127.0.0.1", "address to listen on; 0.0.0.0 lets the network in")
+    port: int = field(8000, "port; 0: any that is free", below=65536)
+    max_rows: int = field(256, "most rows in a request; more get status 422", low=1)
+    max_body: int = field(1_000_000, "most bytes in a request's body; more get status 413", low=1)
+    max_batch: int = field(64, "most rows of several requests computed together; 1: none share", low=1)
+    queue: int = field(1024, "most rows waiting; further requests get status 503", low=1)
+
+
+@dataclass(frozen=True)
 class Option:
     """What an --option does, the groups of settings that it uses, and the settings that it needs."""
 
@@ -303,14 +315,18 @@ OPTIONS = {
         "write a run's model for transformers, sentence-transformers or onnxruntime",
         (Tables, Runs, OneTask, Export, Output, *_EVERY), ("run", "to", "out"), one_run=True,
     ),
+    "serve": Option(
+        "answer with a run or an ensemble over HTTP, with a page to try it on",
+        (Runs, Serving, Products, Machine), ("run",), one_run=True,
+    ),
 }  # fmt: skip
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces the second
 PATHS = ("data", "task_file", "weights", "init")
-# What a resumed run may change without changing its result: where it runs, and the number of epochs if no
-# update depends on how many are to follow.
-MACHINE = {"threads", "device", "save_every", "verbose"}
+# What a resumed run may change without changing its result: where it runs, what it saves and prints, and the
+# number of epochs if no update depends on how many are to follow.
+MACHINE = {"threads", "device", "save_every", "keep_state", "verbose"}
 RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
 
@@ -341,6 +357,7 @@ class Config:
     one_task: OneTask = OneTask()
     prediction: Prediction = Prediction()
     export: Export = Export()
+    serving: Serving = Serving()
 
     @classmethod
     def of(cls, values: Mapping[str, Any], named: Iterable[str] = ()) -> Config:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from minbert.errors import InputError
 from minbert.files import UNFINISHED, make_folder, named_folder, sweep, write_text
+from multitask import advice
 from multitask.layout import BEGUN, CONFIG, FOLDERS, PIECES, PIPELINE, STATE
 from multitask.messages import warn
 
@@ -61,7 +62,7 @@ def claim(out: str | None, name: str, holds: str = CONFIG, resume: bool | None =
             raise InputError(f"{folder}: holds {what}; choose another --out")
     found = [piece for piece in PIECES if os.path.lexists(folder / piece)]
     if not resume and (holds in found or (is_marked(folder) and not BEGUN.isdisjoint(found))):
-        remedy = "" if resume is None else "resume it with --resume, or "
+        remedy = "" if resume is None else f"resume it with {advice.resume(folder)}, or "
         raise InputError(f"{folder}: holds a run already; {remedy}choose another --out")
     check_links(folder)
     if found and not (resume and {*FOLDERS}.isdisjoint(found)):  # files alone hold nothing to remove
@@ -128,6 +129,11 @@ def _claim_next_free(folder: Path, name: str) -> Path:
     mark(run)
     atexit.register(_give_back, run)
     return run
+
+
+def last_claimed() -> Path | None:
+    """Return the folder that this process has locked last, if any."""
+    return Path(list(_held)[-1]) if _held else None
 
 
 def _give_back(run: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from minbert.errors import InputError, counted
 from minbert.files import write_text
 from multitask import distributed, evaluate, machine, targets
+from multitask.advice import command, resume
 from multitask.config import PATHS, Config, Tsne
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
@@ -20,6 +21,7 @@ from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
 from multitask.export import run_export
+from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions
@@ -41,10 +43,29 @@ from multitask.runs import (
     set_up,
     write_result,
 )
+from multitask.serve import run_server
 from multitask.state import States
 from multitask.train import TrainingRun, fit
 
 # Training
+
+
+def unless_done(job: Callable[[Config], None]) -> Callable[[Config], None]:
+    """Return the job of an option that trains, without the work for a run that --resume finds done."""
+
+    def done(config: Config) -> bool:
+        run = finished_run(config)
+        if run is None:
+            return False
+        drop_state(config, run)  # which a kill may have left
+        print_done(run)
+        return True
+
+    def job_unless_done(config: Config) -> None:
+        if not distributed.from_writer(lambda: done(config)):
+            job(config)
+
+    return job_unless_done
 
 
 def run_training(config: Config) -> None:
@@ -92,9 +113,9 @@ def run_ranking(config: Config) -> None:
     config = with_commit(config)
     device, run = set_up(config), claim_folder(config)
     progress = train(prepare(config, selected, rows, device), config, run)
-    print(f"best epoch {progress.best_epoch} of {len(progress.records)}; encoder {run / BEST}")
+    print(f"best epoch {progress.best_epoch} of {len(progress.records)}")
     found = {"dev": progress.best["dev"], "best_epoch": progress.best_epoch}
-    distributed.from_writer(lambda: finish(config, run, device, found))
+    distributed.from_writer(lambda: finish(config, run, device, selected={}, progress=progress, found=found))
 
 
 def has_targets(config: Config) -> bool:
@@ -147,7 +168,7 @@ def train(training: TrainingRun, config: Config, run: Path) -> Progress:
     if rescued != run:
         raise InputError(
             f"{run}: cannot be written; the trained model is in {rescued / BEST}: finish the run with "
-            f"--resume --out {rescued}"
+            f"{resume(rescued)}"
         )
     return progress
 
@@ -200,16 +221,23 @@ def predict_with_best(
         metric, score = task.kind.metric, task.kind.score
         top = max(progress.records, key=lambda record: score(record["dev"][name][metric]))
         print(f"  best {name} {metric} {top['dev'][name][metric]:.3f} in epoch {top['epoch']}")
-    print(f"model {run / BEST}, predictions {run / PREDICTIONS}, curves {run / 'metrics.jsonl'}")
     found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
-    distributed.from_writer(lambda: finish(config, run, device, found))
+    distributed.from_writer(lambda: finish(config, run, device, selected, progress, found))
 
 
-def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, Any]) -> None:
+def finish(
+    config: Config,
+    run: Path,
+    device: torch.device,
+    selected: Mapping[str, Task],
+    progress: Progress,
+    found: Mapping[str, Any],
+) -> None:
     """Write the run's report, if the libraries that plot are installed, and its model's card; then what the
-    run `found`, which says that it is done."""
+    run `found`, which says that it is done; then remove the state, which only an unfinished run needs."""
     if config.saving.report and not can_plot():
-        print(f'no report: pip install "minbert[plots]", then write it with --option report --run {run}')
+        write = command("report", "--run", run)
+        print(f'no report: pip install "minbert[plots]", then write it with {write}')
     elif config.saving.report:
         try:
             print(f"report {write_report(run, config.tables.data, device, config.reading.skip_bad_rows)}")
@@ -220,6 +248,8 @@ def finish(config: Config, run: Path, device: torch.device, found: Mapping[str, 
     except InputError as error:
         print(f"no model card: {error}")
     write_result(run, **found)
+    drop_state(config, run)
+    print_end(config, run, selected, progress)
 
 
 # Using trained models
@@ -263,13 +293,14 @@ def run_prediction(config: Config) -> None:
 
 
 JOBS: dict[str, Callable[[Config], None]] = {
-    "pretrain": run_training,
-    "mnrl": run_ranking,
-    "finetune": run_training,
-    "distill": run_distillation,
+    "pretrain": unless_done(run_training),
+    "mnrl": unless_done(run_ranking),
+    "finetune": unless_done(run_training),
+    "distill": unless_done(run_distillation),
     "evaluate": run_evaluation,
     "ensemble": run_ensemble,
     "report": run_report,
     "predict": run_prediction,
     "export": run_export,
+    "serve": run_server,
 }

@@ -28,6 +28,7 @@ from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed
+from multitask.advice import resume
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.data.tokens import Examples, Tokens, make_examples
@@ -197,7 +198,7 @@ class MultitaskBert(nn.Module, Predictor):
         except InputError as error:
             if not (directory.parent / STATE).is_dir():
                 raise
-            remedy = f"--resume --out {directory.parent} writes {directory} again from the saved state"
+            remedy = f"{resume(directory.parent)} writes {directory} again from the saved state"
             raise InputError(f"{error}; {remedy}") from None
 
     @classmethod

@@ -20,6 +20,7 @@ from multitask import distributed, folder
 from multitask.command_line import Pipeline, saved_settings
 from multitask.config import TRAINING, Config
 from multitask.data.tasks import select
+from multitask.finished import drop_state
 from multitask.forecast import measure
 from multitask.jobs import JOBS
 from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT, STATE
@@ -32,9 +33,7 @@ def run_pipeline(pipeline: Pipeline) -> None:
     stages = {name: with_commit(config) for name, config in pipeline.stages.items()}
     pipeline = replace(pipeline, stages=stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
-    left = distributed.from_writer(
-        lambda: [name for name in pipeline.stages if not (out / name / RESULT).exists()]
-    )
+    left = distributed.from_writer(lambda: stages_left(pipeline, out))
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
         print(f"done before: {', '.join(name for name in pipeline.stages if name not in left)}")
@@ -47,6 +46,14 @@ def run_pipeline(pipeline: Pipeline) -> None:
             job()
         else:
             distributed.from_writer(job)
+
+
+def stages_left(pipeline: Pipeline, out: Path) -> list[str]:
+    """Return the stages that have no result yet. Remove a state that a kill has left in one that has."""
+    done = {name: config for name, config in pipeline.stages.items() if (out / name / RESULT).exists()}
+    for name, config in done.items():
+        drop_state(config, out / name)
+    return [name for name in pipeline.stages if name not in done]
 
 
 def check_thresholds(stages: Mapping[str, Config]) -> None:

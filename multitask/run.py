@@ -10,23 +10,26 @@ from pathlib import Path
 
 from minbert.command import explain, guarded, is_lack_of_memory
 from minbert.errors import InputError
+from multitask import advice
 from multitask.command_line import Pipeline, resolve
-from multitask.config import SETTINGS, TRAINING, Config
+from multitask.config import OPTIONS, SETTINGS, TRAINING, Config
 from multitask.launcher import GRACE_SECONDS, launched
 from multitask.layout import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
 
-RESUME = "python -m multitask.run --resume --out"
 LESS_MEMORY = "a smaller --batch-size, --max-tokens or --max-length and another --out"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0; that of `minbert.command.explain`, which prints one line,
     after an error; 143 after SIGTERM, 129 after SIGHUP."""
-    command = None
+    command, argv = None, sys.argv[1:] if argv is None else argv
     with guarded() as output:
         try:
-            command = settings(sys.argv[1:] if argv is None else argv)
+            if not argv:
+                print(first_help())
+                return 0
+            command = settings(argv)
             with terminable():
                 carry_out(command)
             output.flush()
@@ -35,16 +38,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         except Stopped as stopped:
             if stopped.run is not None:
-                advice = f"; resume with {RESUME} {resumable(stopped.run)}"
+                remedy = f"; resume with {advice.resume(resumable(stopped.run))}"
             else:
-                advice = how_to_resume(command)
-            print(f"stopped{advice}", file=sys.stderr)
+                remedy = how_to_resume(command)
+            print(f"stopped{remedy}", file=sys.stderr)
             return 128 + stopped.number
         except (Exception, KeyboardInterrupt) as error:
-            advice = how_to_resume(command)
-            if advice and is_lack_of_memory(error):
-                advice += f"; or train with {LESS_MEMORY}"
-            return explain(error, advice)
+            remedy = how_to_resume(command)
+            if remedy and is_lack_of_memory(error):
+                remedy += f"; or train with {LESS_MEMORY}"
+            return explain(error, remedy)
+
+
+def first_help() -> str:
+    """Return what someone who does not know the program needs first."""
+    program = advice.command()
+    return f"""\
+Fine-tune one BERT for several tasks at once: the course's three, or your own.
+
+  {program} finetune                               train on the shipped sample: a first look
+  {program} finetune --data DIR --out runs/first   train on the tables in DIR
+  {program} --resume --out runs/first              resume after a stop
+  {program} evaluate --run runs/first              score on dev, write predictions
+  {program} serve --run runs/first                 answer over HTTP, with a page to try it on
+
+What to do is one of {", ".join(OPTIONS)}.
+Add --help for its flags, or use --help alone for all of them. The guide is docs/running.md of the sources."""
 
 
 def carry_out(command: Config | Pipeline) -> None:
@@ -72,12 +91,19 @@ def how_to_resume(command: Config | Pipeline | None) -> str:
     """Return what to do after an unforeseen stop, as the end of a message."""
     if command is None or not trains(command):
         return ""
-    out = out_of(command)
-    if out is None:
-        return f"; resume from the last saved state with {RESUME} and the folder named above"
+    out = out_of(command) or claimed()
+    if out is None:  # in a process that leaves the folder to another, or before there is one
+        return "; --resume resumes the folder named above, if there is one, from its last saved state"
     if not any((Path(out) / name).is_file() for name in (CONFIG, PIPELINE)):
         return "; nothing was saved yet: start again with the same command"
-    return f"; resume from the last saved state with {RESUME} {out}"
+    return f"; resume from the last saved state with {advice.resume(out)}"
+
+
+def claimed() -> Path | None:
+    """Return the folder that this process has claimed, if any."""
+    from multitask.folder import last_claimed
+
+    return None if (run := last_claimed()) is None else resumable(run)
 
 
 def out_of(command: Config | Pipeline) -> str | None:

@@ -38,7 +38,7 @@ from minbert.files import UNFINISHED, is_real_folder, remove, write_tensors, wri
 from minbert.reading import load_json, read_text
 from multitask.config import decisive
 from multitask.distributed import is_writer
-from multitask.folder import check_held, make_marked, mark
+from multitask.folder import MARK, check_held, make_marked, mark
 from multitask.layout import BEST, CARD, CONFIG, METRICS, STATE
 from multitask.messages import warn
 from multitask.model import MODEL_FILES, MultitaskBert
@@ -49,6 +49,9 @@ from multitask.replacement import digests, write_folder
 KEPT = 2  # states on disk
 FORMAT = 4  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change
 PROGRESS, MANIFEST, LATEST = "progress.json", "manifest.json", "latest"
+PIECES = (  # of a state; few have a teacher
+    *(f"{name}.safetensors" for name in ("model", "teacher", "optimizer", BEST)), PROGRESS, CONFIG, MANIFEST
+)  # fmt: skip
 NAME = re.compile(r"step-\d{8,}")  # of a state
 SECONDS = 45  # between saved states, unless --save-every is set; writing one may take longer
 
@@ -71,7 +74,6 @@ class States:
         """`parts` are the model, which `optimizer` trains, and any other modules to save, such as a teacher.
         `settings` are those of config.toml, in case it gets lost."""
         self.run, self.parts, self.optimizer, self.settings = run, parts, optimizer, settings
-        self.pieces = [*(f"{name}.safetensors" for name in (*parts, "optimizer", BEST)), PROGRESS, CONFIG]
         self.best: MultitaskBert | None = None
         self._published: dict[str, str] | None = None  # the digests of best/, if it holds that model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
@@ -190,11 +192,11 @@ class States:
                 write_tensors(partial / f"{name}.safetensors", found)
             write_text(partial / PROGRESS, progress)
             write_text(partial / CONFIG, tomli_w.dumps(self.settings))
-            manifest = {"format": FORMAT, "files": digests(partial, self.pieces)}
+            manifest = {"format": FORMAT, "files": digests(partial, PIECES)}
             write_text(partial / MANIFEST, json.dumps(manifest))
             check_held(self.run)  # writing takes a while
 
-        write_folder(folder, write, [*self.pieces, MANIFEST])
+        write_folder(folder, write, PIECES)
         check_held(self.run)
         write_text(folder.parent / LATEST, folder.name)
         self._kept = [*(path for path in self._kept if path != folder), folder][-KEPT:]
@@ -204,16 +206,8 @@ class States:
             self._publish()
         check_held(self.run)
         write_text(self.run / METRICS, metrics)
-        self._remove_others(folder.parent)
+        remove_states(folder.parent, self._kept)
         self._written = step
-
-    def _remove_others(self, states: Path) -> None:
-        """Remove the states that are not kept, and what was never finished."""
-        for path in states.iterdir():
-            unfinished = UNFINISHED.fullmatch(path.name)
-            name = path.name if unfinished is None else unfinished["name"] or ""
-            if NAME.fullmatch(name.removesuffix(".old")) and path not in self._kept:
-                remove(path, [*self.pieces, MANIFEST])
 
     def _publish(self) -> None:
         """Write best/ from the best model."""
@@ -328,6 +322,21 @@ class States:
     def _tensors(self) -> Tensors:
         model = {name: module.state_dict() for name, module in self.parts.items()}
         return model | {"optimizer": _moments(self.parts["model"], self.optimizer)}
+
+
+def remove_states(states: Path, kept: Collection[Path] = ()) -> None:
+    """Remove the states in a run's state/ that are not kept, and what was never finished; with none kept,
+    also state/ itself, unless it holds something else."""
+    if not is_real_folder(states):
+        return
+    for path in states.iterdir():
+        unfinished = UNFINISHED.fullmatch(path.name)
+        name = path.name if unfinished is None else unfinished["name"] or ""
+        if NAME.fullmatch(name.removesuffix(".old")) and path not in kept:
+            remove(path, PIECES)
+    if not kept and {*os.listdir(states)} <= {LATEST, MARK}:
+        for name in (LATEST, MARK):  # in this order: a folder without its mark is nobody's
+            remove(states, (name,))
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -40,11 +40,11 @@ def write_table(path: Path, rows: Iterable[Sequence[object]], end: str = "\n") -
 
 def table_rows(task: Task, split: str, count: int) -> list[list[object]]:
     """Header and rows of one table; the labels go through the task's range."""
-    labels = task.classes or 6
+    labels = task.class_names or range(6)
     rows: list[list[object]] = [[task.id, *task.texts] + [task.label] * (split != "test-student")]
     for number in range(count):
         texts = [sentence(number + 40 * place + len(split)) for place in range(len(task.texts))]
-        label = [number % labels] * (split != "test-student")
+        label = [labels[number % len(labels)]] * (split != "test-student")
         rows.append([f"{task.name}-{split}-{number}", *texts, *label])
     return rows
 

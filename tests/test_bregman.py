@@ -235,6 +235,7 @@ def test_a_run_saves_its_teacher_and_goes_on_to_the_bit(tiny, tmp_path, monkeypa
         str(tmp_path / "data"),
         *RUN,
         *TOGETHER,
+        "--keep-state",
     ]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     real, calls = train.update, []

@@ -11,7 +11,7 @@ from minbert.errors import InputError
 from multitask import jobs
 from multitask.command_line import resolve
 from multitask.config import PATHS, Config, decisive
-from multitask.data.kinds import CLASSIFICATION, REGRESSION
+from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.data.tasks import BUILT_IN, Task
 from multitask.report.card import Subject, answers, card, command, usage_of_run
 from multitask.run import main
@@ -116,6 +116,7 @@ def test_many_classes_are_counted():
     assert (
         answers(Task("t", CLASSIFICATION, ("a",), "b", "{split}", num_classes=1000)) == "one of 1,000 classes"
     )
+    assert answers(Task("t", BINARY, ("a",), "b", "{split}", labels=("no", "yes"))) == "`no`, `yes`"
     assert answers(Task("t", REGRESSION, ("a",), "b", "{split}", low=-1.0)) == "a number from -1"
 
 
@@ -149,7 +150,7 @@ def test_paths_are_told_by_their_names():
 def test_a_finished_run_has_its_card_and_an_unfinished_one_none(tiny, tmp_path, monkeypatch):
     """A run that is resumed writes best/ anew, without the card of before."""
     words = ["--option", "finetune", "--weights", str(tiny), "--steps-per-epoch", "2", "--threads", "1",
-             "--schedule", "constant", "--warmup", "0", "--out", str(tmp_path / "run")]  # fmt: skip
+             "--schedule", "constant", "--warmup", "0", "--keep-state", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main([*words, "--epochs", "1"]) == 0
     path = tmp_path / "run" / "best" / "README.md"
     (model,) = front(path.read_text())["model-index"]

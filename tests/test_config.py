@@ -498,7 +498,7 @@ def test_resume_may_change_epochs_where_the_rate_does_not_look_ahead(tmp_path, s
         assert resume(tmp_path, "--epochs=20") == config.changed(resume=True, epochs=20)
     else:
         with pytest.raises(
-            InputError, match=r"started with epochs = 10, not 20.*--device, --save-every, --threads"
+            InputError, match=r"started with epochs = 10, not 20.*--device, --keep-state, --save-every"
         ):
             resume(tmp_path, "--epochs=20")
 

@@ -86,6 +86,7 @@ def words(tiny, data) -> list[str]:
         "--threads",
         "1",
         "--no-report",
+        "--keep-state",
         *PLAIN,
     ]
 
@@ -284,7 +285,7 @@ def test_stopped_through_torchrun_they_go_on_as_if_they_had_not_been(words, tmp_
     """SIGTERM to the launcher, who hands it on: all save one state, and say so once."""
     harm = "os.kill(os.getppid(), signal.SIGTERM); __import__('time').sleep(2)"
     done = torchrun(2, fatal(tmp_path, 1, 7, harm), *words, "--out", tmp_path / "two")
-    how = f"stopped; resume with python -m multitask.run --resume --out {tmp_path}/two\n"
+    how = f"-m multitask.run --resume --out {tmp_path}/two\n"
     assert done.stderr.count(how) == 1
     assert not (tmp_path / "two" / "result.json").exists()
     done = torchrun(2, RUN, "--resume", "--out", tmp_path / "two", "--threads", "1")

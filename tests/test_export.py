@@ -21,7 +21,7 @@ from multitask.run import main
 
 TASKS = {
     "stars": Task("stars", CLASSIFICATION, ("review",), "stars", "stars-{split}.csv", num_classes=3),
-    "same": Task("same", BINARY, ("one", "other"), "same", "same-{split}.csv"),
+    "same": Task("same", BINARY, ("one", "other"), "same", "same-{split}.csv", labels=("no", "yes")),
     "close": Task("close", REGRESSION, ("one", "other"), "close", "close-{split}.csv", low=0.0, high=100.0),
 }
 TEXTS: dict[str, Sequence[Any]] = {
@@ -43,11 +43,11 @@ def place(tmp_path_factory, tiny) -> Path:
     place = tmp_path_factory.mktemp("export")
     write_tables(place / "data", TASKS)
     for name, task in TASKS.items():  # long texts among the dev rows, too
+        label = task.labels[1] if task.labels else "1"
         with task.path(place / "data", "dev").open("a") as file:
             for number, texts in enumerate(TEXTS[name]):
-                file.write(
-                    "\t".join([f"more-{number}", *([texts] if isinstance(texts, str) else texts), "1"]) + "\n"
-                )
+                row = [f"more-{number}", *([texts] if isinstance(texts, str) else texts), label]
+                file.write("\t".join(row) + "\n")
     for pooling in ("mean", "cls"):
         make_model(tiny, TASKS, pooling=pooling, max_length=MAX_LENGTH).save(place / pooling)
     return place
@@ -97,7 +97,7 @@ def test_a_classifier_of_transformers(export, place, name):
     status, out, printed, _ = export("cls", "--to", "hf", "--task", name)
     assert status == 0 and largest_differences(printed)[name] <= 1e-4
     config = transformers.AutoModelForSequenceClassification.from_pretrained(out).config
-    labels = {"stars": ["0", "1", "2"], "same": ["0", "1"], "close": ["score"]}[name]
+    labels = {"stars": ["0", "1", "2"], "same": ["no", "yes"], "close": ["score"]}[name]
     assert list(config.id2label.values()) == labels and config.label2id[labels[-1]] == len(labels) - 1
     assert config.problem_type == ("regression" if name == "close" else "single_label_classification")
     classify = transformers.pipeline("text-classification", str(out), top_k=None, truncation=True)
@@ -131,7 +131,7 @@ def test_a_cross_encoder(export, place, name):
         found = run_the_card(out, '[("One text.", "Another text.")]', TEXTS[name])
     np.testing.assert_allclose(np.reshape(found, expected.shape), expected, atol=1e-4)
     assert list(transformers.AutoConfig.from_pretrained(out).id2label.values())[-1] == {
-        "stars": "2", "same": "1", "close": "score"
+        "stars": "2", "same": "yes", "close": "score"
     }[name]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_an_onnx_file(export, place, pooling):
         np.testing.assert_allclose(torch.tensor(logits).softmax(dim=1), expected[rows], atol=1e-5)
     session = onnxruntime.InferenceSession(out / "model.onnx")
     described = json.loads(session.get_modelmeta().custom_metadata_map["tasks"])
-    assert described["same"]["id2label"] == {"0": "0", "1": "1"} and described["stars"]["texts"] == 1
+    assert described["same"]["id2label"] == {"0": "no", "1": "yes"} and described["stars"]["texts"] == 1
 
 
 def test_an_onnx_file_of_one_task(place):

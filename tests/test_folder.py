@@ -15,7 +15,7 @@ import pytest
 from helpers import ROOT
 
 from minbert.errors import InputError
-from multitask import folder
+from multitask import advice, folder
 from multitask.folder import LOCK, MARK, MARK_TEXT, check_held, claim, make_marked
 from multitask.layout import CONFIG, FOLDERS, PIECES, PIPELINE
 
@@ -78,7 +78,7 @@ def test_a_run_is_claimed_again_only_to_resume_it(tmp_path, holds):
     (tmp_path / holds).write_text("")
     with pytest.raises(InputError) as caught:
         claim(str(tmp_path), "finetune", holds)
-    remedy = "resume it with --resume, or choose another --out"
+    remedy = f"resume it with {advice.resume(tmp_path)}, or choose another --out"
     assert str(caught.value) == f"{tmp_path}: holds a run already; {remedy}"
     assert claim(str(tmp_path), "finetune", holds, resume=True) == tmp_path
 
@@ -155,7 +155,7 @@ def test_a_state_whose_mark_could_not_be_written_is_marked_later(tmp_path):
 def test_a_run_that_has_lost_its_config_is_not_written_over(tmp_path):
     claim(str(tmp_path), "finetune")
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="holds a run already; resume it with --resume, or choose another"):
+    with pytest.raises(InputError, match="holds a run already; resume it with "):
         claim(str(tmp_path), "finetune")
     assert claim(str(tmp_path), "finetune", resume=True) == tmp_path
 

@@ -14,6 +14,7 @@ from helpers import contents, make_config, metrics_without_clock, write_tables
 
 from minbert.errors import InputError
 from multitask import forecast, load, pipeline
+from multitask.advice import resume
 from multitask.command_line import Pipeline, resolve
 from multitask.config import Config
 from multitask.forecast import Cost
@@ -224,7 +225,7 @@ def test_a_finished_pipeline_is_done(words, finished, monkeypatch, capsys):
 
 def test_a_folder_that_holds_a_pipeline_is_not_written_over(words, finished, data, tiny, capsys):
     assert main([*words, "--out", str(finished)]) == 2
-    assert "holds a run already; resume it with --resume, or choose another --out" in capsys.readouterr().err
+    assert f"holds a run already; resume it with {resume(finished)}, or" in capsys.readouterr().err
     single = ["--option", "finetune", "--weights", str(tiny), "--data", str(data), "--epochs", "1"]
     assert main([*single, "--out", str(finished)]) == 2
     assert "holds the stages of a recipe; choose another --out" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from multitask import train
 from multitask.machine import rounding
 from multitask.run import main
 
-SMALL = "--threads 1 --epochs 3 --steps-per-epoch 5 --lr 1e-3"
+SMALL = "--threads 1 --epochs 3 --steps-per-epoch 5 --lr 1e-3 --keep-state"
 FINETUNE = "--option finetune --batch-size 4"
 VARIANTS = {
     "annealed": f"{FINETUNE} --sampling annealed",

@@ -30,7 +30,7 @@ from multitask.report.page import write_report
 from multitask.run import main
 
 STUDENT = ["--threads", "1", "--epochs", "2", "--steps-per-epoch", "6", "--batch-size", "4", "--lr", "1e-2",
-           "--save-every", "1", "--no-report"]  # fmt: skip
+           "--save-every", "1", "--keep-state", "--no-report"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,7 @@ def test_outputs_that_are_not_the_teachers_are_refused(folder, tiny, tmp_path, c
     kept = load_file(path)
     change(kept)
     save_file(kept, path)
+    (tmp_path / "run" / "result.json").unlink()
     assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(said, error), error
@@ -173,7 +174,8 @@ def test_a_run_that_was_killed_before_it_began_asks_the_teacher_that_is_named_no
 def test_outputs_that_are_gone_with_their_teacher(folder, tiny, tmp_path, capsys):
     shutil.copytree(folder / "1", tmp_path / "teacher")
     assert distill(tiny, tmp_path / "teacher", tmp_path / "run") == 0
-    (tmp_path / "run" / TARGETS).unlink()
+    for name in (TARGETS, "result.json"):
+        (tmp_path / "run" / name).unlink()
     (tmp_path / "teacher").rename(tmp_path / "moved")
     assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
     assert f"{TARGETS}: is gone, and so is the teacher {tmp_path}/teacher" in capsys.readouterr().err

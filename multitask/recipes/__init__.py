@@ -10,6 +10,7 @@ from typing import Any
 
 from minbert.errors import InputError, short_line, shown
 from minbert.reading import load_toml
+from multitask.advice import resume
 from multitask.config import INSTEAD, OPTIONS, check_settings, last_setting
 
 SHIPPED = Path(__file__).parent
@@ -20,7 +21,7 @@ class CutError(InputError):
     """A run's config.toml is not whole: `problem` says why, and the message also what to do."""
 
     def __init__(self, problem: str, run: Path):
-        super().__init__(f"{problem}; --resume --out {run} restores it from a saved state")
+        super().__init__(f"{problem}; {resume(run)} restores it from a saved state")
         self.problem = problem
 
 

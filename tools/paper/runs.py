@@ -35,7 +35,7 @@ def result(run: Path) -> dict[str, Any]:
         return json.loads((run / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{run / RESULT}: cannot be read ({error}); delete it to run the cell again"
+            f"{run / RESULT}: cannot be read ({error}); delete {run} to run the cell again"
         ) from None
 
 

@@ -46,14 +46,14 @@ sampling = "annealed"
 option = "ensemble"
 run = ["@second"]
 """
-VARIANTS = {
-    "baseline": "--option finetune --batch-size 4",
+VARIANTS = {  # whose states are compared where they are kept, and otherwise gone
+    "baseline": "--option finetune --batch-size 4 --keep-state",
     "annealed sampling, SMART, BPPO, accumulation": "--option finetune --batch-size 4 --sampling annealed "
-    "--smart-weight 1 --bregman-weight 1 --bregman-beta .9:.99 --accumulate 2",
+    "--smart-weight 1 --bregman-weight 1 --bregman-beta .9:.99 --accumulate 2 --keep-state",
     "halve-on-rise, patience": "--option finetune --batch-size 4 --schedule halve-on-rise --patience 2 "
-    "--lr 1e-2 --sampling sqrt",
+    "--lr 1e-2 --sampling sqrt --keep-state",
     "heads alone": "--option pretrain --batch-size 4 --sampling proportional --schedule constant",
-    "mnrl": "--option mnrl --accumulate 2",
+    "mnrl": "--option mnrl --accumulate 2 --keep-state",
     "a recipe of stages": "--recipe {recipe}",
 }
 EVERYWHERE = (

@@ -44,7 +44,7 @@ RESULTS = ("best", "predictions", "metrics.jsonl")  # of a run
 LINES = 30  # in a message, at most
 WIDTH = 3000  # of a line of a message, at most
 TRAIN = "--option finetune --weights {weights} --data {data} --batch-size 4 --epochs 3 --steps-per-epoch 8 "
-TRAIN += "--lr 3e-3 --seed 3 --save-every 1 --no-report --threads 1"
+TRAIN += "--lr 3e-3 --seed 3 --save-every 1 --keep-state --no-report --threads 1"
 STAGES = """
 [stages.first]
 option = "finetune"

@@ -1,0 +1,25 @@
+"""Commands for the reader to type: quoted for a shell, and started as this program was."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command(*words: object) -> str:
+    """Return a command line of this program that can be pasted into a shell."""
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def resume(run: str | Path) -> str:
+    """Return the command that resumes a run."""
+    return command("--resume", "--out", run)
+
+
+def _program() -> list[str]:
+    script = Path(sys.argv[0])
+    if script.stem == "multitask":  # the console script
+        return ["multitask" if shutil.which("multitask") == str(script) else str(script)]
+    return [sys.orig_argv[0], "-m", "multitask.run"]
