@@ -150,7 +150,8 @@ def test_paths_are_told_by_their_names():
 def test_a_finished_run_has_its_card_and_an_unfinished_one_none(tiny, tmp_path, monkeypatch):
     """A run that is resumed writes best/ anew, without the card of before."""
     words = ["--option", "finetune", "--weights", str(tiny), "--steps-per-epoch", "2", "--threads", "1",
-             "--schedule", "constant", "--warmup", "0", "--keep-state", "--out", str(tmp_path / "run")]  # fmt: skip
+             "--schedule", "constant", "--warmup", "0", "--keep-state",
+             "--out", str(tmp_path / "run")]  # fmt: skip
     assert main([*words, "--epochs", "1"]) == 0
     path = tmp_path / "run" / "best" / "README.md"
     (model,) = front(path.read_text())["model-index"]

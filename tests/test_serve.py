@@ -127,7 +127,7 @@ def test_no_texts_no_answers(client: Client) -> None:
 
 NOT_A_LIST = "the body is not a list in JSON, sent as application/json"
 WRONG = [
-    ("/predict/mood", ["x"], 404, "this model has no task 'mood'; it has sentiment, "),
+    ("/predict/taste", ["x"], 404, "this model has no task 'taste'; it has sentiment, "),
     ("/predict/sentiment", ["x"] * 6, 422, "6 rows, more than 5"),
     ("/predict/sentiment", "x", 422, NOT_A_LIST),
     ("/predict/sentiment", b"[", 422, NOT_A_LIST),
