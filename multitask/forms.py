@@ -171,8 +171,12 @@ class ModularCrossEncoder(Exported):
 
 model = CrossEncoder("FOLDER")  # this folder
 model.predict({texts}{softmax})"""
-        note = "`predict` takes single texts one at a time: it reads a list of two as a pair."
-        return Usage("sentence-transformers", "text-classification", code, "" if pairs else note)
+        notes = []
+        if self.task.classes:
+            notes.append("The probabilities are in the order of `model.config.id2label`.")
+        if not pairs:
+            notes.append("`predict` takes single texts one at a time: it reads a list of two as a pair.")
+        return Usage("sentence-transformers", "text-classification", code, " ".join(notes))
 
     def write(self, source: Path, folder: Path) -> None:
         from sentence_transformers import CrossEncoder

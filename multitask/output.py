@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from multitask.data.tasks import Answers, Task
+import numpy as np
+
+from multitask.data.tasks import Answer, Answers, Task
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -28,9 +30,9 @@ class Answering:
     def write(self, ids: Iterable[str], answers: Answers) -> None:
         for row_id, value, probabilities in zip(ids, answers.values, each(answers), strict=True):
             if not self.is_json:
-                self.writer.writerow([row_id, value, *map(six_places, probabilities)])
+                self.writer.writerow([row_id, shortest(value), *map(six_places, probabilities)])
                 continue
-            row: dict[str, object] = {"id": row_id, self.task.label: value}
+            row: dict[str, object] = {"id": row_id, self.task.label: shortest(value)}
             if probabilities:
                 rounded = [round(probability, 6) for probability in probabilities]
                 row["probabilities"] = dict(zip(self.task.class_names, rounded, strict=True))
@@ -48,6 +50,11 @@ def each(answers: Answers) -> Iterator[list[float]]:
 def class_columns(task: Task) -> list[str]:
     """Return the headers of the columns with the probabilities of a task's classes, if it has any."""
     return [f"class_{name}" for name in task.class_names]
+
+
+def shortest(value: Answer) -> Answer:
+    """Return a float with no more digits than float32 has; anything else as it is."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def six_places(probability: float) -> str:

@@ -13,7 +13,7 @@ from multitask.command_line import resolve
 from multitask.config import PATHS, Config, decisive
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.data.tasks import BUILT_IN, Task
-from multitask.report.card import Subject, answers, card, command, usage_of_run
+from multitask.report.card import Subject, answers, card, command, tables_of, usage_of_run
 from multitask.run import main
 
 yaml = pytest.importorskip("yaml", reason="comes with the extra export")
@@ -65,6 +65,7 @@ def test_it_says_what_a_reader_needs(tiny, tmp_path):
         "| `sentiment` | a text | `0`, `1`, `2`, `3`, `4` |",
         "| `similarity` | a pair of texts | a number from 0 to 5 |",
         "| `similarity` | `pearson` | 0.900 |", "|  | `score` | 0.753 |",
+        "each task on a scale from 0 to 1 (`pearson` as (1 + r) / 2).",
         'model.predict("paraphrase", [("One text.", "Another text.")])', 
         "`sts-train.csv`, `sts-dev.csv` in `tables`.",
         "the model of epoch 3", "scores on QQP are not clean", "slightly optimistic",
@@ -110,6 +111,12 @@ def test_a_run_without_its_folder_and_one_of_the_sample(tiny, tmp_path):
     text = text_of(subject(tmp_path, tiny, settings=sample))
     assert "too small for its scores to mean anything" in text and "QQP" not in text
     assert front(text)["base_model"] == "google/bert_uncased_L-2_H-128_A-2"
+
+
+def test_a_table_that_is_divided_is_named_once():
+    one = Task("t", BINARY, ("a",), "b", train="all.csv", dev_fraction=0.2)
+    assert tables_of(one) == ["`all.csv` (20% of it held out as dev)"]
+    assert tables_of(BUILT_IN["similarity"]) == ["`sts-train.csv`", "`sts-dev.csv`"]
 
 
 def test_many_classes_are_counted():

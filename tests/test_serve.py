@@ -137,6 +137,8 @@ WRONG = [
     ("/predict/sentiment", ["x", ["y"]], 422, "body[1]: Input should be a valid string"),
     ("/predict/sentiment", b'["\\ud800"]', 422, "body[0]: Value error, contains a lone surrogate"),
     ("/predict/similarity", [["x", "y"], ["x"]], 422, "body[1][1]: Field required"),
+    ("/predict/similarity", ["x"], 422, "body[0]: Input should be a list of two texts"),
+    ("/predict/similarity", [["x", "y", "z"]], 422, "body[0]: Input should be a list of two texts"),
     ("/predict/similarity", [["x", 3]], 422, "body[0][1]: Input should be a valid string"),
     ("/predict/sentiment", ["x" * 20_000], 413, "the body has more than 20,000 bytes"),
 ]

@@ -210,7 +210,20 @@ def scores_table(subject: Subject) -> str:
     head = ["task", "metric", "on dev", "95% interval"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    return f"## Scores\n\n{markdown_table(head, rows)}"
+    return f"## Scores\n\n{markdown_table(head, rows)}\n\n{what_score_is(subject)}".strip()
+
+
+def what_score_is(subject: Subject) -> str:
+    """Return how the figures over all tasks are made, if they are shown."""
+    if not any(not name for name, *_ in subject.scores):
+        return ""
+    kinds = {task.kind.metric: task.kind.scoring.formula for task in subject.tasks.values()}
+    formulas = ", ".join(f"{code(metric)} as {formula}" for metric, formula in kinds.items() if formula)
+    weighted = "weighted " if len({task.weight for task in subject.tasks.values()}) > 1 else ""
+    return (
+        f"`score` is the {weighted}mean over the tasks, `worst` the least of them and `spread` the best less "
+        f"the worst, each task on a scale from 0 to 1{f' ({formulas})' if formulas else ''}."
+    )
 
 
 def training(subject: Subject) -> str:
@@ -220,8 +233,7 @@ def training(subject: Subject) -> str:
     data = subject.settings.get("data")
     tables = "the sample tables that ship with minbert (CC0)"
     if data is not None:
-        paths = [task.path(Path(), split) for task in subject.tasks.values() for split in SPLITS[:2]]
-        names = ", ".join(code(str(path)) for path in dict.fromkeys(paths))
+        names = ", ".join(dict.fromkeys(name for task in subject.tasks.values() for name in tables_of(task)))
         tables = f"{names or 'tables'} in {code(shortened(data))}"
     start, first = shortened(subject.start), shortened(subject.checkpoint)
     chain = code(start) if start == first else f"{code(start)}, which started from {code(first)}"
@@ -231,6 +243,14 @@ def training(subject: Subject) -> str:
         f"## Training\n\nData: {tables}. Started from {chain}.{best}\n\n"
         f"```sh\n{command(subject.settings)}\n```"
     )
+
+
+def tables_of(task: Task) -> list[str]:
+    """Return the names of the training and the dev table, or of the one that is both."""
+    train, dev = (code(str(task.path(Path(), split))) for split in SPLITS[:2])
+    if task.dev_fraction:
+        return [f"{train} ({task.dev_fraction:.0%} of it held out as dev)"]
+    return [train, dev]
 
 
 def command(settings: Mapping[str, Any]) -> str:

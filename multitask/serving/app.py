@@ -62,6 +62,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+NOT_A_PAIR = dict.fromkeys(("tuple_type", "too_long"), "Input should be a list of two texts")
+
+
 def create_app(model: Predictor, name: str, limits: Serving) -> FastAPI:
     """Return the app that answers with this model, shown under this name."""
     batches = Batches(partial(answers_of, model), limits.max_batch, limits.queue)
@@ -156,7 +159,8 @@ async def when_invalid(request: Request, error: Exception) -> JSONResponse:
     elif not place or first["type"] == "json_invalid":
         reason = "the body is not a list in JSON, sent as application/json"
     else:
-        reason = f"body{''.join(f'[{part}]' for part in place)}: {first['msg']}"
+        problem = NOT_A_PAIR.get(first["type"], first["msg"])
+        reason = f"body{''.join(f'[{part}]' for part in place)}: {problem}"
     return JSONResponse({"detail": reason}, 422)
 
 
