@@ -20,6 +20,7 @@ from typing import Any
 from minbert.errors import InputError, counted
 from minbert.files import flush, named_folder, rename, write_text
 from multitask import machine
+from multitask.advice import command
 from multitask.config import Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS
@@ -51,8 +52,8 @@ def run_export(config: Config) -> None:
     run, out = Path(config.runs.run[0]), Path(config.output.out or "")
     if is_ensemble(run):
         raise InputError(
-            f"{run}: is an ensemble, which no other library knows; distil it first (--option distill "
-            f"--run {run}), and export the student"
+            f"{run}: is an ensemble, which no other library knows; distil it first with "
+            f"{command('distill', '--run', run)}, and export the student"
         )
     if os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another --out")

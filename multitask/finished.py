@@ -100,3 +100,4 @@ def next_commands(config: Config, run: Path, selected: Collection[str]) -> Itera
         data = [] if config.tables.data is None else ["--data", config.tables.data]
         yield command("finetune", "--init", run, *data)
         yield command("report", "--run", run)
+        yield command("export", "--run", run, "--to", "hf", "--out", f"{run}-hf")

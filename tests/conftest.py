@@ -1,5 +1,6 @@
 """What several test files share. The tests need no network and no real weights, unless marked slow."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from multitask import jobs
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("same")  # the same inputs every time; tools/stress/fuzz.py has others
 
+sys.orig_argv[0] = sys.executable  # messages advise the same commands here and in the processes of the tests
 torch.set_num_threads(1)  # the same sums on every machine, and a training beside the tests goes on
 
 

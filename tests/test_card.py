@@ -13,7 +13,7 @@ from multitask.command_line import resolve
 from multitask.config import PATHS, Config, decisive
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.data.tasks import BUILT_IN, Task
-from multitask.report.card import Subject, answers, card, command, tables_of, usage_of_run
+from multitask.report.card import Subject, answers, card, tables_of, training_command, usage_of_run
 from multitask.run import main
 
 yaml = pytest.importorskip("yaml", reason="comes with the extra export")
@@ -140,7 +140,7 @@ def test_many_classes_are_counted():
 def test_the_command_trains_such_a_model(words, tmp_path):
     config = resolve(shlex.split(words.format(tmp_path)))
     assert isinstance(config, Config)
-    program, again = command(config.settings).split(" --", 1)
+    program, again = training_command(config.settings).split(" --", 1)
     assert program == "python -m multitask.run" and str(tmp_path) not in again
     same = resolve(shlex.split("--" + again))
     assert isinstance(same, Config)
@@ -150,7 +150,8 @@ def test_the_command_trains_such_a_model(words, tmp_path):
 
 def test_paths_are_told_by_their_names():
     settings = make_config("finetune", data="/a/my tables", init="/b/heads").settings
-    assert command(settings) == "python -m multitask.run --option finetune --data 'my tables' --init heads"
+    again = training_command(settings).removeprefix("python -m multitask.run ")
+    assert again == "--option finetune --data 'my tables' --init heads"
     assert {"data", "init"} <= {*PATHS}
 
 

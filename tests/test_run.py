@@ -559,7 +559,7 @@ def test_a_signal_ends_the_step_and_saves(call, finetune, finished, tmp_path, nu
     assert stopped.returncode == status
     assert stopped.stderr.splitlines() == [
         "", "stopping after this step; a second signal stops at once",
-        f"stopped; resume with {sys.executable} -m multitask.run --resume --out {tmp_path / 'run'}",
+        f"stopped; resume with {advice.resume(tmp_path / 'run')}",
     ]  # fmt: skip
     status, out, err = call("--resume", "--out", tmp_path / "run")
     assert (status, err) == (0, "") and "resuming after step 5" in out

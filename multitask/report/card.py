@@ -241,7 +241,7 @@ def training(subject: Subject) -> str:
     best = f" This is the model of epoch {epoch}, the best on dev." if is_number(epoch) else ""
     return (
         f"## Training\n\nData: {tables}. Started from {chain}.{best}\n\n"
-        f"```sh\n{command(subject.settings)}\n```"
+        f"```sh\n{training_command(subject.settings)}\n```"
     )
 
 
@@ -253,7 +253,7 @@ def tables_of(task: Task) -> list[str]:
     return [train, dev]
 
 
-def command(settings: Mapping[str, Any]) -> str:
+def training_command(settings: Mapping[str, Any]) -> str:
     """Return the command line of these settings, without those at their defaults."""
     option = settings["option"]
     words = ["python", "-m", "multitask.run", "--option", option]
