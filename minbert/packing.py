@@ -77,9 +77,11 @@ class Packing:
 
     def by_length(self) -> Packing:
         """Return the packing with the longer and the shorter examples in a group each, if that saves enough
-        work. On a GPU two small groups take longer than one."""
+        work. On a GPU two small groups take longer than one, and torch.compile needs a fixed number."""
+        if torch.compiler.is_compiling() or not self.mask.is_cpu:
+            return self
         lengths = self.mask.sum(dim=1)
-        order = lengths.argsort(descending=True)
+        order = lengths.argsort(descending=True, stable=True)
         ranked = lengths[order].tolist()
 
         def work(longer: int) -> int:
@@ -87,7 +89,7 @@ class Packing:
             return longer * ranked[0] ** 2 + (len(ranked) - longer) * ranked[longer % len(ranked)] ** 2
 
         longer = min(range(1, len(ranked) + 1), key=work)
-        if not self.mask.is_cpu or work(longer) > (1 - SAVING) * work(len(ranked)):
+        if work(longer) > (1 - SAVING) * work(len(ranked)):
             return self
         layout, first_layout, masks = _in_groups(self.first, lengths, [order[:longer], order[longer:]])
         return replace(self, layout=layout, first_layout=first_layout, key_masks=masks)
