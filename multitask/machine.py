@@ -70,7 +70,7 @@ def choose_products(model: MultitaskBert, recorded: Mapping[str, Any]) -> dict[s
     """
     here = libraries.machine()
     if recorded.get("machine") == here:
-        found = recorded["onednn"]
+        found = recorded.get("onednn", {})
     else:
         found = distributed.from_writer(lambda: _choices(model, model.precision, model.device))
     libraries.adopt(found)
