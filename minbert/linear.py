@@ -27,8 +27,8 @@ _fast: ContextVar[bool] = ContextVar("fast", default=False)
 def fast_products() -> AbstractContextManager[None]:
     """Return a context in which `Linear` and its gradients use the faster library.
 
-    If that is oneDNN, only first derivatives are supported. The context does nothing under torch.compile.
-    `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off.
+    If that is oneDNN, second derivatives and `torch.func` are not supported; turn it off for them, with
+    `torch.backends.mkldnn.flags(enabled=False)`. The context does nothing under torch.compile.
     """
     return nullcontext() if torch.compiler.is_compiling() else _taking_the_faster()
 
@@ -46,13 +46,13 @@ class Linear(nn.Linear):
     """`nn.Linear`, x W^T + b, with the faster library inside `fast_products`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not _fast.get() or not _suits_onednn(x):
+        if torch.compiler.is_compiling() or not _fast.get() or self.bias is None or not _suits_onednn(x):
             return super().forward(x)
         choice = chosen(self.in_features, self.out_features, len(x))
         if not choice:
             return super().forward(x)
-        product: Tensor = _Product.apply(x, self.weight, self.bias, choice)
-        return product
+        product: Tensor = _Product.apply(_pad(x), self.weight, self.bias, choice)
+        return product[: len(x)]
 
 
 def _suits_onednn(x: Tensor) -> bool:
@@ -71,25 +71,20 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, choice: Choice) -> Tensor:
-        padded = _pad(x)
-        ctx.save_for_backward(padded, weight)
+        ctx.save_for_backward(x, weight)
         ctx.choice = choice
-        if "output" in choice:
-            return onednn(padded, weight, bias)[: len(x)]
-        return F.linear(x, weight, bias)
+        return onednn(x, weight, bias) if "output" in choice else F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        padded = _pad(gradient)
         of_x = of_weight = of_bias = None
         needs_x, needs_weight, needs_bias = (_is_needed(node) for node, _ in ctx.next_functions[:3])
         if needs_x:
-            product = onednn(padded, weight.t()) if "input" in ctx.choice else padded @ weight
-            of_x = product[: len(gradient)]
+            of_x = onednn(gradient, weight.t()) if "input" in ctx.choice else gradient @ weight
         if needs_weight:
-            of_weight = onednn(padded.t(), x.t()) if "weight" in ctx.choice else padded.t() @ x
+            of_weight = onednn(gradient.t(), x.t()) if "weight" in ctx.choice else gradient.t() @ x
         if needs_bias:
             of_bias = gradient.sum(dim=0)
         return of_x, of_weight, of_bias, None

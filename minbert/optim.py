@@ -27,7 +27,7 @@ class AdamW(Optimizer):
     `correct_bias=False` sets m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
     every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
-    torch.compile fuses the update's seven passes over memory into one.
+    torch.compile fuses the update's eight passes over memory into one.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class AdamW(Optimizer):
             )
             _compiled()(*(tensor.detach().flatten() for tensor in tensors), numbers)
             return
-        decays = 1 - decay > torch.finfo(parameter.dtype).eps / 4  # or else decay itself rounds to 1
+        decays = 1 - decay > torch.finfo(parameter.dtype).eps / 4  # otherwise the factor rounds to 1
         for theta, g, m, v in _chunks(*tensors):
             if scale != 1:
                 g = g * scale

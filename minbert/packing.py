@@ -32,7 +32,9 @@ class Layout:
     """Where the rows of a packed list stand in padded batches, one for each group of examples."""
 
     shapes: tuple[tuple[int, int], ...]  # (b, l) of each group
-    rows: Tensor  # (sum of b l,) the row at each place of the batches in turn; at padding, any row
+    rows: (
+        Tensor  # (sum of b l,) the row at each place of the batches in turn; at padding, the example's first
+    )
     places: Tensor  # (T,) each row's place
 
     def spread(self, packed: Tensor) -> list[Tensor]:
@@ -72,14 +74,17 @@ class Packing:
         tokens = mask.flatten().nonzero().squeeze(1)
         first = lengths.cumsum(dim=0) - lengths
         everyone = torch.arange(len(mask), device=mask.device)
-        grouped = _in_groups(first, lengths, [everyone])
-        return cls(mask, tokens, tokens % mask.shape[1], first, *grouped)
+        length = mask.shape[1]
+        grouped = _in_groups(first, lengths, tokens // length, [(everyone, length)])
+        return cls(mask, tokens, tokens % length, first, *grouped)
 
     def by_length(self) -> Packing:
         """Return the packing with the longer and the shorter examples in a group each, if that saves enough
-        work. On a GPU two small groups take longer than one."""
+        work. On a GPU two small groups take longer than one, and torch.compile needs a fixed number."""
+        if torch.compiler.is_compiling() or not self.mask.is_cpu:
+            return self
         lengths = self.mask.sum(dim=1)
-        order = lengths.argsort(descending=True)
+        order = lengths.argsort(descending=True, stable=True)
         ranked = lengths[order].tolist()
 
         def work(longer: int) -> int:
@@ -87,9 +92,13 @@ class Packing:
             return longer * ranked[0] ** 2 + (len(ranked) - longer) * ranked[longer % len(ranked)] ** 2
 
         longer = min(range(1, len(ranked) + 1), key=work)
-        if not self.mask.is_cpu or work(longer) > (1 - SAVING) * work(len(ranked)):
-            return self
-        layout, first_layout, masks = _in_groups(self.first, lengths, [order[:longer], order[longer:]])
+        groups = [(order[:longer], ranked[0]), (order[longer:], ranked[longer % len(ranked)])]
+        if work(longer) > (1 - SAVING) * work(len(ranked)):
+            if ranked[0] == self.mask.shape[1]:
+                return self
+            groups = [(order, ranked[0])]  # without the positions that are padding in all examples
+        owners = self.tokens // self.mask.shape[1]
+        layout, first_layout, masks = _in_groups(self.first, lengths, owners, groups)
         return replace(self, layout=layout, first_layout=first_layout, key_masks=masks)
 
     def pack(self, padded: Tensor) -> Tensor:
@@ -112,24 +121,28 @@ class Packing:
 
 
 def _in_groups(
-    first: Tensor, lengths: Tensor, groups: Sequence[Tensor]
+    first: Tensor, lengths: Tensor, owners: Tensor, groups: Sequence[tuple[Tensor, int]]
 ) -> tuple[Layout, Layout, tuple[Tensor, ...]]:
-    """Return the layouts of all tokens and of the first ones, and the groups' key masks. `groups` are the
-    examples (b,) of each."""
-    shapes, rows, real = [], [], []
-    for examples in groups:
-        longest = int(lengths[examples].max())
+    """Return the layouts of all tokens and of the first ones, and the groups' key masks.
+
+    `first` and `lengths` (B,) are the examples', `owners` (T,) the example of each token; a group is its
+    examples (b,) and the length to which they are padded.
+    """
+    starts = torch.empty_like(first)  # the place of each example's first token
+    rows, masks, offset = [], [], 0
+    for examples, longest in groups:
         position = torch.arange(longest, device=first.device)
-        here = position < lengths[examples, None]  # (b, l)
-        shapes.append((len(examples), longest))
-        rows.append((first[examples, None] + position).where(here, 0))
-        real.append(here)
-    flat, is_real = (torch.cat([part.flatten() for part in parts]) for parts in (rows, real))
-    places = is_real.nonzero().squeeze(1)
-    layout = Layout(tuple(shapes), flat, torch.empty_like(places).index_copy_(0, flat[places], places))
-    order = torch.cat(list(groups))
-    firsts = Layout(tuple((len(examples), 1) for examples in groups), order, order.argsort())
-    return layout, firsts, tuple(minus_infinity_at(~here[:, None, None, :]) for here in real)
+        real = position < lengths[examples, None]  # (b, l)
+        start = first[examples, None]
+        rows.append((start + position).where(real, start).flatten())
+        masks.append(minus_infinity_at(~real[:, None, None, :]))
+        starts[examples] = offset + longest * torch.arange(len(examples), device=first.device)
+        offset += real.numel()
+    places = starts[owners] + torch.arange(len(owners), device=first.device) - first[owners]
+    layout = Layout(tuple((len(examples), longest) for examples, longest in groups), torch.cat(rows), places)
+    order = torch.cat([examples for examples, _ in groups])
+    firsts = Layout(tuple((len(examples), 1) for examples, _ in groups), order, order.argsort())
+    return layout, firsts, tuple(masks)
 
 
 def added_to_scores(mask: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -42,7 +42,8 @@ GAIN = 1.1  # oneDNN's least speed, relative to the other library's, at which it
 ROUNDS = 5
 
 _SIZE = re.compile(r"(\d{1,7}) x (\d{1,7}), (\d{1,7}) rows or more")
-_tables: dict[int, Table] = {}  # by the number of threads
+_measured: dict[int, Table] = {}  # by the number of threads
+_adopted: dict[int, Table] = {}  # likewise; these come first, and are never written to the file
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,44 +53,43 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def chosen(inputs: int, outputs: int, rows: int) -> Choice:
-    """Return which products of a layer oneDNN computes, for FEWEST_ROWS[0] rows or more. They are measured
-    now if they never were."""
-    table = _table()
-    fewest = max(least for least in FEWEST_ROWS if least <= rows)
-    if (inputs, outputs, fewest) not in table:
-        table |= {(inputs, outputs, least): measure(inputs, outputs, least) for least in FEWEST_ROWS}
-        _keep(table)
-    return table[inputs, outputs, fewest]
+    """Return which products of a layer oneDNN computes, for FEWEST_ROWS[0] rows or more: as adopted, or as
+    measured, now if they never were."""
+    size = inputs, outputs, max(least for least in FEWEST_ROWS if least <= rows)
+    adopted = _adopted.get(torch.get_num_threads(), {})
+    return adopted[size] if size in adopted else _measured_here(size)
 
 
 def choices(shapes: Collection[tuple[int, int]]) -> dict[str, list[str]]:
-    """Return which products oneDNN computes in layers of these (inputs, outputs), in a form that `adopt`
-    takes."""
-    for shape in shapes:
-        chosen(*shape, FEWEST_ROWS[0])
-    return _written({size: choice for size, choice in _table().items() if size[:2] in shapes})
+    """Return which products oneDNN computes in layers of these (inputs, outputs), as measured here, in a form
+    that `adopt` takes."""
+    sizes = [(*shape, rows) for shape in shapes for rows in FEWEST_ROWS]
+    return _written({size: _measured_here(size) for size in sizes})
 
 
 def adopt(written: object) -> None:
-    """Choose as this result of `choices` says, from now on, in this process. Raises ValueError if it is
-    malformed."""
-    _table().update(read_choices(written))
+    """Use this result of `choices` from now on, in this process, whatever was measured. Raises ValueError if
+    it is malformed."""
+    _adopted[torch.get_num_threads()] = read_choices(written)
 
 
 def machine() -> str:
     """Return what a measurement holds for: processor, threads and version of torch."""
-    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{processor()}, threads {torch.get_num_threads()}, torch {torch.__version__}"
 
 
 @cache
 def processor() -> str:
-    """Return the processor's name with its family and model, which tell one generation from the next."""
+    """Return the processor's name with its family and model, which tell one generation from the next; for an
+    Arm, the numbers of its maker and part."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, flags=re.MULTILINE))
-    if len(found) < 3:
-        return platform.processor()
-    return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
+    found = dict(re.findall(r"^([\w ]*\w)\s*: (.+)$", text, flags=re.MULTILINE))
+    if {"model name", "cpu family", "model"} <= found.keys():
+        return f"{found['model name']}, family {found['cpu family']}, model {found['model']}"
+    if {"CPU implementer", "CPU part"} <= found.keys():
+        return f"{platform.machine()}, maker {found['CPU implementer']}, part {found['CPU part']}"
+    return platform.processor() or platform.machine()
 
 
 # Measuring
@@ -97,7 +97,8 @@ def processor() -> str:
 
 def measure(inputs: int, outputs: int, rows: int, clock: Clock = time.perf_counter) -> Choice:
     """Return those of the three products for which oneDNN is faster."""
-    x, weight, gradient = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
+    ones = partial(torch.ones, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+    x, weight, gradient = ones(rows, inputs), ones(outputs, inputs), ones(rows, outputs)
     rivals: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
         "output": (lambda: F.linear(x, weight), lambda: onednn(x, weight)),
         "input": (lambda: gradient @ weight, lambda: onednn(gradient, weight.t())),
@@ -124,14 +125,19 @@ def is_faster(other: Callable[[], object], plain: Callable[[], object], clock: C
 # Keeping
 
 
-def _table() -> Table:
+def _measured_here(size: tuple[int, int, int]) -> Choice:
+    """Return the choice for these inputs, outputs and rows from the file, or measure it now."""
     threads = torch.get_num_threads()
-    if threads not in _tables:
+    if threads not in _measured:
         try:
-            _tables[threads] = read_choices(_all_kept().get(machine(), {}))
+            _measured[threads] = read_choices(_all_kept().get(machine(), {}))
         except ValueError:
-            _tables[threads] = {}
-    return _tables[threads]
+            _measured[threads] = {}
+    table = _measured[threads]
+    if size not in table:
+        table[size] = measure(*size)
+        _keep(table)
+    return table[size]
 
 
 def _all_kept() -> dict[str, object]:

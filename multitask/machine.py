@@ -65,16 +65,19 @@ def place(model: MultitaskBert, products: Products, device: torch.device) -> Mul
 def choose_products(model: MultitaskBert, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the matrix library of each of the encoder's products, and return the choice as a record.
 
-    A resumed run keeps what it has `recorded`, so that it goes on with the same bytes, if this is the same
-    machine with as many threads. Otherwise process 0 chooses for all processes.
+    Process 0 chooses for all processes. A resumed run keeps what it has `recorded`, so that it goes on with
+    the same bytes, if this is the same machine with as many threads and the record has all its products.
     """
-    here = libraries.machine()
-    if recorded.get("machine") == here:
-        found = recorded["onednn"]
-    else:
-        found = distributed.from_writer(lambda: _choices(model, model.precision, model.device))
-    libraries.adopt(found)
-    return {"machine": here, "onednn": found}
+
+    def choose() -> dict[str, Any]:
+        found = _choices(model, model.precision, model.device)
+        if recorded.get("machine") == libraries.machine() and recorded["onednn"].keys() == found.keys():
+            return dict(recorded)
+        return {"machine": libraries.machine(), "onednn": found}
+
+    record = distributed.from_writer(choose)
+    libraries.adopt(record["onednn"])
+    return record
 
 
 def _choices(model: MultitaskBert, precision: str, device: torch.device) -> dict[str, list[str]]:

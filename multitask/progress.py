@@ -106,7 +106,10 @@ def read_progress(path: Path) -> Progress:
     kinds = {"sums": dict, "ratios": dict, "records": list, "facts": dict, "products": dict}
     if values.keys() != kinds.keys() or not all(isinstance(values[name], kinds[name]) for name in kinds):
         raise ValueError(f"{path.name} does not have {', '.join(kinds)} beside its numbers")
-    read_choices(values["products"].get("onednn", {}))
+    if values["products"]:
+        if values["products"].keys() != {"machine", "onednn"}:
+            raise ValueError(f"{path.name} does not say which products were chosen on which machine")
+        read_choices(values["products"]["onednn"])
     return Progress(**plain, **values)
 
 

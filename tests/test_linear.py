@@ -88,6 +88,14 @@ def test_what_is_not_a_list_of_rows_goes_to_torch(onednn):
 
 
 @needs_onednn
+def test_outputs_may_be_changed_and_biases_left_out(onednn):
+    rows = torch.randn(ROWS + 1, 12, requires_grad=True)
+    with fast_products():
+        Linear(12, 7)(rows).relu_().sum().backward()
+        Linear(12, 7, bias=False)(rows).sum().backward()
+
+
+@needs_onednn
 @pytest.mark.parametrize("count, padded", [(ROWS, ROWS), (ROWS + 1, 2 * ROWS), (3 * ROWS - 1, 3 * ROWS)])
 def test_rows_come_in_multiples(onednn, monkeypatch, count, padded):
     taken = []

@@ -196,7 +196,7 @@ def measured(monkeypatch) -> dict[str, list[str]]:
     found = {"32 x 32, 32 rows or more": ["output"]}
     monkeypatch.setattr(machine, "onednn_is_here", lambda: True)
     monkeypatch.setattr(products, "choices", lambda shapes: found)
-    monkeypatch.setattr(products, "_tables", {})
+    monkeypatch.setattr(products, "_adopted", {})
     return found
 
 
@@ -208,6 +208,7 @@ def test_a_run_keeps_the_products_that_it_has_recorded(tiny, monkeypatch, measur
     kept = {"32 x 32, 32 rows or more": ["output"]}
     assert machine.choose_products(model, {**first, "onednn": kept})["onednn"] == kept
     assert products.chosen(32, 32, 40) == {"output"}
+    assert machine.choose_products(model, {**first, "onednn": {}})["onednn"] == measured  # begun on a GPU
     monkeypatch.setattr(products, "machine", lambda: "another machine")
     assert machine.choose_products(model, first) == {"machine": "another machine", "onednn": measured}
     assert products.chosen(32, 32, 40) == {"weight"}

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minbert import BertModel
 from minbert.errors import InputError
 from minbert.packing import Packing, minus_infinity_at
 
@@ -83,6 +84,19 @@ def test_examples_of_like_lengths_stay_together() -> None:
     mask = torch.arange(10) < torch.tensor([10, 9, 9, 8])[:, None]
     for packing in (Packing.from_mask(mask), Packing.from_mask(mask[:1])):
         assert packing.by_length() is packing
+    wide = torch.nn.functional.pad(mask, (0, 10))  # padded beyond the longest
+    assert Packing.from_mask(wide).by_length().layout.shapes == ((4, 10),)
+
+
+def test_a_broken_example_leaves_the_others_alone(tiny) -> None:
+    """What stands at padding is multiplied by 0, and would still be NaN if it came from another example."""
+    model = BertModel.from_pretrained(tiny)
+    mask = torch.arange(9) < torch.tensor([2, 9, 8, 3])[:, None]
+    embeddings, packing = model.embed(torch.ones_like(mask, dtype=torch.int64), mask)
+    broken = embeddings.index_fill(0, torch.tensor([0]), torch.inf)
+    for pooling in ("cls", "mean"):
+        vectors = model.pooled_from_embeddings(broken, packing, pooling)
+        assert vectors.isfinite().all(dim=1).tolist() == [False, True, True, True]
 
 
 @given(masks(), st.booleans())
