@@ -9,6 +9,7 @@ TARGETS = "teacher.safetensors"  # what a distilled model learns
 ENSEMBLE = "ensemble.toml"  # who the members of an ensemble are
 STATE = "state"  # what --resume needs
 BEST = "best"  # the model of the best epoch
+CALIBRATION = "calibration.toml"  # in best/: what was fitted on dev
 PREDICTIONS = "predictions"
 FIGURES = "figures"
 COPIES = "members"  # of an ensemble that keeps its members' models

@@ -8,7 +8,7 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.data.tokens import Examples, Tokens, make_examples
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
-from multitask.layout import BEST, ENSEMBLE, STATE
+from multitask.layout import BEST, CALIBRATION, ENSEMBLE, STATE
 from multitask.messages import progress_bar
+from multitask.methods.calibration import Calibration
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
@@ -61,6 +62,7 @@ class MultitaskBert(nn.Module, Predictor):
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.pooling = pooling
+        self.calibrations: Mapping[str, Calibration] = {}
         self.precision = "float32"  # or "bf16", of the encoder's products
         self.max_length = min(max_length, encoder.config.max_position_embeddings)
         self.dropout = nn.Dropout(float(head_dropout))
@@ -186,6 +188,7 @@ class MultitaskBert(nn.Module, Predictor):
         settings = {"pooling": self.pooling, "head_dropout": self.dropout.p, "max_length": self.max_length}
         tables = {name: task_to_toml(task) for name, task in self.tasks.items()}
         write_text(directory / "tasks.toml", tomli_w.dumps(settings | {"tasks": tables}))
+        write_calibrations(directory, self.calibrations)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:
@@ -205,6 +208,7 @@ class MultitaskBert(nn.Module, Predictor):
         settings, tasks, heads = load_heads(directory)
         encoder, tokenizer = BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory)
         model = cls(encoder, tokenizer, tasks, **settings)
+        model.calibrations = read_calibrations(directory, tasks)
         try:
             model.heads.load_state_dict(heads)
         except RuntimeError as error:
@@ -255,6 +259,29 @@ def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
     tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}
     check_outputs(tasks.values(), str(path))
     return settings, tasks
+
+
+def write_calibrations(directory: Path, calibrations: Mapping[str, Calibration]) -> None:
+    """Write beside a saved model what was fitted on dev for it, if anything was."""
+    if calibrations:
+        tables = {name: asdict(found) for name, found in calibrations.items()}
+        write_text(directory / CALIBRATION, tomli_w.dumps(tables))
+
+
+def read_calibrations(directory: Path, tasks: Mapping[str, Task]) -> dict[str, Calibration]:
+    """Read what `write_calibrations` wrote, if it wrote anything. Raises InputError if it does not fit the
+    tasks."""
+    path = directory / CALIBRATION
+    tables = load_toml(path) if path.is_file() else {}
+    return {name: calibration_from_toml(tasks.get(name), table, path) for name, table in tables.items()}
+
+
+def calibration_from_toml(task: Task | None, table: Any, path: Path) -> Calibration:
+    """Return what was fitted on dev for a task, from a section of a TOML file. Raises InputError if the task
+    is not one for which something is."""
+    if task is None or not task.is_fitted_on_dev or not isinstance(table, dict):
+        raise InputError(f"{path}: does not fit the tasks beside it; remove it, or restore it")
+    return Calibration(**check_table(table, fields_of(Calibration), f"{path}: [{task.name}]"))
 
 
 def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:
