@@ -22,6 +22,7 @@ SAMPLINGS = ("round-robin", "full-pass", "proportional", "sqrt", "annealed", "un
 SCHEDULES = ("constant", "linear", "halve-on-rise")
 SCORES = ("score", "worst")
 PRECISIONS = ("float32", "bf16")
+LONG = ("head", "head-tail", "windows")
 
 
 class Group:
@@ -54,6 +55,7 @@ class Start(Group):
     title = "model"
     task_file: str | None = field(None, "TOML file with tasks of your own, instead of the built-in ones")
     max_length: int = field(512, "longest input in tokens; longer ones are cut", low=8, below=4097)
+    long: str = field("head", "what is read of longer ones (docs/data.md)", choices=LONG)
     weights: str = field(
         DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub"
     )

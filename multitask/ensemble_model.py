@@ -33,11 +33,11 @@ from minbert.errors import InputError, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import write_text
 from minbert.reading import load_toml
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.inference import EVALUATION_BATCH
 from multitask.layout import CALIBRATION, COPIES, ENSEMBLE
-from multitask.methods.calibration import UNCHANGED, Calibration
 from multitask.methods.ensemble import average
 from multitask.model import (
     MODEL_FILES,

@@ -18,12 +18,12 @@ from minbert.files import write_text
 from multitask import evaluate
 from multitask.config import Config
 from multitask.data import tasks
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import Panel, copy_members, distinct_runs, relative_members, write_ensemble
 from multitask.judgement import Calibrations, fit_calibrations
 from multitask.layout import CONFIG, PREDICTIONS
-from multitask.methods.calibration import UNCHANGED
 from multitask.methods.ensemble import average, members
 from multitask.model import best_folder, read_definitions
 from multitask.runs import (

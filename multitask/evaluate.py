@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from minbert.files import make_folder, write_text
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
-from multitask.methods.calibration import UNCHANGED, Calibration
 from multitask.model import MultitaskBert
 from multitask.output import Answering, class_columns, each, six_places
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.metrics import per_class
 from multitask.data.resampling import interval, resampled
 from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Answers, Task
 from multitask.evaluate import overall, scores_of
-from multitask.methods.calibration import UNCHANGED, Calibration, folds, reliability
+from multitask.methods.calibration import folds, reliability
 
 Calibrations = Mapping[str, Calibration]  # by task
 
@@ -55,13 +56,8 @@ def judge(
 ) -> Judgement:
     """Return what labelled tables say about the model with these logits (N, C) and calibrations."""
     used = {name: calibrations.get(name, UNCHANGED) for name in logits}
-    cross_fitted = [name for name in logits if used[name].fitted_on == dev[name].source.digest]
-    answers = {
-        name: cross_fit(tasks[name], logits[name], dev[name].labels)
-        if name in cross_fitted
-        else tasks[name].answers(logits[name], used[name])
-        for name in logits
-    }
+    cross_fitted = [name for name in logits if is_fitted_on(used[name], dev[name])]
+    answers = {name: judged_answers(tasks[name], logits[name], dev[name], used[name]) for name in logits}
     predictions = {name: given.numbers.double().numpy() for name, given in answers.items()}
     labels = {name: dev[name].labels for name in logits}
     classes = {
@@ -80,6 +76,18 @@ def judge(
         calibration,
         cross_fitted,
     )
+
+
+def is_fitted_on(calibration: Calibration, table: Table) -> bool:
+    return calibration.fitted_on == table.source.digest
+
+
+def judged_answers(task: Task, logits: Tensor, table: Table, calibration: Calibration) -> Answers:
+    """Return the answers by which a model is judged on a table: its own, or cross-fitted ones if the
+    calibration was fitted on this table."""
+    if is_fitted_on(calibration, table):
+        return cross_fit(task, logits, table.labels)
+    return task.answers(logits, calibration)
 
 
 def cross_fit(task: Task, logits: Tensor, labels: np.ndarray) -> Answers:
@@ -104,9 +112,11 @@ def _calibration(
         asdict(reliability(given.probabilities.double().numpy(), labels))  # type: ignore[union-attr]
         for given in (task.answers(logits), answers)
     )
-    found: dict[str, Any] = {"before": before} | ({"after": after} if task.calibrate else {})
-    if task.is_fitted_on_dev:
-        found |= {"temperature": used.temperature, "threshold": used.threshold}
+    found: dict[str, Any] = {"before": before}
+    if task.calibrate:
+        found |= {"after": after, "temperature": used.temperature}
+    if task.threshold:
+        found["threshold"] = used.threshold
     return found
 
 
@@ -123,16 +133,15 @@ def intervals(
     return found | {name: interval(together[name]) for name in OVERALL}
 
 
-def describe(judged: Judgement) -> str:
-    """Return in lines what was fitted on dev, and what that did to the calibration error; none if nothing
-    was."""
-    lines = []
-    for name, found in judged.calibration.items():
-        if "temperature" not in found:
-            continue
-        fitted = f"temperature {found['temperature']:.3f}, threshold {found['threshold']:.3f}"
-        line = f"  {name}: {fitted}"
-        if "after" in found:
-            line += f"; calibration error {found['before']['error']:.3f}, then {found['after']['error']:.3f}"
-        lines.append(line + (" (five-fold cross-fitted on dev)" if name in judged.cross_fitted else ""))
-    return "\n".join(lines)
+def describe(judged: Judgement, name: str) -> str:
+    """Return in a line what was fitted on dev for a task, and what that did to its calibration error; an
+    empty one if nothing was."""
+    found = judged.calibration.get(name, {})
+    fitted = [f"{what} {found[what]:.3f}" for what in ("temperature", "threshold") if what in found]
+    if "after" in found:
+        before, after = (found[part]["error"] for part in ("before", "after"))
+        fitted.append(f"calibration error {before:.3f} before, {after:.3f} after")
+    if not fitted:
+        return ""
+    judged_by = " (five-fold cross-fitted on dev)" if name in judged.cross_fitted else ""
+    return f"{name}: {', '.join(fitted)}{judged_by}"

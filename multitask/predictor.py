@@ -9,10 +9,10 @@ from typing import cast
 from torch import Tensor
 
 from minbert.errors import InputError, shown
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import Answer, Answers, Task
 from multitask.inference import EVALUATION_BATCH
-from multitask.methods.calibration import UNCHANGED, Calibration
 
 Texts = Sequence[str] | Sequence[tuple[str, ...]]  # single sentences or pairs, depending on the task
 

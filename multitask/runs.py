@@ -14,12 +14,12 @@ from minbert.errors import InputError
 from minbert.files import resolved, write_text
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread, read_splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
 from multitask.judgement import Calibrations, Judgement, describe, judge
 from multitask.layout import CONFIG, RESULT
-from multitask.methods.calibration import UNCHANGED
 from multitask.model import MultitaskBert, best_folder
 from multitask.predictor import Predictor
 from multitask.recipes import read_settings
@@ -91,8 +91,8 @@ def write_all_predictions(
 def print_scores(selected: Mapping[str, Task], judged: Judgement, *others: Mapping[str, Any]) -> None:
     """Print the dev scores with their intervals, beside those of other models, and what was fitted on dev."""
     print(evaluate.format_scores(selected, judged.dev, *others, intervals=judged.intervals))
-    if fitted := describe(judged):
-        print(fitted)
+    for line in filter(None, (describe(judged, name) for name in selected)):
+        print(f"  {line}")
 
 
 def write_result(run: Path, **found: Any) -> None:

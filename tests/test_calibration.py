@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from multitask.data.calibration import Calibration
 from multitask.methods.calibration import (
-    Calibration,
     best_f1_threshold,
     fit_temperature,
     folds,

@@ -15,11 +15,12 @@ import torch
 from helpers import write_tables
 
 from multitask import load
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import Table
 from multitask.data.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, read_task_file
 from multitask.ensemble_model import read_ensemble
 from multitask.judgement import cross_fit, fit_calibrations, judge
-from multitask.methods.calibration import UNCHANGED, folds, reliability
+from multitask.methods.calibration import folds, reliability
 from multitask.run import main
 
 TASKS = """

@@ -16,9 +16,10 @@ from torch import Tensor
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_toml
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.kinds import KINDS, Kind
 from multitask.data.metrics import METRICS
-from multitask.methods.calibration import THRESHOLDS, UNCHANGED, Calibration, fit_temperature
+from multitask.methods.calibration import THRESHOLDS, fit_temperature
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
 RESERVED = (

@@ -24,29 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from minbert.fields import field
-
 WIDEST = 20.0  # temperature, or 1 over it: what a few rows may lead to at most
 SUREST = 1e-6  # a threshold's least distance from 0 and 1
 BINS = 15
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What is done to a task's logits before they are read."""
-
-    temperature: float = field(1.0, low=1 / WIDEST, most=WIDEST)
-    threshold: float = field(0.5, low=SUREST, most=1 - SUREST)  # of the probability, for the second class
-    fitted_on: str = field("", empty=True)  # SHA-256 of the dev table
-
-    @property
-    def least_logit(self) -> float:
-        """The logit, divided by the temperature, above which the second class is predicted."""
-        return math.log(self.threshold / (1 - self.threshold))
-
-
-UNCHANGED = Calibration()
 
 
 def fit_temperature(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
@@ -68,7 +49,7 @@ def best_f1_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import precision_recall_curve
 
     if not labels.any():
-        return UNCHANGED.threshold
+        return 0.5
     precision, recall, cuts = precision_recall_curve(labels, logits)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(np.argmax(f1[:-1]))  # the last has no cut
