@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_model, write_tables
 
 from minbert.tokenizer import rooms
 from multitask import MultitaskBert
+from multitask.data.tables import read_split
 from multitask.data.tasks import BUILT_IN, SENTIMENT
 from multitask.data.tokens import WHOLE, Tokens, first_and_last_tokens, tokenize
+from multitask.run import main
 
 CLS, SEP = 101, 102
 LONG = "the to in do an is how of on it what and my for be can with you are at"
@@ -112,3 +114,20 @@ def test_whole_texts_for_windows(tiny):
         ((ids, types),) = tokenize([[LONG]], tokenizer, 10, long)
         assert len(ids) == len(types) == length
     assert np.iinfo(np.int32).max < WHOLE
+
+
+def test_a_run_with_windows_trains_on_heads_and_reads_all_of_dev(tiny, tmp_path, capsys):
+    data = write_tables(tmp_path / "data")
+    short = ["--epochs", "1", "--steps-per-epoch", "3", "--max-length", "8", "--threads", "1"]
+    words = ["--weights", str(tiny), "--data", str(data), *short, "--long", "windows"]
+    assert main(["finetune", *words, "--batch-size", "4", "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "of 8 tokens, the limit; longer ones are cut" in out
+    assert "of more than 8 tokens, read in windows" in out
+    model = MultitaskBert.load(tmp_path / "run")
+    table = read_split(data, "dev", BUILT_IN, False)["similarity"]
+    wanted = model.predict("similarity", [row.texts for row in table.rows()])
+    lines = (tmp_path / "run" / "predictions" / "sts-dev-output.csv").read_text().splitlines()[1:]
+    assert [float(line.split(" , ")[1]) for line in lines] == pytest.approx(wanted, abs=1e-5)
+    assert main(["mnrl", *words, "--out", str(tmp_path / "mnrl")]) == 2
+    assert "reads one window of a text; use --long head" in capsys.readouterr().err
