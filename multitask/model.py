@@ -40,7 +40,11 @@ from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
 MOST_PIECES = 4  # tokens that a character may become: three, where a syllable of Hangul is taken apart
-CUT = {HEAD: "longer ones are cut", HEAD_TAIL: "longer ones are cut in their middle"}
+FULL = {  # what is said of rows that fill the longest input, so that they may be cut, or are longer
+    HEAD: "{} tokens, the limit; longer ones are cut",
+    HEAD_TAIL: "{} tokens, the limit; longer ones are cut in their middle",
+    WINDOWS: "more than {} tokens, read in windows",
+}
 MODEL_FILES = (
     *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
     *("heads.safetensors", "tasks.toml"),
@@ -80,6 +84,8 @@ class MultitaskBert(nn.Module, Predictor):
             raise InputError(f"invalid task name: {error.args[0]}; choose another") from None
         if pooling not in POOLINGS:
             raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
+        if long not in LONG:
+            raise InputError(f"long is one of {', '.join(LONG)}, not {long!r}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
@@ -161,11 +167,10 @@ class MultitaskBert(nn.Module, Predictor):
         """Return a table's rows, tokenised; `long` says what is read of those that are too long. Print how
         many fill the longest input, so that they may be cut, or how many are read in windows."""
         examples = make_examples(table, self.tokenizer, self.max_length, long)
-        lengths, name = examples.tokens.lengths, table.source.task.name
-        if full := int((lengths == self.max_length).sum()) if long != WINDOWS else 0:
-            print(f"{name}: {counted(full, 'row')} of {self.max_length} tokens, the limit; {CUT[long]}")
-        if longer := int((lengths > self.max_length).sum()):
-            print(f"{name}: {counted(longer, 'row')} of more than {self.max_length} tokens, read in windows")
+        lengths, most = examples.tokens.lengths, self.max_length
+        full = int((lengths > most if long == WINDOWS else lengths == most).sum())
+        if full:
+            print(f"{table.source.task.name}: {counted(full, 'row')} of {FULL[long].format(most)}")
         return examples
 
     def token_ids(

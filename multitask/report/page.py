@@ -219,8 +219,8 @@ def task_sections(
         yield "<h2>Student and teacher</h2>"
         beside = evaluate.format_scores(model.tasks, scores, teacher, intervals=judged.intervals)
         yield f"<pre>{escape(beside)}</pre>"
-    recorded = best["dev"]["score"]
-    if abs(recorded - scores["score"]) > 1e-3:
+    recorded, found = best["dev"]["score"], evaluate.scores(model.tasks, logits, tables)["score"]
+    if abs(recorded - found) > 1e-3:
         yield f'<p class="note">The run recorded {recorded:.3f}, so these are not its own dev tables.</p>'
     plot = learning_curves(records, config.batches.choose_by)
     yield embed(plot, figures, "learning-curves", "losses, scores and rate by epoch")
@@ -354,7 +354,7 @@ def calibration_section(task: Task, judged: Judgement, figures: Path) -> Iterato
     found = judged.calibration[task.name]
     yield "<h3>Calibration</h3>"
     if line := describe(judged, task.name):
-        yield f"<p>{escape(line.strip())}.</p>"
+        yield f"<p>{escape(line)}.</p>"
     plot = reliability_curve({name: found[name] for name in ("before", "after") if name in found})
     described = f"{title_of(task)}: the share of right predictions by confidence"
     yield embed(plot, figures, f"{task.name}-reliability", described)
