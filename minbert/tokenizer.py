@@ -1,8 +1,8 @@
 """WordPiece tokenisation for BERT, built on the `tokenizers` library.
 
 A single sentence becomes `[CLS] a [SEP]`, with token type 0 throughout; a pair becomes `[CLS] a [SEP] b
-[SEP]`, with type 1 from b on. Text that is too long is cut at its end; in a pair, the longer sentence is cut
-first. Special tokens are always kept.
+[SEP]`, with type 1 from b on. Text that is too long is cut, at its end unless told otherwise; in a pair, the
+longer sentence is cut first. Special tokens are always kept.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from minbert.files import named_folder, write_text
 from minbert.reading import load_json, read_text, reason
 
 Item = TypeVar("Item")
+Keep = Callable[[list[int], int], list[int]]  # a text's tokens, and how many there is room for -> those kept
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LONGEST_WORD = 200  # characters; WordPiece's time grows with their square, and BERT's limit is 100
@@ -42,6 +43,10 @@ COMPONENTS = {
     "model": {"WordPiece"},
     "post_processor": {"TemplateProcessing", "BertProcessing"},
 }
+
+
+def first_tokens(ids: list[int], room: int) -> list[int]:
+    return ids[:room]
 
 
 class BertTokenizer:
@@ -78,11 +83,16 @@ class BertTokenizer:
         return self.backend.get_vocab_size()
 
     def token_ids(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int = 512,
+        keep: Keep = first_tokens,
     ) -> list[tuple[list[int], list[int]]]:
         """Return (input_ids, token_type_ids) of each text, or text and partner in `pairs`, unpadded.
 
-        No example is longer than `max_length` tokens, special tokens included. Raises InputError if an item
+        No example is longer than `max_length` tokens, special tokens included: of a text that is too long,
+        those that `keep` returns remain. Raises InputError if an item
         is not a string, if `pairs` has another length, or if `max_length` leaves no room for text.
         """
         inputs = _checked(texts, pairs)
@@ -90,7 +100,7 @@ class BertTokenizer:
         if max_length <= needed:
             raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
         return [
-            _cut(encoding.ids, encoding.type_ids, max_length, pairs is not None)
+            _cut(encoding.ids, encoding.type_ids, max_length, pairs is not None, keep)
             for chunk in in_chunks(inputs, len if pairs is None else lambda pair: len(pair[0]) + len(pair[1]))
             for encoding in self.backend.encode_batch_fast(chunk)
         ]
@@ -149,7 +159,15 @@ class BertTokenizer:
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _cut(ids: list[int], types: list[int], most: int, pair: bool) -> tuple[list[int], list[int]]:
+def rooms(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of a pair are kept of each text, given how many each has and how many there is
+    room for: the longer one is cut first."""
+    short = min(first, second, room // 2)
+    kept = short if first <= second else room - short
+    return kept, room - kept
+
+
+def _cut(ids: list[int], types: list[int], most: int, pair: bool, keep: Keep) -> tuple[list[int], list[int]]:
     """Return `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` and its types, at most `most` long; see the module.
 
     The library would do the same, but it also makes what it cuts off into further inputs: of a pair, one for
@@ -158,13 +176,11 @@ def _cut(ids: list[int], types: list[int], most: int, pair: bool) -> tuple[list[
     if len(ids) <= most:
         return ids, types
     if not pair:
-        return [*ids[: most - 1], ids[-1]], types[:most]
-    first = types.count(0) - 2
-    second, room = len(ids) - first - 3, most - 3
-    short = min(first, second, room // 2)
-    first, start = short if first <= second else room - short, first + 2
-    second = room - first
-    ids = [*ids[: first + 1], ids[-1], *ids[start : start + second], ids[-1]]
+        return [ids[0], *keep(ids[1:-1], most - 2), ids[-1]], types[:most]
+    start = types.count(0)
+    a, b = ids[1 : start - 1], ids[start:-1]
+    first, second = rooms(len(a), len(b), most - 3)
+    ids = [ids[0], *keep(a, first), ids[-1], *keep(b, second), ids[-1]]
     return ids, [0] * (first + 2) + [1] * (second + 1)
 
 

@@ -23,6 +23,7 @@ SCHEDULES = ("constant", "linear", "halve-on-rise")
 SCORES = ("score", "worst")
 PRECISIONS = ("float32", "bf16")
 EXPORTS = ("hf", "onnx")
+LONG = ("head", "head-tail", "windows")
 
 
 class Group:
@@ -55,6 +56,11 @@ class Start(Group):
     title = "model"
     task_file: str | None = field(None, "TOML file with tasks of your own, instead of the built-in ones")
     max_length: int = field(512, "longest input in tokens; longer ones are cut", low=8, below=4097)
+    long: str = field(
+        "head",
+        "what is read of longer texts: all, in windows, only in evaluation and prediction",
+        choices=LONG,
+    )
     weights: str = field(
         DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub"
     )

@@ -7,6 +7,10 @@ Its folder holds `ensemble.toml`, with a section for each task:
     members = ["../a", "../b"]    # folders of runs or saved models, relative to this one
     weights = [1.0, 1.0]          # their relative weights in the average; equal if left out
 
+    [sentiment.calibration]       # what was fitted on the average's dev outputs, if the task asks for it
+    temperature = 1.31
+    threshold = 0.5
+
     [sentiment.task]              # the task's definition, the same in all members
     kind = "classification"
     ...
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,19 @@ from minbert.errors import InputError, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import write_text
 from minbert.reading import load_toml
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
 from multitask.inference import EVALUATION_BATCH
-from multitask.layout import COPIES, ENSEMBLE
+from multitask.layout import CALIBRATION, COPIES, ENSEMBLE
 from multitask.methods.ensemble import average
-from multitask.model import MODEL_FILES, MultitaskBert, best_folder, read_definitions
+from multitask.model import (
+    MODEL_FILES,
+    MultitaskBert,
+    best_folder,
+    calibration_from_toml,
+    read_definitions,
+)
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import write_folder
 
@@ -52,6 +63,7 @@ class Panel:
     threshold: float = field(low=-1e9)  # the dev score that the members had to reach
     members: tuple[str, ...] = field()  # paths relative to the ensemble's folder
     weights: tuple[float, ...] = field(low=1e-6, most=1e6)
+    calibration: Calibration = UNCHANGED
 
 
 class Ensemble(Predictor):
@@ -65,6 +77,7 @@ class Ensemble(Predictor):
     def __init__(self, folder: Path, load_model: LoadModel):
         self.panels = read_ensemble(folder / ENSEMBLE)
         self.tasks = {name: panel.task for name, panel in self.panels.items()}
+        self.calibrations = {name: panel.calibration for name, panel in self.panels.items()}
         self.places = {member: place_of(folder, member) for member in _members(self.panels)}
         for name, panel in self.panels.items():
             if len({os.path.realpath(self.places[member]) for member in panel.members}) < len(panel.members):
@@ -141,7 +154,7 @@ def copy_members(folder: Path, runs: Iterable[str]) -> dict[str, str]:
     paths = {}
     for number, run in enumerate(runs, start=1):
         paths[run] = f"{COPIES}/{number}-{os.path.basename(os.path.realpath(run))}"
-        write_folder(folder / paths[run], MultitaskBert.load(run).save, MODEL_FILES)
+        write_folder(folder / paths[run], MultitaskBert.load(run).save, (*MODEL_FILES, CALIBRATION))
     return paths
 
 
@@ -152,6 +165,7 @@ def write_ensemble(folder: Path, panels: Mapping[str, Panel]) -> None:
             "threshold": panel.threshold,
             "members": list(panel.members),
             "weights": list(panel.weights),
+            **({} if panel.calibration == UNCHANGED else {"calibration": asdict(panel.calibration)}),
             "task": task_to_toml(panel.task),
         }
         for name, panel in panels.items()
@@ -198,7 +212,7 @@ def _panel(name: str, section: Any, path: Path) -> Panel:
 
     check(isinstance(section, dict), "must be a section")
     check(isinstance(section.get("task"), dict), "lacks the section task, which defines the task")
-    values = {key: value for key, value in section.items() if key != "task"}
+    values = {key: value for key, value in section.items() if key not in ("task", "calibration")}
     values = check_table(values, fields_of(Panel), source, required=("threshold", "members"))
     members = values["members"]
     weights = values.setdefault("weights", (1.0,) * len(members))
@@ -208,4 +222,7 @@ def _panel(name: str, section: Any, path: Path) -> Panel:
         check(not os.path.isabs(member), f"{shown(member)} must be relative to this file's folder")
     check(len(set(members)) == len(members), "lists a member twice")
     check(len(weights) == len(members), "weights must have one number per member")
-    return Panel(task_from_toml(name, section["task"], path), **values)
+    task = task_from_toml(name, section["task"], path)
+    if "calibration" in section:
+        values["calibration"] = calibration_from_toml(task, section["calibration"], path)
+    return Panel(task, **values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from minbert.files import write_text
 from multitask import evaluate
 from multitask.config import Config
 from multitask.data import tasks
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import Panel, copy_members, distinct_runs, relative_members, write_ensemble
+from multitask.judgement import Calibrations, fit_calibrations
 from multitask.layout import CONFIG, PREDICTIONS
 from multitask.methods.ensemble import average, members
 from multitask.model import best_folder, read_definitions
@@ -27,6 +30,7 @@ from multitask.runs import (
     claim_folder,
     data_of,
     load_single,
+    print_scores,
     read_and_print_notes,
     set_up,
     write_all_predictions,
@@ -53,16 +57,18 @@ def run_ensemble(config: Config) -> None:
         }
         for split in SPLITS[1:]
     }
-    scores = write_all_predictions(out / PREDICTIONS, known, tables, averaged)
+    calibrations = fit_calibrations(known, averaged["dev"], tables["dev"])
+    judged = write_all_predictions(out / PREDICTIONS, known, tables, averaged, calibrations)
     inside = {run for entry in chosen.values() for run in entry["members"]}
     needed = [run for run in distinct_runs(runs) if run in inside]
     paths = (copy_members if config.choice.copy else relative_members)(out, needed)
-    write_ensemble(out, {name: panel_of(known[name], chosen[name], paths) for name in known})
+    panels = {name: panel_of(task, chosen[name], paths, calibrations) for name, task in known.items()}
+    write_ensemble(out, panels)
     write_text(out / CONFIG, tomli_w.dumps(config.settings))
-    write_result(out, dev=scores, tasks=chosen)
+    write_result(out, **asdict(judged), tasks=chosen)
     print_members(chosen)
     print(f"on the dev tables of {config.tables.data or 'the shipped sample'}:")
-    print(evaluate.format_scores(known, scores))
+    print_scores(known, judged)
     print(f"ensemble {out}, predictions {out / PREDICTIONS}")
 
 
@@ -101,10 +107,13 @@ def choose_members(
     return {"threshold": threshold, "scores": scores, "members": chosen}
 
 
-def panel_of(task: Task, chosen: Mapping[str, Any], paths: Mapping[str, str]) -> Panel:
+def panel_of(
+    task: Task, chosen: Mapping[str, Any], paths: Mapping[str, str], calibrations: Calibrations
+) -> Panel:
     """Return what `choose_members` found as an ensemble keeps it, with members of equal weight."""
     inside = tuple(paths[run] for run in chosen["members"])
-    return Panel(task, chosen["threshold"], inside, (1.0,) * len(inside))
+    calibration = calibrations.get(task.name, UNCHANGED)
+    return Panel(task, chosen["threshold"], inside, (1.0,) * len(inside), calibration)
 
 
 def print_members(chosen: Mapping[str, Mapping[str, Any]]) -> None:

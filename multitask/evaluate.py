@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minbert.files import make_folder, write_text
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import OVERALL, Task
 from multitask.data.tokens import Examples
@@ -25,16 +27,28 @@ def scores(
     """Return the metric of each task's logits, {task: {metric: value}}, and three figures over all tasks:
     their weighted mean `score`, the `worst`, and the `spread` between the best and the worst, where each
     metric is taken on its scale from 0 to 1."""
-    result: dict[str, Any] = {}
-    for name, logits in outputs.items():
-        task = tasks[name]
-        predictions = task.answers(logits).numbers.double().numpy()
-        result[name] = {task.kind.metric: task.kind.measure(predictions, data[name].labels)}
-    each = {name: tasks[name].kind.score(value) for name in outputs for value in result[name].values()}
-    weights = {name: tasks[name].weight for name in outputs}
-    score = sum(weights[name] * value for name, value in each.items()) / sum(weights.values())
-    worst, best = min(each.values()), max(each.values())
-    return result | {"score": score, "worst": worst, "spread": best - worst}
+    predictions = {
+        name: tasks[name].answers(logits).numbers.double().numpy() for name, logits in outputs.items()
+    }
+    return scores_of(tasks, predictions, {name: data[name].labels for name in outputs})
+
+
+def scores_of(
+    tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return the `scores` of predictions (N,)."""
+    values = {name: tasks[name].kind.measure(predictions[name], labels[name]) for name in predictions}
+    found: dict[str, Any] = {name: {tasks[name].kind.metric: value} for name, value in values.items()}
+    return found | {name: float(value) for name, value in overall(tasks, values).items()}
+
+
+def overall(tasks: Mapping[str, Task], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the three figures over all tasks, given the value of each task's metric, or an array of them."""
+    each = [tasks[name].kind.score(value) for name, value in values.items()]
+    weights = [tasks[name].weight for name in values]
+    score = sum(weight * value for weight, value in zip(weights, each, strict=True)) / sum(weights)
+    worst, best = np.minimum.reduce(each), np.maximum.reduce(each)
+    return {"score": score, "worst": worst, "spread": best - worst}
 
 
 def losses(
@@ -65,28 +79,44 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
     return ", ".join([*values, *(f"{name} {dev[name]:.3f}" for name in OVERALL)])
 
 
-def format_scores(tasks: Mapping[str, Task], *scores: Mapping[str, Any]) -> str:
-    """Return the scores of one model or several, side by side, one line for each figure. A metric
-    is also shown as it enters the mean score, where that differs."""
+def format_scores(
+    tasks: Mapping[str, Task], *scores: Mapping[str, Any], intervals: Mapping[str, Any] | None = None
+) -> str:
+    """Return the scores of one model or several, side by side, one line for each figure; with the
+    `intervals` of the first. A metric is also shown as it enters the mean score, where that differs."""
+    ends = {} if intervals is None else intervals
     lines = []
     for name, task in tasks.items():
-        values = [dev[name][task.kind.metric] for dev in scores]
-        lines.append([name, task.kind.metric, *values])
-        if task.kind.scoring.formula:
-            lines.append(["", task.kind.scoring.formula, *map(task.kind.score, values)])
-    lines += [[name, "", *(dev[name] for dev in scores)] for name in OVERALL]
+        metric, scoring = task.kind.metric, task.kind.scoring
+        values = [dev[name][metric] for dev in scores]
+        lines.append((name, metric, values, within(ends.get(name, {}).get(metric))))
+        if scoring.formula:
+            lines.append(("", scoring.formula, [scoring.score(value) for value in values], ""))
+    lines += [(name, "", [dev[name] for dev in scores], within(ends.get(name))) for name in OVERALL]
     return "\n".join(
-        f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values)
-        for name, metric, *values in lines
+        f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values) + end
+        for name, metric, values, end in lines
     )
 
 
-def write_predictions(directory: Path, task: Task, split: str, ids: Iterable[str], logits: Tensor) -> Path:
+def within(ends: Sequence[float] | None) -> str:
+    """Return an interval as it stands behind a score."""
+    return f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+
+
+def write_predictions(
+    directory: Path,
+    task: Task,
+    split: str,
+    ids: Iterable[str],
+    logits: Tensor,
+    calibration: Calibration = UNCHANGED,
+) -> Path:
     """Write a split's submission file and return its path: CSV with the probabilities of the classes or, for
     a task with a `header`, the course's format, with them in a file beside it."""
     make_folder(directory)
     path = directory / f"{task.submission}-{split}-output.csv"
-    ids, answers = list(ids), task.answers(logits)
+    ids, answers = list(ids), task.answers(logits, calibration)
     if not task.header:
         text = io.StringIO()
         Answering(text, path.name, task).write(ids, answers)

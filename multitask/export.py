@@ -25,6 +25,7 @@ from multitask.config import Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS
 from multitask.data.tasks import Task
+from multitask.data.tokens import HEAD
 from multitask.ensemble_model import is_ensemble
 from multitask.forms import (
     EXTRA,
@@ -59,6 +60,7 @@ def run_export(config: Config) -> None:
         raise InputError(f"{out}: exists already; choose another --out")
     device = set_up(config)
     model = machine.place(MultitaskBert.load(run), config.products, device)
+    model.long = HEAD  # no library reads more
     exported = choose(config, model)
     exported.check_libraries()
     config, settings = config.changed(data=config.tables.data or data_of(run)), settings_of(run)

@@ -51,9 +51,9 @@ def _evaluation_seconds(run: TrainingRun) -> float:
     first rows of each table."""
     seconds = 0.0
     for examples in run.method.evaluated:
-        some = examples.tokens.head(TRIED_ROWS)
+        model, some = run.method.model, examples.tokens.head(TRIED_ROWS)
         started = time.perf_counter()
-        sentence_vectors(run.method.model, some)
+        sentence_vectors(model, some.windows(model.max_length)[0])
         seconds += (time.perf_counter() - started) * len(examples) / len(some)
     return seconds
 

@@ -1,7 +1,9 @@
 """The forms in which a model leaves: each is written, and then run again, by the library that is to load it.
 
-Heads leave with their outputs in the labels' own unit, and a binary task's output z as the logits 0 and z, so
-that a softmax gives the probabilities of every task with classes. C is the number of a task's classes, or 1.
+Heads leave with their outputs in the labels' own unit, divided by the temperature fitted on dev if there is
+one, and a binary task's output z as the logits 0 and z, so that a softmax gives the probabilities of every task
+with classes. What is too long is cut at the end, whatever the run read of it. C is the number of a task's
+classes, or 1.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from minbert.errors import InputError
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tasks import Task
 from multitask.data.tokens import Tokens
 from multitask.model import MultitaskBert
@@ -45,11 +48,17 @@ def for_each_class(task: Task, outputs: Tensor) -> Tensor:
 
 def head_of(model: MultitaskBert, task: Task) -> nn.Linear:
     """Return a linear layer from the pooled vector (B, H) to what leaves, (B, C)."""
-    ours = {name: part.cpu() * task.unit for name, part in model.heads[task.name].state_dict().items()}
+    scale = task.unit / temperature_of(model, task)
+    ours = {name: part.cpu() * scale for name, part in model.heads[task.name].state_dict().items()}
     weight, bias = (for_each_class(task, part) for part in (ours["weight"].T, ours["bias"]))
     head = nn.Linear(*weight.shape)
     head.load_state_dict({"weight": weight.T, "bias": bias})
     return head
+
+
+def temperature_of(model: MultitaskBert, task: Task) -> float:
+    """Return what the task's logits are divided by, as fitted on dev; 1 if nothing was."""
+    return model.calibrations.get(task.name, UNCHANGED).temperature
 
 
 def labels_of(task: Task) -> dict[str, Any]:
@@ -96,7 +105,7 @@ class Exported(ABC):
     def expected(self, rows: Rows) -> dict[str, Tensor]:
         """Return what our model computes on these rows, on the CPU: (N, C) for each task."""
         return {
-            name: for_each_class(task, self.model.logits(name, rows[name]))
+            name: for_each_class(task, self.model.logits(name, rows[name]) / temperature_of(self.model, task))
             for name, task in self.tasks.items()
         }
 

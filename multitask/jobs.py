@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from minbert.errors import InputError, counted
 from minbert.files import write_text
-from multitask import distributed, evaluate, machine, targets
+from multitask import distributed, machine, targets
 from multitask.advice import command, resume
 from multitask.config import PATHS, Config, Tsne
 from multitask.data import tasks
@@ -23,8 +23,9 @@ from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
+from multitask.judgement import fit_calibrations, judge
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
-from multitask.model import MultitaskBert, best_folder, read_definitions
+from multitask.model import MultitaskBert, best_folder, read_definitions, write_calibrations
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
@@ -36,11 +37,13 @@ from multitask.runs import (
     claim_folder,
     data_of,
     load_run,
+    outputs_of,
     place_of_run,
-    predict_all,
     print_if_sample,
+    print_scores,
     read_and_print_notes,
     set_up,
+    write_all_predictions,
     write_result,
 )
 from multitask.serve import run_server
@@ -100,7 +103,8 @@ def run_distillation(config: Config) -> None:
     training = prepare(config, selected, rows, device, outputs["train"])
     facts = {**training.facts, "teacher's outputs": targets.digest_of(outputs)}
     progress = train(replace(training, facts=facts), config, run)
-    of_teacher = evaluate.scores(selected, outputs["dev"], rows["dev"])
+    fitted = fit_calibrations(selected, outputs["dev"], rows["dev"])
+    of_teacher = judge(selected, outputs["dev"], rows["dev"], fitted).dev
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
 
@@ -207,21 +211,24 @@ def predict_with_best(
     progress: Progress,
     teacher: Mapping[str, Any] | None = None,
 ) -> None:
-    """Predict dev and test with a run's best model, print its dev scores, beside those of its teacher if it
-    had one, and finish the run."""
+    """Predict dev and test with a run's best model, calibrated on dev if the tasks say so; print its dev
+    scores, beside those of its teacher if it had one, and finish the run."""
     distributed.wait()  # until the best model is on the disk
     best = machine.place(MultitaskBert.load(run / BEST), config.products, device)
+    logits = outputs_of(best, rows)
+    fitted = fit_calibrations(selected, logits["dev"], rows["dev"])
     distributed.from_writer(lambda: check_held(run))
-    scores = predict_all(run / PREDICTIONS, best, selected, rows)
+    distributed.from_writer(lambda: write_calibrations(run / BEST, fitted))
+    judged = write_all_predictions(run / PREDICTIONS, selected, rows, logits, fitted)
     compared = {} if teacher is None else {"teacher": teacher}
     columns = ", student and teacher" if compared else ""
     print(f"best epoch {progress.best_epoch} of {len(progress.records)}, on dev{columns}:")
-    print(evaluate.format_scores(selected, scores, *compared.values()))
+    print_scores(selected, judged, *compared.values())
     for name, task in selected.items():
         metric, score = task.kind.metric, task.kind.score
         top = max(progress.records, key=lambda record: score(record["dev"][name][metric]))
         print(f"  best {name} {metric} {top['dev'][name][metric]:.3f} in epoch {top['epoch']}")
-    found = {"dev": scores, **compared, "best_epoch": progress.best_epoch}
+    found = {**asdict(judged), **compared, "best_epoch": progress.best_epoch}
     distributed.from_writer(lambda: finish(config, run, device, selected, progress, found))
 
 
@@ -264,9 +271,10 @@ def run_evaluation(config: Config) -> None:
         print(f"{run}: is not finished; this is the best model of its epochs so far")
     selected = tasks.select(config.selection.tasks, model.tasks)
     rows = read_and_print_notes(config, SPLITS[1:], selected)
-    scores = predict_all(run / PREDICTIONS, model, selected, rows)
+    logits = outputs_of(model, rows)
+    judged = write_all_predictions(run / PREDICTIONS, selected, rows, logits, model.calibrations)
     print(f"{run} on the dev tables of {config.tables.data or 'the shipped sample'}:")
-    print(evaluate.format_scores(selected, scores))
+    print_scores(selected, judged)
     print(f"predictions {run / PREDICTIONS}")
 
 

@@ -10,6 +10,7 @@ ENSEMBLE = "ensemble.toml"  # who the members of an ensemble are
 STATE = "state"  # what --resume needs
 BEST = "best"  # the model of the best epoch
 CARD = "README.md"  # in best/ and in an export: the model card
+CALIBRATION = "calibration.toml"  # in best/: what was fitted on dev
 PREDICTIONS = "predictions"
 FIGURES = "figures"
 COPIES = "members"  # of an ensemble that keeps its members' models

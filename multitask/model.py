@@ -8,7 +8,7 @@ cross-encoder). Axes as in minbert/bert.py; C is the number of a head's outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,23 @@ from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed
 from multitask.advice import resume
+from multitask.config import LONG
+from multitask.data.calibration import Calibration
 from multitask.data.tables import Table
 from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_toml
-from multitask.data.tokens import Examples, Tokens, make_examples
+from multitask.data.tokens import HEAD, HEAD_TAIL, WINDOWS, Examples, Tokens, make_examples, tokenize
 from multitask.inference import EVALUATION_BATCH, in_length_order, to_device
-from multitask.layout import BEST, ENSEMBLE, STATE
+from multitask.layout import BEST, CALIBRATION, ENSEMBLE, STATE
 from multitask.messages import progress_bar
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import previous
 
 MOST_PIECES = 4  # tokens that a character may become: three, where a syllable of Hangul is taken apart
+FULL = {  # what is said of rows that fill the longest input, so that they may be cut, or are longer
+    HEAD: "{} tokens, the limit; longer ones are cut",
+    HEAD_TAIL: "{} tokens, the limit; longer ones are cut in their middle",
+    WINDOWS: "more than {} tokens, read in windows",
+}
 MODEL_FILES = (
     *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
     *("heads.safetensors", "tasks.toml"),
@@ -56,14 +63,17 @@ class MultitaskBert(nn.Module, Predictor):
         pooling: str,
         head_dropout: float = 0.0,
         max_length: int = 512,
+        long: str = HEAD,
     ):
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.pooling = pooling
+        self.calibrations: Mapping[str, Calibration] = {}
         self.precision = "float32"  # or "bf16", of the encoder's products
         self.max_length = min(max_length, encoder.config.max_position_embeddings)
+        self.long = long  # what is read of texts that are longer
         self.dropout = nn.Dropout(float(head_dropout))
         heads = {name: nn.Linear(encoder.config.hidden_size, task.outputs) for name, task in tasks.items()}
         for head in heads.values():
@@ -75,6 +85,8 @@ class MultitaskBert(nn.Module, Predictor):
             raise InputError(f"invalid task name: {error.args[0]}; choose another") from None
         if pooling not in POOLINGS:
             raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
+        if long not in LONG:
+            raise InputError(f"long is one of {', '.join(LONG)}, not {long!r}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the encoder {encoder.config.vocab_size}: "
@@ -117,7 +129,7 @@ class MultitaskBert(nn.Module, Predictor):
         return self.logits_of_tokens(task, tokens, batch_size)
 
     def logits_of_table(self, task: str, table: Table) -> Tensor:
-        tokens = self.tokenize_and_print_cuts(table).tokens
+        tokens = self.tokenize_and_print_cuts(table, self.long).tokens
         watch = partial(progress_bar, desc=task, unit="batch", shown=distributed.is_writer())
         return self.logits_of_tokens(task, tokens, watch=watch)
 
@@ -130,7 +142,8 @@ class MultitaskBert(nn.Module, Predictor):
         watch: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     ) -> Tensor:
         """Return logits (N, C) of tokenised examples, on the CPU and in their own order; leave the model in
-        evaluation mode. `watch` may show the progress of the batches."""
+        evaluation mode. Examples of more than `max_length` tokens are read in windows, whose logits are
+        averaged. `watch` may show the progress of the batches."""
         self.eval()
         if not len(tokens):
             return torch.empty(0, self.tasks[task].outputs)
@@ -138,24 +151,34 @@ class MultitaskBert(nn.Module, Predictor):
         def logits(batch: Mapping[str, Tensor]) -> Tensor:
             return self(task, to_device(batch, self.device))
 
-        return in_length_order(tokens, self.tokenizer.pad_token_id, logits, batch_size, watch)
+        windows, owners = tokens.windows(self.max_length)
+        of_windows = in_length_order(windows, self.tokenizer.pad_token_id, logits, batch_size, watch)
+        if len(windows) == len(tokens):
+            return of_windows
+        sums = of_windows.new_zeros(len(tokens), of_windows.shape[1])
+        sums.index_add_(0, torch.from_numpy(owners), of_windows)
+        return sums / torch.from_numpy(np.bincount(owners))[:, None]
 
-    def tokenize_and_print_cuts(self, table: Table) -> Examples:
-        """Return a table's rows, tokenised. Print how many fill the longest input: they may be cut."""
-        examples = make_examples(table, self.tokenizer, self.max_length)
-        full = int((examples.tokens.lengths == self.max_length).sum())
+    @property
+    def long_in_training(self) -> str:
+        """What training reads of texts that are longer than the model's input: one window is its head."""
+        return HEAD if self.long == WINDOWS else self.long
+
+    def tokenize_and_print_cuts(self, table: Table, long: str) -> Examples:
+        """Return a table's rows, tokenised; `long` says what is read of those that are too long. Print how
+        many fill the longest input, so that they may be cut, or how many are read in windows."""
+        examples = make_examples(table, self.tokenizer, self.max_length, long)
+        lengths, most = examples.tokens.lengths, self.max_length
+        full = int((lengths > most if long == WINDOWS else lengths == most).sum())
         if full:
-            name = table.source.task.name
-            print(
-                f"{name}: {counted(full, 'row')} of {self.max_length} tokens, the limit; longer ones are cut"
-            )
+            print(f"{table.source.task.name}: {counted(full, 'row')} of {FULL[long].format(most)}")
         return examples
 
     def token_ids(
         self, task: str, texts: Texts, max_length: int | None = None
     ) -> list[tuple[list[int], list[int]]]:
         """Return (input_ids, token_type_ids) for each text or pair, cut to the model's `max_length` or this
-        one. Raises InputError if they do not fit the task."""
+        one unless they are read in windows. Raises InputError if they do not fit the task."""
         wanted = len(self.task_of(task).texts)
         if isinstance(texts, str):
             raise InputError("texts is one string; pass a list")
@@ -167,10 +190,11 @@ class MultitaskBert(nn.Module, Predictor):
                 raise InputError(f"{task} takes {kind}; item {number} is {shown(text)}")
             for column, part in zip(columns, parts, strict=True):
                 column.append(part)
-        longest = self.max_length if max_length is None else max_length
-        return self.tokenizer.token_ids(columns[0], columns[1] if wanted == 2 else None, longest)
+        return tokenize(columns, self.tokenizer, max_length or self.max_length, self.long)
 
     def are_cut(self, task: str, texts: Texts) -> list[bool]:
+        if self.long == WINDOWS:
+            return [False] * len(texts)
         characters = [sum(map(len, (text,) if isinstance(text, str) else text)) for text in texts]
         long = [row for row, count in enumerate(characters) if MOST_PIECES * count + 3 > self.max_length]
         found = self.token_ids(task, [texts[row] for row in long], self.max_length + 1)  # type: ignore[arg-type]
@@ -184,9 +208,15 @@ class MultitaskBert(nn.Module, Predictor):
         self.encoder.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         write_tensors(directory / "heads.safetensors", self.heads.state_dict())
-        settings = {"pooling": self.pooling, "head_dropout": self.dropout.p, "max_length": self.max_length}
+        settings = {
+            "pooling": self.pooling,
+            "head_dropout": self.dropout.p,
+            "max_length": self.max_length,
+            "long": self.long,
+        }
         tables = {name: task_to_toml(task) for name, task in self.tasks.items()}
         write_text(directory / "tasks.toml", tomli_w.dumps(settings | {"tasks": tables}))
+        write_calibrations(directory, self.calibrations)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:
@@ -206,6 +236,7 @@ class MultitaskBert(nn.Module, Predictor):
         settings, tasks, heads = load_heads(directory)
         encoder, tokenizer = BertModel.from_pretrained(directory), BertTokenizer.from_pretrained(directory)
         model = cls(encoder, tokenizer, tasks, **settings)
+        model.calibrations = read_calibrations(directory, tasks)
         try:
             model.heads.load_state_dict(heads)
         except RuntimeError as error:
@@ -243,6 +274,7 @@ class Saved:
     pooling: str = field(choices=POOLINGS)
     head_dropout: float = field(below=1)
     max_length: int = field(low=4, most=2**20)
+    long: str = field(HEAD, choices=LONG)
 
 
 def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
@@ -252,10 +284,34 @@ def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
     tables = values.pop("tasks", None)
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise InputError(f"{path}: not a saved model's: has no sections [tasks.NAME]")
-    settings = check_table(values, fields_of(Saved), str(path), required=fields_of(Saved))
+    required = [name for name in fields_of(Saved) if name != "long"]  # which older models lack
+    settings = check_table(values, fields_of(Saved), str(path), required)
     tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}
     check_outputs(tasks.values(), str(path))
     return settings, tasks
+
+
+def write_calibrations(directory: Path, calibrations: Mapping[str, Calibration]) -> None:
+    """Write beside a saved model what was fitted on dev for it, if anything was."""
+    if calibrations:
+        tables = {name: asdict(found) for name, found in calibrations.items()}
+        write_text(directory / CALIBRATION, tomli_w.dumps(tables))
+
+
+def read_calibrations(directory: Path, tasks: Mapping[str, Task]) -> dict[str, Calibration]:
+    """Read what `write_calibrations` wrote, if it wrote anything. Raises InputError if it does not fit the
+    tasks."""
+    path = directory / CALIBRATION
+    tables = load_toml(path) if path.is_file() else {}
+    return {name: calibration_from_toml(tasks.get(name), table, path) for name, table in tables.items()}
+
+
+def calibration_from_toml(task: Task | None, table: Any, path: Path) -> Calibration:
+    """Return what was fitted on dev for a task, from a section of a TOML file. Raises InputError if the task
+    is not one for which something is."""
+    if task is None or not task.is_fitted_on_dev or not isinstance(table, dict):
+        raise InputError(f"{path}: does not fit the tasks beside it; remove it, or restore it")
+    return Calibration(**check_table(table, fields_of(Calibration), f"{path}: [{task.name}]"))
 
 
 def load_heads(directory: Path) -> tuple[dict[str, Any], dict[str, Task], dict[str, Tensor]]:

@@ -46,7 +46,9 @@ def predict(
         answering = Answering(file, target, task)
         for window in _windows(items, given.name, given.ready, skip_bad_rows):
             texts = [row.texts for row in window]
-            answering.write([row.id for row in window], task.answers(model.logits(task.name, texts)))
+            answering.write(
+                [row.id for row in window], model.answers(task.name, model.logits(task.name, texts))
+            )
             file.flush()
             rows, cut = rows + len(window), cut + sum(model.are_cut(task.name, texts))
     if cut:

@@ -74,8 +74,8 @@ def _prepare_finetuning(
     model = _build(config, selected, device)
     model.encoder.requires_grad_(config.option != "pretrain")
     train, dev = (
-        {name: model.tokenize_and_print_cuts(table) for name, table in rows[split].items()}
-        for split in SPLITS[:2]
+        {name: model.tokenize_and_print_cuts(table, long) for name, table in rows[split].items()}
+        for split, long in zip(SPLITS, (model.long_in_training, model.long), strict=False)
     )
     check_batches_fit(model, train, config.batches)
     start_heads(model, train, config.start.init)
@@ -101,7 +101,9 @@ def _prepare_ranking(
 ) -> TrainingRun:
     (task,) = selected.values()
     model, training, mnrl = _build(config, {}, device), config.training, config.mnrl
-    train, dev = (model.tokenize_and_print_cuts(rows[split][task.name]) for split in SPLITS[:2])
+    if model.long != model.long_in_training:
+        raise InputError(f"--option mnrl reads one window of a text; use --long {model.long_in_training}")
+    train, dev = (model.tokenize_and_print_cuts(rows[split][task.name], model.long) for split in SPLITS[:2])
     rows_per_step = 2 * task.classes * mnrl.groups * training.accumulate
     method = Ranking(model, train, dev, mnrl, training.accumulate, training.seed)
     steps = epoch_steps(len(train), rows_per_step, training.steps_per_epoch)
@@ -158,7 +160,7 @@ def build_model(
     )
     tokenizer = BertTokenizer.from_pretrained(source, start.revision)
     torch.manual_seed(random_seed(seed, "heads"))
-    return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length)
+    return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length, start.long)
 
 
 def start_heads(model: MultitaskBert, train: Mapping[str, Examples], init: str | None) -> None:

@@ -15,13 +15,17 @@ from minbert.files import resolved, write_text
 from minbert.reading import load_json
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread, read_splits
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
+from multitask.judgement import Calibrations, Judgement, describe, judge
 from multitask.layout import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder
 from multitask.predictor import Predictor
 from multitask.recipes import read_settings
+
+Outputs = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C)
 
 
 def set_up(config: Config) -> torch.device:
@@ -61,29 +65,35 @@ def read_and_print_notes(config: Config, splits: Sequence[str], selected: Mappin
     return rows
 
 
-def predict_all(
-    directory: Path, model: Predictor, selected: Mapping[str, Task], tables: Splits
-) -> dict[str, Any]:
-    """Predict the dev and test tables, write the submission files, and return the dev scores."""
-    logits = {
+def outputs_of(model: Predictor, tables: Splits) -> Outputs:
+    """Return the model's logits on the dev and test tables."""
+    return {
         split: {name: model.logits_of_table(name, table) for name, table in tables[split].items()}
         for split in SPLITS[1:]
     }
-    return write_all_predictions(directory, selected, tables, logits)
 
 
 def write_all_predictions(
     directory: Path,
     selected: Mapping[str, Task],
     tables: Splits,
-    logits: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, Any]:
-    """Write the submission files for dev, and for test if there are tables; return the dev scores."""
+    logits: Outputs,
+    calibrations: Calibrations,
+) -> Judgement:
+    """Write the submission files for dev, and for test if there are tables; return what dev says."""
     if distributed.is_writer():
         for split, short in zip(SPLITS[1:], ("dev", "test"), strict=True):
             for name, table in tables[split].items():
-                evaluate.write_predictions(directory, selected[name], short, table.ids, logits[split][name])
-    return evaluate.scores(selected, logits["dev"], tables["dev"])
+                given = logits[split][name], calibrations.get(name, UNCHANGED)
+                evaluate.write_predictions(directory, selected[name], short, table.ids, *given)
+    return judge(selected, logits["dev"], tables["dev"], calibrations)
+
+
+def print_scores(selected: Mapping[str, Task], judged: Judgement, *others: Mapping[str, Any]) -> None:
+    """Print the dev scores with their intervals, beside those of other models, and what was fitted on dev."""
+    print(evaluate.format_scores(selected, judged.dev, *others, intervals=judged.intervals))
+    for line in filter(None, (describe(judged, name) for name in selected)):
+        print(f"  {line}")
 
 
 def write_result(run: Path, **found: Any) -> None:

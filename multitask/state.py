@@ -39,7 +39,7 @@ from minbert.reading import load_json, read_text
 from multitask.config import decisive
 from multitask.distributed import is_writer
 from multitask.folder import MARK, check_held, make_marked, mark
-from multitask.layout import BEST, CARD, CONFIG, METRICS, STATE
+from multitask.layout import BEST, CALIBRATION, CARD, CONFIG, METRICS, STATE
 from multitask.messages import warn
 from multitask.model import MODEL_FILES, MultitaskBert
 from multitask.progress import Progress, check_progress, read_progress
@@ -219,7 +219,7 @@ class States:
             best.save(partial)
             check_held(self.run)
 
-        write_folder(self.run / BEST, write, (*MODEL_FILES, CARD))  # the card of another model goes
+        write_folder(self.run / BEST, write, (*MODEL_FILES, CALIBRATION, CARD))  # those of another model go
         self._published = digests(self.run / BEST, MODEL_FILES)
 
     # Loading

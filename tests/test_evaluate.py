@@ -27,6 +27,7 @@ class Stub:
 
     tasks = BUILT_IN
     device = torch.device("cpu")
+    max_length = 512
     tokenizer = SimpleNamespace(pad_token_id=0)
     logits_of_tokens = MultitaskBert.logits_of_tokens
 

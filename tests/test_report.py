@@ -25,6 +25,7 @@ from multitask import jobs
 from multitask.config import Tsne
 from multitask.data.tables import Row, read_table
 from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
+from multitask.judgement import judge
 from multitask.report import figures
 from multitask.report.html import PAGE, POLICY, escape, html_table
 from multitask.report.page import first_checkpoint, task_section, worst_mistakes, write_report
@@ -224,6 +225,23 @@ def test_names_are_never_read_as_formulas_and_equal_figures_are_equal_bytes(tmp_
     assert figures.save_figure(figures.learning_curves(records), tmp_path, "curves") == first
 
 
+def test_the_reliability_curve_is_the_bins_in_either_theme():
+    curves = {
+        "before": {"confidence": [0.6, 0.9], "accuracy": [0.5, 0.7], "error": 0.15},
+        "after": {"confidence": [0.5, 0.7], "accuracy": [0.5, 0.7], "error": 0.0},
+    }
+    colours = set()
+    for theme in figures.THEMES:
+        axes = figures.reliability_curve(curves, theme).axes[0]
+        lines = [line for line in axes.lines if line.get_marker() == "o"]
+        drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+        assert drawn == [(curve["confidence"], curve["accuracy"]) for curve in curves.values()]
+        assert [line.get_label() for line in lines] == ["before: error 0.150", "after: error 0.000"]
+        assert axes.get_xlim()[0] == pytest.approx(0.45)
+        colours.add(lines[1].get_color())
+    assert len(colours) == 2
+
+
 # Mistakes
 
 
@@ -232,15 +250,17 @@ def test_worst_mistakes_are_the_surest_ones_first_and_no_right_answers():
     logits = torch.tensor([[0.0, 1], [2, 0], [0, 1.5], [0, 3]])
     logits = torch.cat([logits, torch.full((4, 3), -50.0)], dim=1)
     rows = [Row(number, "", (f"text {number}",), 0.0) for number in range(2, 6)]
-    found = parse(worst_mistakes(SENTIMENT, rows, np.zeros(4), logits)).cells
+    found = parse(worst_mistakes(SENTIMENT, rows, np.zeros(4), SENTIMENT.answers(logits))).cells
     assert [row[0] for row in found[1:]] == ["5", "4", "2"]
     assert found[1] == ["5", "0", "1", f"{1 / (1 + np.exp(3)):.3f}", "text 5"]
-    assert "No mistakes" in worst_mistakes(SENTIMENT, rows[1:2], np.zeros(1), logits[1:2])
+    right = SENTIMENT.answers(logits[1:2])
+    assert "No mistakes" in worst_mistakes(SENTIMENT, rows[1:2], np.zeros(1), right)
 
 
 def test_worst_mistakes_of_a_regression_are_the_farthest_at_most_ten():
     rows = [Row(number, "", ("a", "b"), 0.0) for number in range(20)]
-    html = worst_mistakes(SIMILARITY, rows, np.zeros(20), torch.arange(20.0)[:, None])
+    answers = SIMILARITY.answers(torch.arange(20.0)[:, None])
+    html = worst_mistakes(SIMILARITY, rows, np.zeros(20), answers)
     cells = parse(html).cells
     assert cells[0] == ["line", "true", "predicted", "off by", "sentence1", "sentence2"]
     assert [row[0] for row in cells[1:]] == [str(number) for number in range(19, 9, -1)]
@@ -250,8 +270,10 @@ def test_a_matrix_of_too_many_classes_is_left_out_and_said_so(tmp_path):
     task = replace(SENTIMENT, num_classes=301)
     logits, path = torch.eye(301)[:2], write_table(tmp_path / "t.csv", table_rows(SENTIMENT, "dev", 2))
     table = read_table(path, task, labelled=True)
-    html = "".join(task_section(task, table, logits, 1.0, tmp_path))
-    assert "301 classes are more than 300 that can be drawn" in html and "<img" not in html
+    judged = judge({"sentiment": task}, {"sentiment": logits}, {"sentiment": table}, {})
+    html = "".join(task_section(task, table, task.answers(logits), judged, tmp_path))
+    assert "301 classes are more than 300 that can be drawn" in html
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["sentiment-reliability.svg"]
 
 
 # The report
@@ -346,7 +368,7 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
     records = read_metrics(finished / "metrics.jsonl")
     best = figures.best_record(records)
     dev, train = best["dev"], best["train"]
-    head = ["task", "rows", "metric", "value", "in the score", "training rows", "train − dev"]
+    head = ["task", "rows", "metric", "value", "95% interval", "in the score", "training rows", "train − dev"]
     start = page.cells.index(head)
     rows = page.cells[start + 1 : start + 7]
     assert [row[:3] for row in rows] == [
@@ -354,10 +376,13 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
         ["worst", "", "worst task"], ["spread", "", "best less worst"], ["score", "", "mean"],
     ]  # fmt: skip
     r, seen = (scores["similarity"]["pearson"] for scores in (dev, train))
-    assert rows[2][3:5] == [f"{r:.3f}", f"{(1 + r) / 2:.3f} = (1 + r) / 2"]
-    assert rows[2][5:] == [f"{(1 + seen) / 2:.3f}", f"{(seen - r) / 2:+.3f}"]
+    ends = json.loads((finished / "result.json").read_text())["intervals"]
+    within = "{:.3f} to {:.3f}".format(*ends["similarity"]["pearson"])
+    assert rows[2][3:6] == [f"{r:.3f}", within, f"{(1 + r) / 2:.3f} = (1 + r) / 2"]
+    assert rows[2][6:] == [f"{(1 + seen) / 2:.3f}", f"{(seen - r) / 2:+.3f}"]
     for row, name in zip(rows[3:], ("worst", "spread", "score"), strict=True):
-        assert row[4:] == [f"{dev[name]:.3f}", f"{train[name]:.3f}", f"{train[name] - dev[name]:+.3f}"]
+        assert row[4] == "{:.3f} to {:.3f}".format(*ends[name])
+        assert row[5:] == [f"{dev[name]:.3f}", f"{train[name]:.3f}", f"{train[name] - dev[name]:+.3f}"]
     head = ["epoch", "updates", "minutes", "score", "worst task", "spread", "training rows", "rate"]
     start = page.cells.index(head)
     assert [row[:2] + row[3:6] for row in page.cells[start + 1 : start + 3]] == [
@@ -365,14 +390,16 @@ def test_the_report_says_what_the_run_was_and_its_scores_in_the_papers_terms(pag
         for one in records
     ]
     assert "shipped sample" not in page.text and "not its tables" not in page.text
+    found = json.loads((finished / "result.json").read_text())["classes"]["paraphrase"]["1"]
+    figures_of = [f"{found[name]:.3f}" for name in ("precision", "recall", "f1")]
+    assert ["1", f"{found['rows']}", *figures_of] in page.cells
 
 
 def test_the_report_holds_its_figures_and_keeps_them_as_files(page, finished):
-    names = ["learning-curves", "paraphrase", "sampling", "sentiment", "similarity"]
+    of_tasks = ["paraphrase", "paraphrase-reliability", "sentiment", "sentiment-reliability", "similarity"]
+    names = sorted(["learning-curves", "sampling", *of_tasks])
     folder = finished / "figures"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"{n}.{e}" for n in names for e in ("png", "svg")
-    ]
+    assert {path.name for path in folder.iterdir()} == {f"{n}.{e}" for n in names for e in ("png", "svg")}
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     kept = {base64.b64encode((folder / f"{name}.svg").read_bytes()).decode() for name in names}
     assert {image["src"].removeprefix("data:image/svg+xml;base64,") for image in images} == kept
@@ -563,19 +590,19 @@ def test_an_ensembles_report_has_its_scores_its_members_and_a_figure_for_each_ta
     run_quietly("--option", "ensemble", "--run", finished, tmp_path / "<b>twin", "--copy", "--out", out)
     run_quietly("--option", "report", "--run", out)
     page, single = (parse(write_report(run, None, CPU).read_text("utf-8")) for run in (out, finished))
-    head = ["task", "rows", "metric", "value", "in the score"]
+    head = ["task", "rows", "metric", "value", "95% interval", "in the score"]
     starts = page.cells.index(head), single.cells.index([*head, "training rows", "train − dev"])
     own, theirs = (one.cells[start : start + 7] for one, start in zip((page, single), starts, strict=True))
-    assert own == [row[:5] for row in theirs]
+    assert own == [row[:6] for row in theirs]
     start = page.cells.index(["task", "member", "weight", "score", "threshold"])
-    score = single.cells[starts[1] + 1][4]
+    score = single.cells[starts[1] + 1][5]
     assert page.cells[start + 1] == ["SST", f"members/1-{finished.name}", "0.500", score, "0"]
     assert page.cells[start + 2] == ["SST", "members/2-<b>twin", "0.500", score, "0"]
     assert [row[0] for row in page.cells[start + 1 : start + 7]] == ["SST", "SST", "QQP", "QQP", "STS", "STS"]
-    names = ["paraphrase", "sentiment", "similarity"]
-    assert sorted(path.name for path in (out / "figures").iterdir()) == [
+    names = ["paraphrase", "paraphrase-reliability", "sentiment", "sentiment-reliability", "similarity"]
+    assert {path.name for path in (out / "figures").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("png", "svg")
-    ]
+    }
     drawn = [(run / "figures" / "sentiment.png").read_bytes() for run in (out, finished)]
     assert drawn[0] == drawn[1]
     assert "Ensemble both" in page.text and HOSTILE in page.text and page.cells[0] == ["data", str(data)]

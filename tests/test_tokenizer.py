@@ -251,6 +251,17 @@ def test_cuts_at_the_end(small: BertTokenizer) -> None:
     assert small.token_ids(["a b c"], ["c b a"], max_length=7)[0][0] == [2, 5, 6, 3, 7, 6, 3]
 
 
+def test_others_than_the_first_tokens_may_be_kept(small: BertTokenizer) -> None:
+    """Of each text as many as there is room for: of the pair all of the short one."""
+
+    def last(ids: list[int], room: int) -> list[int]:
+        return ids[len(ids) - room :]
+
+    assert small.token_ids(["a b c"], max_length=4, keep=last) == [([2, 6, 7, 3], [0] * 4)]
+    found = small.token_ids(["c"], ["a b a b c"], max_length=7, keep=last)
+    assert found == [([2, 7, 3, 5, 6, 7, 3], [0, 0, 0, 1, 1, 1, 1])]
+
+
 def test_lengths_do_not_linger(small: BertTokenizer) -> None:
     """One call's max_length does not affect the next."""
     small.token_ids(["a " * 20], max_length=5)

@@ -21,6 +21,7 @@ from multitask.data.metrics import (
     SPEARMAN,
     Measure,
     Metric,
+    Value,
 )
 from multitask.methods.distillation import softened_kl, squared_distance
 from multitask.methods.ensemble import mean_bernoulli, mean_outputs, mean_probabilities
@@ -73,7 +74,7 @@ class Kind:
         """Predictions and labels (N,) -> the metric."""
         return self.scoring.measure
 
-    def score(self, value: float) -> float:
+    def score(self, value: Value) -> Value:
         """Return what a value of the metric contributes to the mean score: the higher, the better."""
         return self.scoring.score(value)
 
@@ -105,7 +106,7 @@ def mean(labels: np.ndarray) -> float:
     return float(np.mean(labels))
 
 
-OF_CLASSES = ("labels", "class_weights", "label_smoothing")
+OF_CLASSES = ("labels", "class_weights", "label_smoothing", "calibrate")
 CLASSIFICATION = Kind(
     "classification",
     loss=cross_entropy,
@@ -130,7 +131,7 @@ BINARY = Kind(
     first_bias=None,
     classes=2,
     metrics=(ACCURACY, F1_MACRO, F1, MCC),
-    settings=OF_CLASSES,
+    settings=("threshold", *OF_CLASSES),
 )
 REGRESSION = Kind(
     "regression",

@@ -16,8 +16,10 @@ from torch import Tensor
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.reading import load_toml
+from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.kinds import KINDS, Kind
 from multitask.data.metrics import METRICS
+from multitask.methods.calibration import THRESHOLDS, fit_temperature
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
 RESERVED = (
@@ -76,6 +78,8 @@ class Task:
     train: str = field("", empty=True)  # a table of its own name, instead of the one of `files`
     dev: str = field("", empty=True)
     test: str = field("", empty=True)
+    calibrate: bool = field(False)  # whether a temperature is fitted on dev
+    threshold: str = field("", choices=THRESHOLDS)  # how the threshold of a binary task is chosen on dev
 
     def __post_init__(self) -> None:
         kind = KINDS.get(self.kind) if isinstance(self.kind, str) else self.kind
@@ -258,13 +262,29 @@ class Task:
             options["label_smoothing"] = self.label_smoothing
         return partial(self.kind.loss, **options) if options else self.kind.loss
 
-    def answers(self, logits: Tensor) -> Answers:
+    def answers(self, logits: Tensor, calibration: Calibration = UNCHANGED) -> Answers:
         """Read predictions off logits (N, C): the one place where raw outputs become answers."""
-        numbers = self.kind.decode(logits)
-        probabilities = None if self.kind.probabilities is None else self.kind.probabilities(logits)
+        scaled = logits / calibration.temperature
+        numbers = self.kind.decode(scaled - calibration.least_logit)
+        probabilities = None if self.kind.probabilities is None else self.kind.probabilities(scaled)
         values = numbers.tolist()
         named = [self.labels[number] for number in values] if self.labels else values
         return Answers(numbers, probabilities, named)
+
+    @property
+    def is_fitted_on_dev(self) -> bool:
+        """Whether something is fitted on dev that training does not see."""
+        return self.calibrate or bool(self.threshold)
+
+    def fit(self, logits: Tensor, labels: np.ndarray, fitted_on: str = "") -> Calibration:
+        """Return what the task wants fitted on dev: a temperature, then a threshold on what that gives."""
+        logits = logits.double()
+        temperature, threshold = UNCHANGED.temperature, UNCHANGED.threshold
+        if self.calibrate and len(labels):
+            temperature = fit_temperature(self.kind.loss, logits, torch.from_numpy(labels))
+        if self.threshold:
+            threshold = THRESHOLDS[self.threshold]((logits / temperature).squeeze(1).numpy(), labels)
+        return Calibration(temperature, threshold, fitted_on)
 
 
 def read_task_file(path: Path) -> dict[str, Task]:

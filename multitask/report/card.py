@@ -284,6 +284,11 @@ def limits(subject: Subject) -> Iterator[str]:
     if subject.trained and not subject.tasks:
         yield "Its vectors served the heads of its tasks; how well they compare texts was not measured."
     yield from pretraining(subject.checkpoint)
+    for name in (name for name, task in subject.tasks.items() if task.threshold):
+        yield (
+            f"{code(name)}: its run predicts the second class from a threshold on that was fitted on dev; a "
+            "library that takes the more probable class knows nothing of it."
+        )
     yield f"Inputs of more than {subject.max_length} tokens are cut: what is beyond is not seen."
     yield "It is tested on texts like those of its tables alone: measure it on yours before you rely on it."
 

@@ -37,6 +37,7 @@ STYLE: Any = {
 INK, PALE = "#222222", "#999999"
 # Both palettes can be told apart by colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # for tasks (Okabe and Ito)
+THEMES = {"light": ("#1f2328", "#8b949e", "#0072b2"), "dark": ("#f0f6fc", "#9198a1", "#6cb6ff")}  # ink, pale
 ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # for ordered classes
 PANELS = {  # part of a record, or one term of it -> title, y label
     "loss": ("Training loss", "mean over the epoch"),
@@ -280,6 +281,31 @@ def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, caption: str
         xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true", ylabel="predicted",
         title=f"{caption}, {len(labels):,} rows",
     )  # fmt: skip
+    return figure
+
+
+@plotting()
+def reliability_curve(curves: Mapping[str, Mapping[str, Any]], theme: str = "light") -> Figure:
+    """Plot the share of right predictions against confidence, in bins of equally many rows, before and after
+    calibration. Each curve has its `confidence`, `accuracy` and `error`: see methods/calibration.py."""
+    from matplotlib.figure import Figure
+
+    ink, pale, colour = THEMES[theme]
+    figure = Figure(figsize=(3.6, 3.4), facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.axline((0, 0), (1, 1), color=pale, linewidth=1, linestyle="--")
+    colours = [colour] if len(curves) == 1 else [pale, colour]
+    for (name, curve), line in zip(curves.items(), colours, strict=True):
+        label = f"{name}: error {curve['error']:.3f}" if len(curves) > 1 else f"error {curve['error']:.3f}"
+        axes.plot(curve["confidence"], curve["accuracy"], color=line, marker="o", markersize=4, label=label)
+    low = min(min(curve["confidence"] + curve["accuracy"]) for curve in curves.values())
+    low = max(0, low - 0.05)
+    axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
+    axes.set_xlabel("confidence", color=ink)
+    axes.set_ylabel("share of right predictions", color=ink)
+    axes.tick_params(colors=ink)
+    axes.spines[:].set_color(pale)
+    axes.legend(frameon=False, labelcolor=ink, loc="upper left", fontsize=9)
     return figure
 
 

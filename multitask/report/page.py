@@ -16,11 +16,13 @@ from minbert.files import write_text
 from minbert.hub import CHECKPOINTS
 from multitask import evaluate, targets
 from multitask.config import TRAINING, Config, Start, Tsne
+from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SAMPLE, Row, Table, read_split
-from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Task
+from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Answers, Task
 from multitask.data.tokens import make_examples
 from multitask.ensemble_model import Ensemble, is_ensemble
 from multitask.finetune import plan_over
+from multitask.judgement import Judgement, describe, fit_calibrations, judge, judged_answers
 from multitask.layout import CONFIG, FIGURES, METRICS, REPORT, TARGETS
 from multitask.methods.mnrl import retrieval_accuracy
 from multitask.model import MultitaskBert
@@ -36,6 +38,7 @@ from multitask.report.figures import (
     confusion_matrix,
     learning_curves,
     plotting,
+    reliability_curve,
     sampling_shares,
     similarity_scatter,
     tsne,
@@ -109,18 +112,18 @@ def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.de
     tables = read_dev(SAMPLE if data is None else Path(data), ensemble.tasks, config)
     of_members = {name: ensemble.logits_of_members(name, tables[name]) for name in tables}
     logits = {name: ensemble.mean(name, of_members[name]) for name in tables}
-    scores = evaluate.scores(ensemble.tasks, logits, tables)
+    judged = judge(ensemble.tasks, logits, tables, ensemble.calibrations)
 
     yield html_table([], [["data", "the shipped sample" if data is None else data]])
     chosen = "The members were chosen on the dev tables, so the dev scores are slightly optimistic."
     firsts = dict.fromkeys(first_checkpoint(str(place)) for place in ensemble.places.values())
     yield from notes(data, chosen, *(text for first in firsts for text in pretraining(first)))
-    yield dev_scores(ensemble.tasks, tables, scores)
+    yield dev_scores(ensemble.tasks, tables, judged)
     yield "<h2>Members</h2>"
     yield members_table(ensemble, of_members, tables)
     for name, task in ensemble.tasks.items():
-        metric = scores[name][task.kind.metric]
-        yield from task_section(task, tables[name], logits[name], metric, run / FIGURES)
+        answers = judged_answers(task, logits[name], tables[name], ensemble.calibrations[name])
+        yield from task_section(task, tables[name], answers, judged, run / FIGURES)
 
 
 def load_model(folder: Path, config: Config, device: torch.device) -> MultitaskBert:
@@ -201,19 +204,23 @@ def task_sections(
 ) -> Iterator[str]:
     """Yield scores, curves and the sampling plan, then each task's figure and worst mistakes."""
     tables = read_dev(folder, model.tasks, config)
-    examples = {name: make_examples(tables[name], model.tokenizer, model.max_length) for name in tables}
+    reading = model.tokenizer, model.max_length, model.long
+    examples = {name: make_examples(tables[name], *reading) for name in tables}
     logits = evaluate.all_logits(model, examples)
-    scores = evaluate.scores(model.tasks, logits, examples)
+    judged = judge(model.tasks, logits, tables, model.calibrations)
+    scores = judged.dev
     best = best_record(records, config.batches.choose_by)
-    yield dev_scores(model.tasks, tables, scores, best.get("train"))
+    yield dev_scores(model.tasks, tables, judged, best.get("train"))
     own_tables = folder == (SAMPLE if config.tables.data is None else Path(config.tables.data))
     if own_tables and (figures.parent / TARGETS).is_file():  # its outputs are known for these only
         taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
-        teacher = evaluate.scores(model.tasks, taught["dev"], tables)
+        fitted = fit_calibrations(model.tasks, taught["dev"], tables)
+        teacher = judge(model.tasks, taught["dev"], tables, fitted).dev
         yield "<h2>Student and teacher</h2>"
-        yield f"<pre>{escape(evaluate.format_scores(model.tasks, scores, teacher))}</pre>"
-    recorded = best["dev"]["score"]
-    if abs(recorded - scores["score"]) > 1e-3:
+        beside = evaluate.format_scores(model.tasks, scores, teacher, intervals=judged.intervals)
+        yield f"<pre>{escape(beside)}</pre>"
+    recorded, found = best["dev"]["score"], evaluate.scores(model.tasks, logits, tables)["score"]
+    if abs(recorded - found) > 1e-3:
         yield f'<p class="note">The run recorded {recorded:.3f}, so these are not its own dev tables.</p>'
     plot = learning_curves(records, config.batches.choose_by)
     yield embed(plot, figures, "learning-curves", "losses, scores and rate by epoch")
@@ -221,7 +228,8 @@ def task_sections(
 
     train = read_split(folder, "train", model.tasks, config.reading.skip_bad_rows)
     if train.keys() == model.tasks.keys():
-        data = {name: make_examples(train[name], model.tokenizer, model.max_length) for name in model.tasks}
+        reading = model.tokenizer, model.max_length, model.long_in_training
+        data = {name: make_examples(train[name], *reading) for name in model.tasks}
         training = replace(config.training, steps_per_epoch=records[0]["step"])
         plan, names = plan_over(data, config.batches, training), list(model.tasks)
         yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.describe(names))}</pre>"
@@ -231,7 +239,9 @@ def task_sections(
         yield embed(plot, figures, "sampling", "each task's share of the updates by epoch")
 
     for name, task in model.tasks.items():
-        yield from task_section(task, tables[name], logits[name], scores[name][task.kind.metric], figures)
+        calibration = model.calibrations.get(name, UNCHANGED)
+        answers = judged_answers(task, logits[name], tables[name], calibration)
+        yield from task_section(task, tables[name], answers, judged, figures)
 
 
 def title_of(task: Task) -> str:
@@ -242,29 +252,34 @@ def title_of(task: Task) -> str:
 def dev_scores(
     selected: Mapping[str, Task],
     tables: Mapping[str, Table],
-    scores: Mapping[str, Any],
+    judged: Judgement,
     train: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a table of every task's score and what it contributes to the overall score.
+    """Return a table of every task's score, its interval, and what it contributes to the overall score.
 
     Given `train`, also show the scores on training rows of the epoch that was kept, and how far dev is below
     them.
     """
-    lines = []
+    lines, scores, ends = [], judged.dev, judged.intervals
     for name, task in selected.items():
         metric, score = task.kind.metric, task.kind.score
         scoring, value = task.kind.scoring, scores[name][metric]
         entering = score(value)
-        line = [title_of(task), f"{len(tables[name]):,}", scoring.symbol or metric, f"{value:.3f}"]
+        within = interval_of(ends[name][metric])
+        line = [title_of(task), f"{len(tables[name]):,}", scoring.symbol or metric, f"{value:.3f}", within]
         line.append(f"{entering:.3f} = {scoring.formula}" if scoring.formula else f"{entering:.3f}")
         lines.append(line + ([] if train is None else _beside(score(train[name][metric]), entering)))
     for name, meaning in (("worst", "worst task"), ("spread", "best less worst"), ("score", "mean")):
-        line = [name, "", meaning, "", f"{scores[name]:.3f}"]
+        line = [name, "", meaning, "", interval_of(ends[name]), f"{scores[name]:.3f}"]
         lines.append(line + ([] if train is None else _beside(train[name], scores[name])))
-    head = ["task", "rows", "metric", "value", "in the score"] + (
+    head = ["task", "rows", "metric", "value", "95% interval", "in the score"] + (
         ["training rows", "train − dev"] if train else []
     )
     return f'<h2>Dev scores</h2>\n<div class="scores">{html_table(head, lines)}</div>'
+
+
+def interval_of(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _beside(train: float, dev: float) -> list[str]:
@@ -294,13 +309,16 @@ def epochs_table(records: Records) -> str:
     return "<h2>Epochs</h2>\n" + html_table([head[name] for name in columns], rows)
 
 
-def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures: Path) -> Iterator[str]:
-    """Yield a task's figure, predicted against true labels, and its worst mistakes. `value` is its metric.
+def task_section(
+    task: Task, rows: Table, answers: Answers, judged: Judgement, figures: Path
+) -> Iterator[str]:
+    """Yield a task's figure, predicted against true labels, what was found of its classes and probabilities,
+    and its worst mistakes.
 
     The figure is like Figure 1b of "Jack of All Trades, Master of Some: Improving BERT for Multitask
     Learning" (Stanford CS224N).
     """
-    labels, predictions = rows.labels, task.answers(logits).numbers.double().numpy()
+    labels, predictions = rows.labels, answers.numbers.double().numpy()
     yield f"<h2>{escape(title_of(task))}</h2>"
     if task.classes > MOST_CLASSES:
         yield f"<p>No figure: {task.classes:,} classes are more than {MOST_CLASSES} that can be drawn.</p>"
@@ -308,15 +326,42 @@ def task_section(task: Task, rows: Table, logits: Tensor, value: float, figures:
         if task.classes:
             plot = confusion_matrix(labels, predictions, task.class_names)
         else:
+            value = judged.dev[task.name][task.kind.metric]
             caption = f"{task.kind.scoring.symbol or task.kind.metric} = {value:.3f}"
             plot = similarity_scatter(labels, predictions, caption)
         yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
-    yield worst_mistakes(task, list(rows.rows()), labels, logits)
+    if task.name in judged.classes:
+        yield classes_table(judged.classes[task.name])
+        yield from calibration_section(task, judged, figures)
+    yield worst_mistakes(task, list(rows.rows()), labels, answers)
 
 
-def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, logits: Tensor) -> str:
+def classes_table(classes: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a table of precision, recall and F1 of each class; of the most frequent ones, if there are very
+    many."""
+    shown = sorted(classes, key=lambda name: -classes[name]["rows"])[:MOST_CLASSES]
+    figures = ("precision", "recall", "f1")
+    lines = [
+        [name, f"{found['rows']:,}", *(f"{found[figure]:.3f}" for figure in figures)]
+        for name, found in classes.items()
+        if name in shown
+    ]
+    return "<h3>Classes</h3>\n" + html_table(["class", "rows", *figures], lines)
+
+
+def calibration_section(task: Task, judged: Judgement, figures: Path) -> Iterator[str]:
+    """Yield how far a task's probabilities can be believed, and what was fitted on dev."""
+    found = judged.calibration[task.name]
+    yield "<h3>Calibration</h3>"
+    if line := describe(judged, task.name):
+        yield f"<p>{escape(line)}.</p>"
+    plot = reliability_curve({name: found[name] for name in ("before", "after") if name in found})
+    described = f"{title_of(task)}: the share of right predictions by confidence"
+    yield embed(plot, figures, f"{task.name}-reliability", described)
+
+
+def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, answers: Answers) -> str:
     """Return a table of the rows with the largest error: |predicted - true|, or 1 - p(true class)."""
-    answers = task.answers(logits)
     predictions = answers.numbers.double().numpy()
     if answers.probabilities is None:
         measure, badness = "off by", np.abs(predictions - labels)
@@ -355,7 +400,7 @@ def embedding_section(
     """
     (task,) = tasks_of(config).values()
     dev_table = read_dev(folder, {task.name: task}, config)[task.name]
-    examples = make_examples(dev_table, model.tokenizer, model.max_length)
+    examples = make_examples(dev_table, model.tokenizer, model.max_length, model.long)
     first = build_model(config.start, {}, config.training.seed).to(model.device)
     before, after = (sentence_vectors(it, examples.tokens) for it in (first, model))
 

@@ -108,7 +108,7 @@ def create_app(model: Predictor, name: str, limits: Serving) -> FastAPI:
 def answers_of(model: Predictor, name: str, texts: Texts) -> list[dict[str, Any]]:
     """Return the answer to each text or pair, as JSON."""
     task = model.task_of(name)
-    found = task.answers(model.logits(name, texts))
+    found = model.answers(name, model.logits(name, texts))
     if found.probabilities is None:
         return [{"value": value} for value in found.values]
     return [

@@ -50,6 +50,7 @@ from multitask.data import cache
 from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
+from multitask.judgement import Judgement
 from multitask.recipes import read_settings
 from multitask.report import card, figures, page, records
 from multitask.streams import open_input
@@ -295,7 +296,9 @@ def read_texts(folder: Path) -> None:
         with open_input(str(folder / "input.txt")) as given:
             items = list(parse_texts(given.lines(), given.name, task))
         rows = [item for item in items if isinstance(item, Row)]
-        assert len(tokenize(rows, small_tokenizer(), 64) if rows else []) == len(rows)
+        columns = list(zip(*(row.texts for row in rows), strict=True))
+        for long in config.LONG if rows else ():
+            assert len(tokenize(columns, small_tokenizer(), 64, long)) == len(rows)
 
 
 # Settings
@@ -620,6 +623,9 @@ def read_archive(folder: Path) -> None:
 
 SCORES: dict[str, Any] = {"sentiment": {"accuracy": 0.5}, "similarity": {"pearson": 0.5}}
 SCORES |= {"score": 0.6, "worst": 0.5, "spread": 0.25}
+ENDS: dict[str, Any] = {"sentiment": {"accuracy": [0.4, 0.6]}, "similarity": {"pearson": [0.4, 0.6]}}
+ENDS |= {name: [0.2, 0.7] for name in ("score", "worst", "spread")}
+JUDGED = Judgement(SCORES, ENDS, {}, {}, [])
 RECORDS = [
     {
         "epoch": epoch,
@@ -658,7 +664,7 @@ def read_records(folder: Path) -> None:
         chosen = config.Config("finetune").changed(weights="x", choose_by=choose_by)
         page.overview(chosen, found, None)
         best = figures.best_record(found, choose_by)
-        page.dev_scores(selected, tables, SCORES, best.get("train"))
+        page.dev_scores(selected, tables, JUDGED, best.get("train"))
     page.epochs_table(found)
     curves = [figures._curves(found, part) for part in figures.PANELS]
     assert all(len(values) == len(found) for lines in curves for values in lines.values())
