@@ -1,9 +1,9 @@
 """The forms in which a model leaves: each is written, and then run again, by the library that is to load it.
 
 Heads leave with their outputs in the labels' own unit, divided by the temperature fitted on dev if there is
-one, and a binary task's output z as the logits 0 and z, so that a softmax gives the probabilities of every task
-with classes. What is too long is cut at the end, whatever the run read of it. C is the number of a task's
-classes, or 1.
+one, and a binary task's output z as the logits 0 and z, so that a softmax gives the probabilities of every
+task with classes. What is too long is cut at the end, whatever the run read of it. C is the number of a
+task's classes, or 1.
 """
 
 from __future__ import annotations

@@ -14,14 +14,19 @@ import torch
 from helpers import ROOT, make_config, make_model, write_tables
 
 from multitask import MultitaskBert, forms
+from multitask.data.calibration import Calibration
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.data.tasks import Task
 from multitask.export import choose
 from multitask.run import main
 
 TASKS = {
-    "stars": Task("stars", CLASSIFICATION, ("review",), "stars", "stars-{split}.csv", num_classes=3),
-    "same": Task("same", BINARY, ("one", "other"), "same", "same-{split}.csv", labels=("no", "yes")),
+    "stars": Task(
+        "stars", CLASSIFICATION, ("review",), "stars", "stars-{split}.csv", num_classes=3, calibrate=True
+    ),
+    "same": Task(
+        "same", BINARY, ("one", "other"), "same", "same-{split}.csv", labels=("no", "yes"), calibrate=True
+    ),
     "close": Task("close", REGRESSION, ("one", "other"), "close", "close-{split}.csv", low=0.0, high=100.0),
 }
 TEXTS: dict[str, Sequence[Any]] = {
@@ -39,7 +44,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers", "6", reason
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny) -> Path:
-    """A folder with tables in data, and a saved model of each pooling; not to be changed."""
+    """A folder with tables in data, and a saved model of each pooling, calibrated; not to be changed."""
     place = tmp_path_factory.mktemp("export")
     write_tables(place / "data", TASKS)
     for name, task in TASKS.items():  # long texts among the dev rows, too
@@ -49,7 +54,9 @@ def place(tmp_path_factory, tiny) -> Path:
                 row = [f"more-{number}", *([texts] if isinstance(texts, str) else texts), label]
                 file.write("\t".join(row) + "\n")
     for pooling in ("mean", "cls"):
-        make_model(tiny, TASKS, pooling=pooling, max_length=MAX_LENGTH).save(place / pooling)
+        model = make_model(tiny, TASKS, pooling=pooling, max_length=MAX_LENGTH)
+        model.calibrations = {"stars": Calibration(temperature=0.05), "same": Calibration(temperature=3.0)}
+        model.save(place / pooling)
     return place
 
 

@@ -20,6 +20,7 @@ from helpers import ROOT, make_model
 
 from multitask import MultitaskBert, load
 from multitask.config import Serving
+from multitask.data.calibration import Calibration
 from multitask.data.kinds import BINARY
 from multitask.data.tasks import BUILT_IN, Task
 from multitask.ensemble_model import Panel, write_ensemble
@@ -32,7 +33,7 @@ TEXTS: dict[str, list[Any]] = {
     "similarity": [("a man eats", "a woman eats")],
     "mood": ["a bad film", "what"],
 }
-MOOD = Task("mood", BINARY, ("text",), "mood", "mood-{split}.csv", labels=("grim", "glad"))
+MOOD = Task("mood", BINARY, ("text",), "mood", "mood-{split}.csv", labels=("grim", "glad"), calibrate=True)
 
 STOPPED = "stopped; every request that was taken has been answered\n"
 
@@ -79,7 +80,9 @@ def serving(model: Any, **limits: Any) -> Iterator[tuple[Client, Any]]:
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> MultitaskBert:
-    return make_model(tiny, {**BUILT_IN, MOOD.name: MOOD}).eval()
+    model = make_model(tiny, {**BUILT_IN, MOOD.name: MOOD}).eval()
+    model.calibrations = {MOOD.name: Calibration(temperature=0.05)}
+    return model
 
 
 @pytest.fixture(scope="module")
