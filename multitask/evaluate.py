@@ -20,6 +20,8 @@ from multitask.data.tokens import Examples
 from multitask.model import MultitaskBert
 from multitask.output import Answering, class_columns, each, six_places
 
+LONGEST_INTERVAL = len("  [-1.000, -1.000]")
+
 
 def scores(
     tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], data: Mapping[str, Examples | Table]
@@ -82,9 +84,9 @@ def summary(tasks: Mapping[str, Task], dev: Mapping[str, Any]) -> str:
 def format_scores(
     tasks: Mapping[str, Task], *scores: Mapping[str, Any], intervals: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the scores of one model or several, side by side, one line for each figure; with the
-    `intervals` of the first. A metric is also shown as it enters the mean score, where that differs."""
-    ends = {} if intervals is None else intervals
+    """Return the scores of one model or several, side by side, one line for each figure; behind those of the
+    first their `intervals`. A metric is also shown as it enters the mean score, where that differs."""
+    ends, width = ({}, 0) if intervals is None else (intervals, LONGEST_INTERVAL)
     lines = []
     for name, task in tasks.items():
         metric, scoring = task.kind.metric, task.kind.scoring
@@ -93,10 +95,11 @@ def format_scores(
         if scoring.formula:
             lines.append(("", scoring.formula, [scoring.score(value) for value in values], ""))
     lines += [(name, "", [dev[name] for dev in scores], within(ends.get(name))) for name in OVERALL]
-    return "\n".join(
-        f"  {name:12} {metric:11}" + "".join(f"  {value:.3f}" for value in values) + end
-        for name, metric, values, end in lines
-    )
+    texts = []
+    for name, metric, values, end in lines:
+        first, *others = (f"  {value:.3f}" for value in values)
+        texts.append(f"  {name:12} {metric:11}{first}{end:{width}}{''.join(others)}".rstrip())
+    return "\n".join(texts)
 
 
 def within(ends: Sequence[float] | None) -> str:

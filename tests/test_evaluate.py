@@ -100,6 +100,12 @@ def test_the_table_shows_r_and_its_share():
     ]
     both = format_scores(tasks, dev, {**dev, "score": 0.6}).split("\n")
     assert both[0].split()[2:] == ["0.500", "0.500"] and both[3].split() == ["score", "0.700", "0.600"]
+    ends = {name: [0.4, 0.75] for name in ("score", "worst", "spread")}
+    ends |= {"sentiment": {"accuracy": [0.25, 0.5]}, "similarity": {"pearson": [-1.0, -0.5]}}
+    lines = format_scores(tasks, dev, dev, intervals=ends).split("\n")
+    assert lines[0] == "  sentiment    accuracy     0.500  [0.250, 0.500]    0.500"
+    assert lines[1] == "  similarity   pearson      0.800  [-1.000, -0.500]  0.800"
+    assert lines[2] == "               (1 + r) / 2  0.900                    0.900"
     line = (
         "sentiment accuracy 0.500, similarity pearson 0.800 ((1 + r) / 2 = 0.900), "
         "score 0.700, worst 0.500, spread 0.400"
