@@ -186,7 +186,7 @@ def test_the_report_has_the_teachers_scores_beside_the_students(folder, tiny, tm
     page = write_report(tmp_path / "run", None, torch.device("cpu")).read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     student, of_teacher = (result[who]["score"] for who in ("dev", "teacher"))
-    assert f"score                     {student:.3f}  {of_teacher:.3f}" in page
+    assert re.search(rf"score                     {student:.3f}  \[.+\]  +{of_teacher:.3f}\n", page)
     assert str(folder / "both") in page
     other = write_tables(tmp_path / "other", sizes={"train": 12, "dev": 9})
     page = write_report(tmp_path / "run", str(other), torch.device("cpu")).read_text()
