@@ -344,8 +344,9 @@ def test_the_interface_describes_every_task(client: Client) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_in_a_browser(model: MultitaskBert) -> None:
+def test_the_page_in_a_browser(tiny: Path) -> None:
     """By keyboard alone, wide and on a phone, light and dark: what is typed is answered, shown as text."""
+    model = make_model(tiny).eval()
     with serving(model) as (client, _), Browser() as browser:
         colours = set()
         for width, scheme in ((1200, "light"), (390, "light"), (1200, "dark"), (390, "dark")):
