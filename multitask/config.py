@@ -52,19 +52,25 @@ class Reading(Group):
 
 
 @dataclass(frozen=True)
-class Start(Group):
+class Inputs(Group):
+    """The part of `Start` that decides what is read."""
+
     title = "model"
     task_file: str | None = field(None, "TOML file with tasks of your own, instead of the built-in ones")
     max_length: int = field(512, "longest input in tokens; longer ones are cut", low=8, below=4097)
+    weights: str = field(
+        DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub"
+    )
+    revision: str | None = field(None, "branch, tag or commit of --weights on the hub (default: main)")
+
+
+@dataclass(frozen=True)
+class Start(Inputs):
     long: str = field(
         "head",
         "what is read of longer texts: all, in windows, only in evaluation and prediction",
         choices=LONG,
     )
-    weights: str = field(
-        DEFAULT, "pretrained encoder: a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub"
-    )
-    revision: str | None = field(None, "branch, tag or commit of --weights on the hub (default: main)")
     allow_pickle: bool = field(False, "read pytorch_model.bin if there is no model.safetensors")
     init: str | None = field(None, "finished run to start from, encoder and heads, instead of --weights")
     pooling: str = field("mean", "sentence vector: first token, or mean over tokens", choices=("cls", "mean"))
@@ -209,7 +215,9 @@ class Choice(Group):
 class Output(Group):
     title = "run"
     out: str | None = field(
-        None, "folder of this run (default: the next free runs/OPTION-N), or of an export"
+        None,
+        "folder of this run (default: the next free runs/OPTION-N), or of an export; "
+        "inspect: task file to write (default: tasks.toml)",
     )
 
 
@@ -257,7 +265,18 @@ class Prediction(Group):
     title = "predict"
     input: str = field("-", "file to read, - for standard input")
     output: str = field("-", "file to write, tab-separated, .csv or .jsonl; - for standard output")
-    force: bool = field(False, "replace the file of --output if it exists")
+
+
+@dataclass(frozen=True)
+class Replacing(Group):
+    title = "run"
+    force: bool = field(False, "replace the file that is written, if it exists")
+
+
+@dataclass(frozen=True)
+class Inspection(Group):
+    title = "inspect"
+    json: bool = field(False, "print what was found as JSON, for programs")
 
 
 @dataclass(frozen=True)
@@ -291,6 +310,10 @@ _EVERY = (Reading, Machine)
 _TRAINING = (Tables, Selection, Start, Training, Output, Saving, Products, *_EVERY)
 _TASKS = (Batches, Smart, Bppo, *_TRAINING)
 OPTIONS = {
+    "inspect": Option(
+        "look at a folder of tables, say what is wrong with them, and write a task file for them",
+        (Tables, Reading, Inputs, Output, Replacing, Inspection), ("data",),
+    ),
     "pretrain": Option("train the heads on a frozen encoder", _TASKS),
     "mnrl": Option(
         "train an encoder so that sentences of one class are close, for --init or --weights",
@@ -315,7 +338,7 @@ OPTIONS = {
     ),
     "predict": Option(
         "read texts from a file or standard input, write predictions as it goes",
-        (Runs, OneTask, Prediction, Products, *_EVERY), ("run", "task"), one_run=True,
+        (Runs, OneTask, Prediction, Replacing, Products, *_EVERY), ("run", "task"), one_run=True,
     ),
     "export": Option(
         "write a run's model for transformers, sentence-transformers or onnxruntime",
@@ -326,6 +349,9 @@ OPTIONS = {
         (Runs, Serving, Products, Machine), ("run",), one_run=True,
     ),
 }  # fmt: skip
+FOLDERS = tuple(  # the options that write a run's folder, or that of an export
+    name for name, option in OPTIONS.items() if Output in option.groups and Inspection not in option.groups
+)
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces the second
@@ -362,6 +388,8 @@ class Config:
     tsne: Tsne = Tsne()
     one_task: OneTask = OneTask()
     prediction: Prediction = Prediction()
+    replacing: Replacing = Replacing()
+    inspection: Inspection = Inspection()
     export: Export = Export()
     serving: Serving = Serving()
 
@@ -440,10 +468,15 @@ def _settings() -> dict[str, Setting]:
     found = {}
     for one in fields(Config)[1:]:
         group = cast(type[Group], type(one.default))
-        options = tuple(name for name, option in OPTIONS.items() if group in option.groups)
         for name, wanted in fields_of(group).items():
+            options = tuple(key for key, option in OPTIONS.items() if _has(option, group, name))
             found[group.prefix + name] = Setting(one.name, name, group.title, wanted, options)
     return found
+
+
+def _has(option: Option, group: type[Group], name: str) -> bool:
+    """Whether an option uses this setting of a group: it may use a part of the group."""
+    return any(issubclass(group, part) and name in fields_of(part) for part in option.groups)
 
 
 SETTINGS = _settings()

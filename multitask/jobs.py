@@ -23,6 +23,7 @@ from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
+from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert, best_folder, read_definitions, write_calibrations
@@ -297,10 +298,11 @@ def run_prediction(config: Config) -> None:
     model = load_run(Path(config.runs.run[0]), config, device)
     given, name = config.prediction, config.one_task.task
     task = tasks.select([name], model.tasks)[name]
-    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, given.force)
+    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, config.replacing.force)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {
+    "inspect": run_inspection,
     "pretrain": unless_done(run_training),
     "mnrl": unless_done(run_ranking),
     "finetune": unless_done(run_training),

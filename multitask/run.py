@@ -12,7 +12,7 @@ from minbert.command import explain, guarded, is_lack_of_memory
 from minbert.errors import InputError
 from multitask import advice
 from multitask.command_line import Pipeline, resolve
-from multitask.config import OPTIONS, SETTINGS, TRAINING, Config
+from multitask.config import FOLDERS, OPTIONS, TRAINING, Config
 from multitask.launcher import GRACE_SECONDS, launched
 from multitask.layout import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
@@ -57,9 +57,9 @@ def first_help() -> str:
 Fine-tune one BERT for several tasks at once: the course's three, or your own.
 
   {program} finetune                               train on the shipped sample: a first look
+  {program} inspect --data DIR                     look at your tables, write a task file
   {program} finetune --data DIR --out runs/first   train on the tables in DIR
   {program} --resume --out runs/first              resume after a stop
-  {program} evaluate --run runs/first              score on dev, write predictions
   {program} serve --run runs/first                 answer over HTTP, with a page to try it on
 
 What to do is one of {", ".join(OPTIONS)}.
@@ -82,7 +82,7 @@ def carry_out(command: Config | Pipeline) -> None:
 def report_lost(error: OSError, command: Config | Pipeline) -> None:
     """Print that not all of the output could be written, if what counts is in a folder, which is complete.
     Raise the error if the output was what the command is for."""
-    if not isinstance(command, Pipeline) and not SETTINGS["out"].used_by(command.option):
+    if not isinstance(command, Pipeline) and command.option not in FOLDERS:
         raise error
     print(f"warning: not all of the output could be written ({error}); the run is complete", file=sys.stderr)
 

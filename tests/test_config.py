@@ -294,7 +294,7 @@ def test_options_on_one_run_refuse_several():
         (["--resume"], "--resume needs --out"),
         (["--task", "sentiment"], "--option finetune does not use --task"),
         (["--run", "r", "--input", "f"], "--option finetune does not use --run, --input"),
-        (["--option", "train"], "--option must be one of pretrain, mnrl, finetune"),
+        (["--option", "train"], "--option must be one of inspect, pretrain, mnrl, finetune"),
         (["--option", "evaluate", "--epochs", "3"], "--option evaluate does not use --epochs"),
         (["--option", "predict", "--data", "d"], "--option predict does not use --data"),
         (
@@ -310,7 +310,7 @@ def test_bad_flags(words, problem):
 
 
 def test_no_option():
-    with pytest.raises(InputError, match="choose what to do with --option, one of pretrain, mnrl, finetune"):
+    with pytest.raises(InputError, match="choose what to do with --option, one of inspect, pretrain, mnrl"):
         resolve([])
 
 
@@ -334,8 +334,8 @@ def test_no_option():
         ("tasks = [1]", "tasks must be a list of non-empty UTF-8 texts without NUL, not [1]"),
         ('pooling = "max"', "pooling must be one of cls, mean, not 'max'"),
         ("head_dropout = 1", "head_dropout must be a number, at least 0 and below 1, not 1"),
-        ('option = "train"', "option must be one of pretrain, mnrl, finetune"),
-        ("option = [1]", "option must be one of pretrain, mnrl, finetune"),
+        ('option = "train"', "option must be one of inspect, pretrain, mnrl, finetune"),
+        ("option = [1]", "option must be one of inspect, pretrain, mnrl, finetune"),
         ('data = "a\\u0000"', r"data must be non-empty UTF-8 text without NUL, not 'a\x00'"),
         ('tasks = [""]', "tasks must be a list of non-empty UTF-8 texts without NUL, not ['']"),
         (f"epochs = 0x{'f' * 5000}", "below 100,000, not int too long to be shown"),

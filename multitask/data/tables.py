@@ -12,7 +12,9 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, overload
@@ -41,7 +43,11 @@ SPLITS = ("train", "dev", "test-student")
 REPORTED = 20  # problems listed in one error message
 FORMAT = 4  # version of the cache's entries: increase it when what is read, checked or kept changes
 TABLES = (".csv", ".jsonl", ".ndjson", ".json")  # endings of files that are no plain lines
-OTHER_SPLITS = ("train", "dev", "test", "test-student", "val", "valid", "validation", "eval")
+SPLIT_OF = {  # what files of each split are called
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "test-student", "testing"), "test-student"),
+    **dict.fromkeys(("dev", "devel", "development", "val", "valid", "validation", "eval"), "dev"),
+}
 SHOWN_SHARES = 10  # classes whose shares are printed
 
 UNFIT_FOR_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -148,14 +154,18 @@ def _row(number: int, cells: Mapping[str, str], wanted: Collection[str], task: T
     return Row(number, row_id, tuple(cells[column] for column in task.texts), label)
 
 
+def normalized(text: str) -> str:
+    """Return a text without regard to case, spacing and Unicode's forms of a character."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def is_held_out(texts: Sequence[str], fraction: float) -> bool:
     """Return whether a row is held out as dev, where this fraction of the rows is.
 
     That depends on its texts alone, without regard to case, spacing and Unicode's forms of a character, or to
     the order of a pair. So equal texts are on one side, and stay there when rows are added.
     """
-    normal = [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts]
-    digest = hashlib.sha256("\0".join(sorted(normal)).encode()).digest()
+    digest = hashlib.sha256("\0".join(sorted(map(normalized, texts))).encode()).digest()
     return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
@@ -188,25 +198,22 @@ class Source:
         lines_of_ids: dict[str, int] = {}
         problems: list[Problem] = []
         bad, taken, hasher = 0, 0, hashlib.sha256()
-        try:
-            with expanded(open_regular(self.path)) as file:
-                lines = _hashed(lines_of(file, str(self.path)), hasher)
-                for item in parse(lines, str(self.path), self.task, self.labelled):
-                    if isinstance(item, Row):
-                        line = lines_of_ids.setdefault(item.id, item.line)
-                        if line != item.line:
-                            message = f"{self.task.id} {short_line(item.id)} duplicates line {line}"
-                            item = Problem(item.line, message)
-                        elif not self._takes(item):
-                            continue
-                        else:
-                            taken += 1
-                    if isinstance(item, Problem):
-                        bad += 1
-                        problems += [item] * (bad <= REPORTED)
-                    yield item
-        except OSError as error:
-            raise _unreadable(self.path, error) from None
+        with opened(self.path) as file:
+            lines = _hashed(lines_of(file, str(self.path)), hasher)
+            for item in parse(lines, str(self.path), self.task, self.labelled):
+                if isinstance(item, Row):
+                    line = lines_of_ids.setdefault(item.id, item.line)
+                    if line != item.line:
+                        message = f"{self.task.id} {short_line(item.id)} duplicates line {line}"
+                        item = Problem(item.line, message)
+                    elif not self._takes(item):
+                        continue
+                    else:
+                        taken += 1
+                if isinstance(item, Problem):
+                    bad += 1
+                    problems += [item] * (bad <= REPORTED)
+                yield item
         if bad and not self.skip_bad_rows:
             listed = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
             more = [f"... and {bad - REPORTED} more"] if bad > REPORTED else []
@@ -233,8 +240,14 @@ def _hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
         yield line
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read ({error.strerror})")
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """Open a table, which may be compressed with gzip. Raises InputError if it cannot be read."""
+    try:
+        with expanded(open_regular(path)) as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class Strings(Sequence[str]):
@@ -278,6 +291,14 @@ class Table:
 Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 
 
+def source_of(
+    path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False, part: str | None = None
+) -> Source:
+    """Return a table's file as it is now. Raises InputError if it cannot be read."""
+    with opened(path) as file:
+        return Source(path, _digest(file, path), task, labelled, skip_bad_rows, part)
+
+
 def read_table(
     path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False, part: str | None = None
 ) -> Table:
@@ -286,12 +307,7 @@ def read_table(
 
     Raises InputError if the table has bad rows, unless `skip_bad_rows` drops them.
     """
-    try:
-        with expanded(open_regular(path)) as file:
-            digest = _digest(file, path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    source = Source(path, digest, task, labelled, skip_bad_rows, part)
+    source = source_of(path, task, labelled, skip_bad_rows, part)
     kept = cached(source.key, lambda: check(source))
     return Table(source, Strings(kept["ids"], kept["id_ends"]), kept["labels"], int(kept["dropped"]))
 
@@ -366,12 +382,11 @@ def unread_files(directory: Path, tasks: Mapping[str, Task]) -> list[tuple[Path,
     read = {task.path(directory, split) for task in tasks.values() for split in SPLITS}
     found: dict[Path, Path] = {}
     for task in tasks.values():
-        for split in OTHER_SPLITS if task.files else ():
+        for word, split in SPLIT_OF.items() if task.files else ():
             for ending in ("", ".gz"):
-                path = directory / (task.files.replace("{split}", split) + ending)
+                path = directory / (task.files.replace("{split}", word) + ending)
                 if path not in read and path.is_file():
-                    meant = {"train": "train", "test": "test-student", "test-student": "test-student"}
-                    found[path] = task.path(directory, meant.get(split, "dev"))
+                    found[path] = task.path(directory, split)
     return list(found.items())
 
 

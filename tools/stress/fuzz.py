@@ -29,7 +29,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -45,7 +45,7 @@ from hypothesis import strategies as st
 from minbert import BertConfig, BertModel, BertTokenizer, hub
 from minbert.errors import InputError, visible
 from minbert.tokenizer import SPECIAL_TOKENS
-from multitask import MultitaskBert, command_line, config, load, runs
+from multitask import MultitaskBert, command_line, config, inspecting, load, runs
 from multitask.data import cache
 from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
@@ -281,6 +281,31 @@ def read_tables(folder: Path) -> None:
                 assert len(row.id.splitlines()) == 1 and "\t" not in row.id
                 assert (row.label is not None and math.isfinite(row.label)) == labelled
             read_table(path, task, labelled)
+
+
+RIGHT_FOLDER = {
+    "a.csv": b"text,label\nsome good film,x\nsome bad film,y\nanother film,x\n",
+    "a-dev.csv": b"text,label\nno good film,x\n",
+}
+
+
+def folders() -> Strategy[Files]:
+    made = st.sampled_from(list(BUILT_IN.values())).flatmap(tables)
+    return st.dictionaries(st.sampled_from(["a.csv", "a-dev.csv", "a-test.jsonl"]), made, min_size=1)
+
+
+def read_folder(folder: Path) -> None:
+    """Check that the task file that inspect writes, and what it prints for programs, can be read."""
+    out = folder / "tasks.toml"
+    settings = {"data": str(folder), "out": str(out), "force": True, "json": True}
+    weights = str(Path(__file__).resolve().parents[2] / "weights" / "tiny")
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            inspecting.run_inspection(config.Config("inspect").changed(**settings, weights=weights))
+    finally:
+        if printed.getvalue():
+            assert {*read_task_file(out)} == {*json.loads(printed.getvalue())["tasks"]}
 
 
 def texts() -> Strategy[Files]:
@@ -691,6 +716,7 @@ RIGHT_WORDS = b'["--option", "finetune", "--lr", "1e-3"]'
 READERS = {
     "tables": Reader(lambda: {"sentiment.csv": RIGHT_TABLE}, task_tables, read_tables, one_line=False),
     "cache": Reader(cache_entry, cache_entries, read_cache),
+    "folders": Reader(lambda: RIGHT_FOLDER, folders, read_folder, one_line=False),
     "texts": Reader(lambda: {"input.txt": b"good\n"}, texts, read_texts),
     "task-files": Reader(lambda: {"tasks.toml": TASK_FILE}, task_files, read_tasks),
     "recipes": Reader(lambda: {"recipe.toml": RECIPE}, lambda: recipes(RECIPE), read_recipe, named=False),

@@ -1,0 +1,202 @@
+"""A folder of tables that nobody has described: which files belong together, and what is in their columns."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multitask.data.formats import Problem, lines_of, read_sheet
+from multitask.data.tables import SPLIT_OF, TABLES, opened
+
+ENDINGS = (*TABLES, ".tsv", ".tab", ".xlsx")  # the last is refused, with a remedy
+NO_DATA = (".md", ".toml")  # endings of files that nobody takes for tables
+MOST_VALUES = 1000  # of a column that are counted; one with more holds no classes
+LONGEST_VALUE = 200  # characters of a value that are kept
+MOST_COLUMNS = 100  # of a table that are looked at
+MEASURED = 1000  # rows whose words are counted
+
+Watch = Callable[[Iterable[Any], str], Iterable[Any]]  # items and what they are called -> the same items
+_ID = re.compile(r"(?:\b|_)(?:id|key|uid|uuid|guid|idx|index)$", re.IGNORECASE)
+_SPLIT = re.compile(
+    rf"(?<![a-z])({'|'.join(sorted(SPLIT_OF, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The files of one task."""
+
+    name: str  # what their names have in common
+    files: Mapping[str, Path]  # by split
+    others: Sequence[Path] = ()  # that are named like them
+
+    @property
+    def paths(self) -> list[Path]:
+        return [*self.files.values(), *self.others]
+
+
+def find_groups(directory: Path) -> tuple[list[Group], list[Path]]:
+    """Return the tables in a folder and in the folders in it, the files of a task together, and the files in
+    other formats. Splits are told from the files' names; a table whose name says none is for training."""
+    found: dict[tuple[Path, str], dict[str, list[Path]]] = {}
+    unread = []
+    for path in sorted(path for pattern in ("*", "*/*") for path in directory.glob(pattern)):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(directory).parts):
+            continue
+        bare = path.name.lower().removesuffix(".gz")
+        if Path(bare).suffix not in ENDINGS:
+            unread += [path] * (Path(bare).suffix not in NO_DATA)
+            continue
+        stem, split = _name_and_split(Path(bare).stem)
+        files = found.setdefault((path.parent, stem), {})
+        files.setdefault(split, []).append(path)
+    return [_group(folder, stem, files) for (folder, stem), files in found.items()], unread
+
+
+def _name_and_split(stem: str) -> tuple[str, str]:
+    """Divide reviews-test into reviews and test-student. Without a split, the second is empty."""
+    matches = [*_SPLIT.finditer(stem)]
+    if not matches:
+        return stem, ""
+    match = matches[-1]
+    return f"{stem[: match.start()]} {stem[match.end() :]}".strip(" -_."), SPLIT_OF[match[0]]
+
+
+def _group(folder: Path, stem: str, files: dict[str, list[Path]]) -> Group:
+    if "train" not in files and "" in files:
+        files["train"] = files.pop("")
+    first = {split: paths[0] for split, paths in files.items() if split}
+    others = [path for paths in files.values() for path in paths if path not in first.values()]
+    return Group(stem or folder.resolve().name, first, others)
+
+
+@dataclass
+class Column:
+    """What is known of a column: its values, as long as there are few, and how many are numbers or words."""
+
+    name: str
+    counts: Counter[str] = field(default_factory=Counter)  # empty if there are more than `MOST_VALUES`
+    filled: int = 0
+    has_many: bool = False
+    is_numeric: bool = True  # as far as has been seen
+    is_whole: bool = True
+    low: float = math.inf
+    high: float = -math.inf
+    words: float = 0.0  # of the first rows, in all
+
+    def add(self, value: str) -> None:
+        if not value:
+            return
+        self.filled += 1
+        if self.filled <= MEASURED:
+            self.words += _words(value)
+        if not self.has_many:
+            value = value[:LONGEST_VALUE]
+            if value not in self.counts:
+                self._measure(value)
+            self.counts[value] += 1
+            if len(self.counts) > MOST_VALUES:
+                self.has_many = True
+                self.counts.clear()
+        elif self.is_numeric:
+            self._measure(value)
+
+    def _measure(self, value: str) -> None:
+        number = number_of(value)
+        if number is None:
+            self.is_numeric = False
+        else:
+            self.is_whole = self.is_whole and number == int(number)
+            self.low, self.high = min(self.low, number), max(self.high, number)
+
+    @property
+    def mean_words(self) -> float:
+        return self.words / max(1, min(self.filled, MEASURED))
+
+    @property
+    def variety(self) -> float:
+        """The share of different values; 1 if there are many."""
+        return 1.0 if self.has_many else len(self.counts) / max(1, self.filled)
+
+
+def number_of(text: str) -> float | None:
+    """Return the finite number that a text is, if it is one as a task reads them."""
+    try:
+        number = float(text.replace("_", "?"))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _words(text: str) -> float:
+    """Return about how many words a text has, also in scripts that put no spaces between them."""
+    return max(len(text.split()), sum(character > "\u2e7f" for character in text) / 2)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is in the tables of a group."""
+
+    rows: int  # of train and dev
+    columns: Sequence[Column]  # of train and dev, as far as each table has them, once
+    ids: Sequence[str]  # those called like ids that every table has, with another value in each row
+    in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
+    problem: str  # the first bad row; empty if there is none
+
+
+def profile(group: Group, watch: Watch) -> Profile:
+    """Read the tables of train and dev to their ends, and the header of test. Bad rows are left out. Raises
+    InputError if a table cannot be read."""
+    columns: dict[str, Column] = {}
+    read = [_count(group.files[split], columns, watch) for split in ("train", "dev") if split in group.files]
+    shared = [column for name, column in columns.items() if all(name in one.names for one in read)]
+    test = group.files.get("test-student")
+    in_test = None if test is None else frozenset(header(test))
+    ids = [
+        column.name
+        for column in shared
+        if all(column.name in one.ids for one in read) and (in_test is None or column.name in in_test)
+    ]
+    problem = next((one.problem for one in read if one.problem), "")
+    return Profile(sum(one.rows for one in read), shared, ids, in_test, problem)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    rows: int
+    names: frozenset[str]
+    ids: frozenset[str]
+    problem: str
+
+
+def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
+    """Add a table's values to the columns."""
+    rows, problem = 0, ""
+    with opened(path) as file:
+        sheet = read_sheet(lines_of(file, str(path)), str(path))
+        names = {name for name in sheet.columns[:MOST_COLUMNS] if name and sheet.columns.count(name) == 1}
+        added = [columns.setdefault(name, Column(name)) for name in sheet.columns if name in names]
+        seen = {name: set[int]() for name in names if _ID.search(name)}  # hashes of the values
+        for record in watch(sheet.records, path.name):
+            if isinstance(record, Problem):
+                problem = problem or f"{path}:{record.line}: {record.message}"
+                continue
+            rows += 1
+            for column in added:
+                column.add(record.cells.get(column.name, ""))
+            for name, hashes in seen.items():
+                if value := record.cells.get(name):
+                    hashes.add(hash(value))
+    ids = frozenset(name for name in seen if len(seen[name]) == rows > 0)
+    return _Counted(rows, frozenset(names), ids, problem)
+
+
+def header(path: Path) -> list[str]:
+    """Return the columns of a table. Raises InputError if it cannot be read."""
+    with opened(path) as file:
+        return read_sheet(lines_of(file, str(path)), str(path)).columns
