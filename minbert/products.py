@@ -18,7 +18,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,8 @@ from minbert.hub import cache_home
 from minbert.reading import load_json
 
 Choice = frozenset[str]  # those of a layer's products that oneDNN computes
-Table = dict[tuple[int, int, int], Choice]  # by inputs, outputs and fewest rows
+Size = tuple[int, int, int]  # inputs, outputs and fewest rows
+Table = dict[Size, Choice]
 Clock = Callable[[], float]
 
 PRODUCTS = ("output", "input", "weight")
@@ -57,14 +58,14 @@ def chosen(inputs: int, outputs: int, rows: int) -> Choice:
     measured, now if they never were."""
     size = inputs, outputs, max(least for least in FEWEST_ROWS if least <= rows)
     adopted = _adopted.get(torch.get_num_threads(), {})
-    return adopted[size] if size in adopted else _measured_here(size)
+    return adopted[size] if size in adopted else _measured_here([size])[size]
 
 
 def choices(shapes: Collection[tuple[int, int]]) -> dict[str, list[str]]:
     """Return which products oneDNN computes in layers of these (inputs, outputs), as measured here, in a form
     that `adopt` takes."""
     sizes = [(*shape, rows) for shape in shapes for rows in FEWEST_ROWS]
-    return _written({size: _measured_here(size) for size in sizes})
+    return _written(_measured_here(sizes))
 
 
 def adopt(written: object) -> None:
@@ -125,8 +126,8 @@ def is_faster(other: Callable[[], object], plain: Callable[[], object], clock: C
 # Keeping
 
 
-def _measured_here(size: tuple[int, int, int]) -> Choice:
-    """Return the choice for these inputs, outputs and rows from the file, or measure it now."""
+def _measured_here(sizes: Sequence[Size]) -> Table:
+    """Return the choices for these sizes from the file, or measure them now."""
     threads = torch.get_num_threads()
     if threads not in _measured:
         try:
@@ -134,10 +135,11 @@ def _measured_here(size: tuple[int, int, int]) -> Choice:
         except ValueError:
             _measured[threads] = {}
     table = _measured[threads]
-    if size not in table:
-        table[size] = measure(*size)
+    missing = [size for size in sizes if size not in table]
+    if missing:
+        table |= {size: measure(*size) for size in missing}
         _keep(table)
-    return table[size]
+    return {size: table[size] for size in sizes}
 
 
 def _all_kept() -> dict[str, object]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from minbert.errors import InputError
 from minbert.files import is_real_folder
-from minbert.reading import load_json
 from multitask.advice import command
 from multitask.config import Config
 from multitask.layout import BEST, CONFIG, METRICS, PREDICTIONS, REPORT, RESULT, STATE
@@ -16,7 +15,7 @@ from multitask.messages import warn
 from multitask.model import MultitaskBert
 from multitask.progress import Progress
 from multitask.recipes import read_settings
-from multitask.runs import claim_folder
+from multitask.runs import claim_folder, result_of
 from multitask.state import remove_states
 
 
@@ -53,8 +52,7 @@ def finished_run(config: Config) -> Path | None:
 
 def print_done(run: Path) -> None:
     """Print in a line that a run is finished, and with which scores."""
-    result = load_json(run / RESULT)
-    dev = result.get("dev") if isinstance(result, dict) else None
+    dev = result_of(run).get("dev")
     if not isinstance(dev, dict):
         raise InputError(f"{run / RESULT}: not the result of a run; restore the file")
     print(f"{run}: is finished, nothing to resume; dev {', '.join(_in_words(dev))}")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from minbert.errors import InputError
 from minbert.fields import LONE_SURROGATE
@@ -27,6 +27,8 @@ STRICT = "tab-separated"
 ARCHIVE = b"PK\x03\x04"
 
 csv.field_size_limit(LONGEST_LINE)
+
+Raw = TypeVar("Raw")  # a row before it is read
 
 
 class Record(NamedTuple):
@@ -112,6 +114,19 @@ def decode(line: bytes) -> str:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from None
 
 
+def _records(
+    rows: Iterable[tuple[int, Raw]], cells: Callable[[Raw], Mapping[str, str]]
+) -> Iterator[Record | Problem]:
+    """Yield every numbered row as a record or, if `cells` raises ValueError, as a problem."""
+    for number, row in rows:
+        try:
+            record = Record(number, cells(row))
+        except ValueError as error:
+            yield Problem(number, str(error))
+        else:
+            yield record
+
+
 # Tab-separated, a row on each line
 
 
@@ -123,14 +138,10 @@ def _strict(lines: Iterable[bytes], name: str, separator: str) -> Sheet:
     except ValueError as error:
         raise InputError(f"{name}:1: in the header: {error}") from None
 
-    def records() -> Iterator[Record | Problem]:
-        for number, line in numbered:
-            try:
-                yield Record(number, _cells(header, _fields(line, separator), separator))
-            except ValueError as error:
-                yield Problem(number, str(error))
+    def cells(line: bytes) -> Mapping[str, str]:
+        return _cells(header, _fields(line, separator), separator)
 
-    return Sheet(SEPARATORS[separator], header, records())
+    return Sheet(SEPARATORS[separator], header, _records(numbered, cells))
 
 
 def _fields(line: bytes, separator: str) -> list[str]:
@@ -171,16 +182,12 @@ def _csv(lines: Iterable[bytes], name: str, separator: str) -> Sheet:
         raise InputError(f"{name}:1: in the header: {header}")
     header = [column.strip() for column in header]
 
-    def records() -> Iterator[Record | Problem]:
-        for number, fields in rows:
-            try:
-                if isinstance(fields, str):
-                    raise ValueError(fields)
-                yield Record(number, _cells(header, fields, separator))
-            except ValueError as error:
-                yield Problem(number, str(error))
+    def cells(fields: list[str] | str) -> Mapping[str, str]:
+        if isinstance(fields, str):
+            raise ValueError(fields)
+        return _cells(header, fields, separator)
 
-    return Sheet(SEPARATORS[separator], header, records())
+    return Sheet(SEPARATORS[separator], header, _records(rows, cells))
 
 
 def _csv_rows(lines: Iterable[bytes], name: str, separator: str) -> Iterator[tuple[int, list[str] | str]]:
@@ -248,16 +255,8 @@ def _json_lines(lines: Iterable[bytes], name: str) -> Sheet:
     except ValueError as error:
         raise InputError(f"{name}:1: {error}; write one object on each line") from None
 
-    def records() -> Iterator[Record | Problem]:
-        for number, line in chain([(1, first)], numbered):
-            if not line.strip():
-                continue
-            try:
-                yield Record(number, _object(line))
-            except ValueError as error:
-                yield Problem(number, str(error))
-
-    return Sheet(JSON_LINES, header, records())
+    rows = ((number, line) for number, line in chain([(1, first)], numbered) if line.strip())
+    return Sheet(JSON_LINES, header, _records(rows, _object))
 
 
 def _object(line: bytes) -> dict[str, str]:

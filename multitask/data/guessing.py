@@ -17,7 +17,17 @@ from typing import Any
 
 from minbert.errors import InputError, short_line, shown
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION, Kind
-from multitask.data.survey import Column, Group, Profile, Watch, find_groups, header, number_of, profile
+from multitask.data.survey import (
+    IMBALANCED,
+    Column,
+    Group,
+    Profile,
+    Watch,
+    find_groups,
+    header,
+    number_of,
+    profile,
+)
 from multitask.data.tables import SPLITS
 from multitask.data.tasks import BOOLEANS, BUILT_IN, RESERVED, Task, task_to_toml
 
@@ -45,7 +55,6 @@ NEGATIVE = {"no", "not", "non", "false", "negative", "neg", "ham", "bad", "none"
 LEAST_WORDS = 3  # on average, of a column of texts that is not called like one
 LEAST_VARIETY = 0.2  # of such a column
 MOST_NUMBERED = 20  # classes that are numbers
-IMBALANCED = 5  # times as many rows of one class as of another
 FEW_ROWS = 500  # of which a fifth is held out as dev; of more, a tenth
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from minbert.errors import InputError, counted, short_line, shown
 from minbert.tokenizer import in_chunks
 from multitask.data.formats import Problem, lines_of, read_sheet
-from multitask.data.survey import LONGEST_VALUE, MOST_COLUMNS, Watch, number_of
+from multitask.data.survey import IMBALANCED, LONGEST_VALUE, MOST_COLUMNS, Watch, number_of
 from multitask.data.tables import SPLITS, Source, normalized, opened, source_of
 from multitask.data.tasks import Task
 
@@ -28,7 +28,6 @@ PLACES = 3  # that are named as examples
 FEW_ROWS = 100  # for training
 FEW_DEV_ROWS = 100
 FEW_OF_CLASS = 20
-IMBALANCED = 5  # times as many rows of one class as of another
 OFTEN = 0.05  # a share of rows above which it matters that they are cut or unknown
 GIVEAWAY = 0.9  # of the errors of a constant prediction that a column saves
 FEWEST = 50  # rows from which that is told

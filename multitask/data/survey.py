@@ -19,6 +19,7 @@ MOST_VALUES = 1000  # of a column that are counted; one with more holds no class
 LONGEST_VALUE = 200  # characters of a value that are kept
 MOST_COLUMNS = 100  # of a table that are looked at
 MEASURED = 1000  # rows whose words are counted
+IMBALANCED = 5  # times as many rows of one class as of another
 
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]  # items and what they are called -> the same items
 _ID = re.compile(r"(?:\b|_)(?:id|key|uid|uuid|guid|idx|index)$", re.IGNORECASE)

@@ -25,7 +25,7 @@ from multitask.data.tasks import Task
 from multitask.layout import BEST, CARD, CONFIG
 from multitask.model import read_definitions
 from multitask.recipes import read_settings
-from multitask.report.page import first_checkpoint, pretraining
+from multitask.report.page import first_checkpoint, interval_of, pretraining
 from multitask.report.records import is_number
 
 MOST_LABELS, MOST_NAMES = 20, 5  # spelled out
@@ -342,5 +342,5 @@ def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _interval(ends: Any) -> str:
     """Return an interval, [low, high], in words, if this is one."""
     if isinstance(ends, list | tuple) and len(ends) == 2 and all(map(is_number, ends)):
-        return f"{ends[0]:.3f} to {ends[1]:.3f}"
+        return interval_of(ends)
     return ""
