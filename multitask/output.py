@@ -24,10 +24,12 @@ class Answering:
         self.is_json = Path(name).suffix in JSON_LINES
         separator = "," if Path(name).suffix == ".csv" else "\t"
         self.writer = csv.writer(file, delimiter=separator, lineterminator="\n")
-        if not self.is_json:
-            self.writer.writerow(["id", task.label, *class_columns(task)])
+        self.has_header = self.is_json
 
     def write(self, ids: Iterable[str], answers: Answers) -> None:
+        if not self.has_header:
+            self.writer.writerow(["id", self.task.label, *class_columns(self.task)])
+            self.has_header = True
         for row_id, value, probabilities in zip(ids, answers.values, each(answers), strict=True):
             if not self.is_json:
                 self.writer.writerow([row_id, shortest(value), *map(six_places, probabilities)])

@@ -96,7 +96,8 @@ def _windows(
         elif skip_bad_rows:
             dropped += 1
         else:
-            yield window
+            if window:
+                yield window
             raise InputError(f"{name}:{item.line}: {item.message} (--skip-bad-rows drops such rows)")
         if len(window) == WINDOW or characters >= CHARACTERS or not ready():
             yield window

@@ -132,9 +132,9 @@ def open_output(target: str, force: bool) -> Iterator[TextIO]:
     with TextIOWrapper(raw, encoding="utf-8", newline="") as file:
         try:
             yield file
-        except InputError as error:
-            raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
-        except BaseException:
+        except BaseException as error:
+            if partial != path and isinstance(error, InputError) and file.tell():
+                raise InputError(f"{error}\npredictions for the rows before it are in {partial}") from None
             if partial != path:
                 discard(partial)
             raise

@@ -9,7 +9,7 @@ from functools import partial
 from hostile.box import TRAIN, Box, Cases, Wrong, write
 
 EVALUATE = "--option evaluate --threads 1 --run {run}"
-PREDICT = "--option predict --threads 1 --task sentiment --run {run} --input {box}/input.csv"
+PREDICT = "--option predict --threads 1 --task sentiment --run {run} --input {box}/input.txt"
 SIZE = 100_000  # bytes of TOML
 GIGABYTE = 1 << 30
 
@@ -54,7 +54,7 @@ WORDS = "the film was good and a bad movie is very "
 def long_rows(rows: int, size: int, box: Box) -> None:
     box.take("run")
     text = (WORDS * (size // len(WORDS))).encode() + b"\n"
-    with (box / "input.csv").open("wb") as file:
+    with (box / "input.txt").open("wb") as file:
         for _ in range(rows):
             file.write(text)
     words = PREDICT + " --output {work}/out.tsv"
@@ -79,7 +79,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
 def long_text(make: Callable[[], str], use: str, box: Box) -> None:
     box.take("run")
     if use == "predict":
-        write(box / "input.csv", make() + "\n")
+        write(box / "input.txt", make() + "\n")
         box.command(PREDICT + " --output {work}/out.tsv", writes=("work/out.tsv",), peak=1.5 * GIGABYTE)
     else:
         with (box / "data/ids-sst-dev.csv").open("a") as file:
@@ -98,10 +98,10 @@ def formulas(box: Box) -> None:
     """Ids that a spreadsheet takes for formulas, or that hold the separator, are kept as they are."""
     box.take("run")
     rows = [[name, "a good film", "1"] for name in FORMULAS]
-    with (box / "input.csv").open("w", newline="") as file:
+    with (box / "input.txt").open("w", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerows([["id", "sentence", "sentiment"], *rows])
-    write(box / "data/ids-sst-dev.csv", (box / "input.csv").read_bytes())
+    write(box / "data/ids-sst-dev.csv", (box / "input.txt").read_bytes())
     if box.command(PREDICT + " --output {work}/out.tsv", writes=("work/out.tsv",)).status == 0:
         with (box / "work/out.tsv").open(newline="") as file:
             found = [row[0] for row in csv.reader(file, delimiter="\t")][1:]
@@ -138,7 +138,7 @@ def evil_table(column: str, split: str = "dev") -> Callable[[Box], None]:
         else:
             head[-1] += EVIL
         write(path, "".join("\t".join(row) + "\n" for row in [head, *rows]))
-        write(box / "input.csv", path.read_bytes())
+        write(box / "input.txt", path.read_bytes())
         command(box, PREDICT)
         command(box, EVALUATE)
         command(box, EVALUATE + " --skip-bad-rows")
