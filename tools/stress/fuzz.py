@@ -31,7 +31,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -47,10 +47,12 @@ from minbert.errors import InputError, visible
 from minbert.tokenizer import SPECIAL_TOKENS
 from multitask import MultitaskBert, command_line, config, inspecting, load, runs
 from multitask.data import cache
+from multitask.data.calibration import Calibration
 from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
 from multitask.judgement import Judgement
+from multitask.model import read_calibrations
 from multitask.recipes import read_settings
 from multitask.report import card, figures, page, records
 from multitask.streams import open_input
@@ -328,6 +330,7 @@ def read_texts(folder: Path) -> None:
 
 # Settings
 
+CALIBRATIONS = b'[mood]\ntemperature = 1.5\nthreshold = 0.4\nfitted_on = "0123456789abcdef"\n'
 TASK_FILE = b"""[topic]
 kind = "classification"
 num_classes = 7
@@ -393,6 +396,11 @@ def task_files() -> Strategy[Files]:
     return toml_files(TASK_FILE, keys).map(lambda content: {"tasks.toml": content})
 
 
+def calibrations() -> Strategy[Files]:
+    keys = [*(field.name for field in fields(Calibration)), "mood", "sentiment", "colour", '"a b"']
+    return toml_files(CALIBRATIONS, keys).map(lambda content: {"calibration.toml": content})
+
+
 def recipes(right: bytes) -> Strategy[Files]:
     return toml_files(right, KEYS).map(lambda content: {"recipe.toml": content})
 
@@ -403,6 +411,10 @@ def run_settings() -> Strategy[Files]:
 
 def read_tasks(folder: Path) -> None:
     read_task_file(folder / "tasks.toml")
+
+
+def read_fitted(folder: Path) -> None:
+    read_calibrations(folder, {"mood": replace(BUILT_IN["paraphrase"], name="mood", calibrate=True)})
 
 
 def read_recipe(folder: Path) -> None:
@@ -719,6 +731,7 @@ READERS = {
     "folders": Reader(lambda: RIGHT_FOLDER, folders, read_folder, one_line=False),
     "texts": Reader(lambda: {"input.txt": b"good\n"}, texts, read_texts),
     "task-files": Reader(lambda: {"tasks.toml": TASK_FILE}, task_files, read_tasks),
+    "calibrations": Reader(lambda: {"calibration.toml": CALIBRATIONS}, calibrations, read_fitted),
     "recipes": Reader(lambda: {"recipe.toml": RECIPE}, lambda: recipes(RECIPE), read_recipe, named=False),
     "stages": Reader(lambda: {"recipe.toml": STAGES}, lambda: recipes(STAGES), read_recipe, named=False),
     "configs": Reader(lambda: {"config.toml": SETTINGS}, run_settings, read_config, named=False),
