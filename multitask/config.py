@@ -92,7 +92,7 @@ class Training(Group):
         low=1,
     )
     accumulate: int = field(1, "batches in an update, all of one task", low=1, below=10**5)
-    lr: float = field(5e-5, "highest learning rate")
+    lr: float = field(5e-5, "highest learning rate", most=1)
     schedule: str = field("linear", "the rate after its warm-up", choices=SCHEDULES)
     warmup: float = field(0.06, "fraction of all updates in which the rate rises", below=1)
     weight_decay: float = field(1e-4, "AdamW's decay; biases and LayerNorm have none")

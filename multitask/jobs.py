@@ -49,6 +49,7 @@ from multitask.runs import (
 )
 from multitask.serve import run_server
 from multitask.state import States
+from multitask.streams import check_paths
 from multitask.train import TrainingRun, fit
 
 # Training
@@ -294,11 +295,11 @@ def run_report(config: Config) -> None:
 
 def run_prediction(config: Config) -> None:
     """Read a stream of texts, write predictions."""
-    device = set_up(config)
-    model = load_run(Path(config.runs.run[0]), config, device)
-    given, name = config.prediction, config.one_task.task
+    given, name, force = config.prediction, config.one_task.task, config.replacing.force
+    check_paths(given.input, given.output, force)
+    model = load_run(Path(config.runs.run[0]), config, set_up(config))
     task = tasks.select([name], model.tasks)[name]
-    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, config.replacing.force)
+    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, force)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {
