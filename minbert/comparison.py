@@ -257,14 +257,15 @@ class Difference:
         if self.shapes[0] != self.shapes[1]:
             return f"{self.stage}: has shape {self.shapes[0]}, not {self.shapes[1]}"
         where = ", ".join(f"{axis} {index}" for axis, index in self.position.items())
-        return f"{self.stage}: off by {self.largest:.2g} at {where}"
+        return f"{self.stage}: off by {self.largest:.3g} at {where}"
 
 
 AXES = {3: ("example", "token"), 4: ("example", "head", "query", "key")}  # of tensors with so many
 
 
 def difference(stage: str, ours: Tensor, theirs: Tensor) -> Difference:
-    """Return the largest difference |ours - theirs| of a stage as `trace` returns it, and where it is."""
+    """Return the largest difference |ours - theirs| of a stage as `trace` returns it, and where it is: of
+    (B, L, ...), (B, A, L, L) or (B, H). Equal infinities and two NaNs are no difference."""
     shapes = tuple(ours.shape), tuple(theirs.shape)
     if ours.shape != theirs.shape:
         return Difference(stage, math.inf, 1.0, {}, shapes)
