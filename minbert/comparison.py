@@ -69,12 +69,12 @@ class Call:
 
 def taken(call: Call) -> Any:
     """Return the first thing that a module was given."""
-    return call.inputs[0]
+    return next(iter(call.inputs), None)
 
 
 def made(call: Call) -> Any:
     """Return what a module made, or the first of several things."""
-    return call.output if isinstance(call.output, Tensor) else call.output[0]
+    return next(iter(call.output), None) if isinstance(call.output, tuple) else call.output
 
 
 def scores(call: Call) -> Any:
@@ -84,8 +84,8 @@ def scores(call: Call) -> Any:
 
 def weights(call: Call) -> Any:
     """Return the weights of attention. Ours are in a list, of one group of examples here."""
-    made = call.output[1] if isinstance(call.output, tuple) and len(call.output) > 1 else None
-    return made[0] if isinstance(made, list) else made
+    attended = call.output[1] if isinstance(call.output, tuple) and len(call.output) > 1 else None
+    return next(iter(attended), None) if isinstance(attended, list) else attended
 
 
 def pooler_output(call: Call) -> Any:
@@ -186,7 +186,11 @@ def recording(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[dict[st
 
         return module.register_forward_hook(hook)
 
-    hooks = [watch(stage, module, read) for stage, module, read in _stages(model, ours)]
+    try:
+        watched = list(_stages(model, ours))
+    except AttributeError as error:
+        raise InputError(f"{type(model).__name__} is not built as a BertModel: {error}") from None
+    hooks = [watch(stage, module, read) for stage, module, read in watched]
     try:
         with softmax:
             yield stages
@@ -374,12 +378,15 @@ def load(name: str, allow_pickle: bool) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     loader: Any = transformers.BertModel
+    settings = {"attn_implementation": "eager", "use_safetensors": None if allow_pickle else True}
     try:
-        model, keys = loader.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+        model, keys = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **settings
+        )
     except Exception as error:  # it reads many formats, each of which fails in its own ways
         raise InputError(f"{name}: transformers cannot load it ({short_line(error)})") from None
     if keys["missing_keys"]:
-        raise InputError(f"{name}: lacks {', '.join(sorted(keys['missing_keys']))}")
+        raise InputError(f"{name}: lacks {short_line(', '.join(sorted(keys['missing_keys'])))}")
     return model
 
 

@@ -1,6 +1,7 @@
 """comparison.py: models that agree, planted mistakes and the stage that they are found at; the command."""
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import minbert
@@ -58,6 +60,7 @@ def test_every_stage_of_both_is_the_same(mask: list[list[int]], model: BertModel
         assert len(found.differences) == 5 + 2 * 11 + 1
         assert str(found).endswith("no stage differs")
     stages = list(trace(model, batch).values())
+    assert stages[-1].shape == (len(mask), 32)
     for one, next_one in pairwise(stages):
         assert one.shape != next_one.shape or not torch.equal(one.nan_to_num(), next_one.nan_to_num())
 
@@ -152,6 +155,13 @@ class NormThenAdd(bert.BertLayer):
         return self.output_norm(rows + self.output(F.gelu(self.intermediate(rows)))), weights
 
 
+class AddsTwice(bert.BertLayer):
+    def forward(self, hidden_states: Tensor, packing: Packing, first_only: bool = False) -> Any:
+        context, weights = self.attention(hidden_states, packing)
+        rows = hidden_states + self.attention_norm(hidden_states + self.attention_output(context))
+        return self.output_norm(rows + self.output(F.gelu(self.intermediate(rows)))), weights
+
+
 class AddsTheInput(bert.BertLayer):
     def forward(self, hidden_states: Tensor, packing: Packing, first_only: bool = False) -> Any:
         context, weights = self.attention(hidden_states, packing)
@@ -166,7 +176,12 @@ class Relu(bert.BertLayer):
         return self.output_norm(rows + self.output(F.relu(self.intermediate(rows)))), weights
 
 
-LAYERS = {NormThenAdd: "add-and-norm", AddsTheInput: "second add-and-norm", Relu: "intermediate"}
+LAYERS = {
+    NormThenAdd: "add-and-norm",
+    AddsTwice: "add-and-norm",
+    AddsTheInput: "second add-and-norm",
+    Relu: "intermediate",
+}
 
 
 @pytest.mark.parametrize(("layer", "stage"), LAYERS.items())
@@ -222,6 +237,16 @@ def test_the_stages_before_an_error_are_recorded(
     assert first_difference(stages, trace(theirs, batch)) is None
 
 
+def test_a_part_that_returns_nothing(tiny: Path, theirs: Any) -> None:
+    student = BertModel.from_pretrained(tiny)
+    student.layers[1].attention.forward = lambda *_: None
+    batch = make_batch(BATCHES["padded"])
+    with pytest.raises(TypeError), recording(student, batch) as stages:
+        student(**batch)
+    assert list(stages)[-1] == "layer 0, second add-and-norm"
+    assert first_difference(stages, trace(theirs, batch)) is None
+
+
 # The measure
 
 
@@ -254,6 +279,11 @@ def test_what_is_no_bert(model: BertModel) -> None:
     for one, other in ((model, nn.Linear(2, 2)), (nn.Linear(2, 2), model)):
         with pytest.raises(InputError, match=r"^Linear is no BertModel of minbert or transformers"):
             compare(one, other, make_batch([[1]]))
+    half = BertModel(model.config)
+    del half.layers[1].output_norm, half.layers[1].attention_norm, half.layers[1].intermediate
+    with pytest.raises(InputError, match=r"^BertModel is not built as a BertModel: .*intermediate"):
+        compare(half, model, make_batch([[1]]))
+    assert not any(module._forward_hooks for module in half.modules())
 
 
 # The command
@@ -297,6 +327,27 @@ def test_mistakes_end_in_one_line(
         status = left.code  # type: ignore[assignment]
     assert status == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_transformers_cannot_load(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pickle that was not allowed, and a checkpoint without a pooler, which it would draw at random."""
+    pickled, headless = tmp_path / "pickled", tmp_path / "headless"
+    for folder in (pickled, headless):
+        shutil.copytree(tiny, folder)
+    stored = load_file(pickled / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    torch.save(stored, pickled / "pytorch_model.bin")
+    assert main([str(tiny), f"hf:{pickled}"]) == 2
+    assert f"hf:{pickled}: transformers cannot load it" in capsys.readouterr().err
+    assert main([str(tiny), f"hf:{pickled}", "--allow-pickle"]) == 0
+    save_file(
+        {name: tensor for name, tensor in stored.items() if not name.startswith("pooler")},
+        headless / "model.safetensors",
+    )
+    assert main([str(tiny), f"hf:{headless}"]) == 2
+    assert f"hf:{headless}: lacks pooler.dense.bias, pooler.dense.weight" in capsys.readouterr().err
 
 
 def test_without_transformers(
