@@ -39,6 +39,11 @@ def unscaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: f
     return weights @ value, weights
 
 
+def not_a_number(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Any:
+    weights = (query @ key.mT * math.nan + mask).softmax(dim=-1)
+    return weights @ value, weights
+
+
 def not_differentiated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Any:
     weights = (query @ key.mT / math.sqrt(query.shape[-1]) + mask).softmax(dim=-1).detach()
     return weights @ value, weights
@@ -46,7 +51,11 @@ def not_differentiated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, 
 
 @pytest.mark.parametrize(
     ("attention", "first", "last"),
-    [(unscaled, "layer 0, weights", "gradients"), (not_differentiated, "gradients", "gradients")],
+    [
+        (unscaled, "layer 0, weights", "gradients"),
+        (not_a_number, "layer 0, weights", "gradients"),
+        (not_differentiated, "gradients", "gradients"),
+    ],
 )
 def test_mistakes_in_the_encoder(
     attention: Callable[..., Any],
