@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minbert.bert import BertModel, BertOutput, attention
+    from minbert.comparison import compare
     from minbert.config import BertConfig
     from minbert.errors import InputError
     from minbert.optim import AdamW
@@ -18,11 +19,21 @@ _HOME = {
     "BertModel": "bert",
     "BertOutput": "bert",
     "attention": "bert",
+    "compare": "comparison",
     "InputError": "errors",
     "AdamW": "optim",
     "BertTokenizer": "tokenizer",
 }
-__all__ = ["AdamW", "BertConfig", "BertModel", "BertOutput", "BertTokenizer", "InputError", "attention"]
+__all__ = [
+    "AdamW",
+    "BertConfig",
+    "BertModel",
+    "BertOutput",
+    "BertTokenizer",
+    "InputError",
+    "attention",
+    "compare",
+]
 
 
 def __getattr__(name: str) -> Any:
