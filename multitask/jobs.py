@@ -32,7 +32,7 @@ from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
 from multitask.progress import Progress
 from multitask.report.card import write_card
-from multitask.report.figures import can_plot
+from multitask.report.drawing import can_plot
 from multitask.report.page import write_report
 from multitask.runs import (
     claim_folder,
