@@ -47,25 +47,22 @@ class Difference:
 
 
 def differences(
-    tasks: Mapping[str, Task], predictions: Sequence[Predictions], labels: Predictions
-) -> list[dict[str, Difference]]:
-    """Return how each model but the first differs from the first: in the metric of each task, and in the
-    `score` and the `worst` over all tasks, which take no task's name."""
-    measured = [scores_of(tasks, one, labels) for one in predictions]
-    draws = {}  # task -> (models, draws)
+    tasks: Mapping[str, Task], baseline: Predictions, model: Predictions, labels: Predictions
+) -> dict[str, Difference]:
+    """Return how a model differs from the baseline: in the metric of each task, and in the `score` and the
+    `worst` over all tasks, whose names no task may have."""
+    before, after = (scores_of(tasks, one, labels) for one in (baseline, model))
+    draws = {}  # task -> (2, draws)
     for name, task in tasks.items():
-        of_task = [one[name] for one in predictions]
-        draws[name] = resampled_together(task.kind.scoring.weighted, of_task, labels[name], name)
+        both = [baseline[name], model[name]]
+        draws[name] = resampled_together(task.kind.scoring.weighted, both, labels[name], name)
+    found = {}
+    for name, task in tasks.items():
+        metric, score = task.kind.metric, task.kind.score
+        rises = bool(score(1.0) > score(0.0))
+        gain = after[name][metric] - before[name][metric]
+        found[name] = Difference(gain, interval(np.diff(draws[name], axis=0)), rises)
     together = overall(tasks, draws)
-    found = []
-    for place in range(1, len(predictions)):
-        ahead = {}
-        for name, task in tasks.items():
-            value, base = (measured[one][name][task.kind.metric] for one in (place, 0))
-            rises = bool(task.kind.score(1.0) > task.kind.score(0.0))
-            ahead[name] = Difference(value - base, interval(draws[name][place] - draws[name][0]), rises)
-        for name in ("score", "worst"):
-            value, base = measured[place][name], measured[0][name]
-            ahead[name] = Difference(value - base, interval(together[name][place] - together[name][0]))
-        found.append(ahead)
+    for name in ("score", "worst"):
+        found[name] = Difference(after[name] - before[name], interval(np.diff(together[name], axis=0)))
     return found

@@ -42,7 +42,7 @@ BESIDE = {
 }  # other scores in the panel of the dev scores
 MANY_CLASSES, MANY_POINTS = 30, 5000  # above these, cells show no numbers, and an SVG's points are an image
 MOST_CLASSES, MOST_LINES, MOST_EPOCHS = 300, 40, 200  # drawn in a matrix, in a panel, as bars
-LONGEST_LABEL, WIDE_LABEL = 40, 8  # characters: the most that are drawn; those that fit beside each other
+LONGEST_LABEL = 40  # characters
 
 
 @drawn
@@ -84,7 +84,7 @@ def learning_curves(
         if part == "dev":
             _no_noise(axes)
         elif part != "beta":  # beta at most changes from .99 to .999
-            axes.set_ylim(0, axes.get_ylim()[1])
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         _label_ends(axes, ends)
     return figure
 
@@ -238,12 +238,15 @@ def confusion_matrix(
     np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     rows = counts.sum(axis=1)
     fractions = counts / np.maximum(rows, 1)[:, None]
-    side = min(1.2 + 0.62 * len(classes), 16)
-    figure = Figure(figsize=(side + 0.7, side))
-    axes = figure.add_subplot()
-    axes.imshow(fractions, cmap=LinearSegmentedColormap.from_list("ramp", theme.ramp), vmin=0, vmax=1)
     names = [shortened(name) for name in classes]
-    turn: Any = {"rotation": 45, "ha": "right"} if max(map(len, names)) > WIDE_LABEL else {}
+    needed = 0.1 * max(map(len, names))  # inches beside each other
+    cell = min(max(0.62, needed), 1.1, 14.8 / len(classes))
+    figure = Figure(figsize=(1.9 + cell * len(classes), 1.2 + min(0.62, cell) * len(classes)))
+    axes = figure.add_subplot()
+    axes.imshow(
+        fractions, aspect="auto", cmap=LinearSegmentedColormap.from_list("ramp", theme.ramp), vmin=0, vmax=1
+    )
+    turn: Any = {"rotation": 45, "ha": "right"} if needed > cell else {}
     axes.set_xticks(range(len(classes)), names, **turn)
     axes.set_yticks(
         range(len(classes)), [f"{name}  (n = {n:,.0f})" for name, n in zip(names, rows, strict=True)]
@@ -300,9 +303,9 @@ def reliability_curve(curves: Mapping[str, Mapping[str, Any]], *, theme: Theme =
     for (name, curve), colour in zip(curves.items(), colours, strict=True):
         label = f"{name}: error {curve['error']:.3f}" if len(curves) > 1 else f"error {curve['error']:.3f}"
         axes.plot(curve["confidence"], curve["accuracy"], color=colour, marker="o", markersize=4, label=label)
-    low = min(min(curve["confidence"] + curve["accuracy"]) for curve in curves.values())
-    low = max(0, low - 0.05)
-    axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
+    drawn = [value for curve in curves.values() for value in curve["confidence"] + curve["accuracy"]]
+    ends = max(0, min(drawn) - 0.05), min(1, max(drawn) + 0.05)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set(xlabel="confidence", ylabel="share of right predictions")
     figure.legend(frameon=False, loc="outside upper left", fontsize=9, ncols=len(curves))
     return figure
@@ -424,7 +427,11 @@ def curves_of_runs(
             else:
                 axes.axhline(values[0], color=colours[name], linestyle="--", linewidth=1.2)
         _no_noise(axes)
-    handles = [Line2D([], [], color=colours[name], marker="o", markersize=3.5) for name in names]
+    first = next(iter(panels.values()))
+    styles: list[Any] = [
+        {"marker": "o", "markersize": 3.5} if len(first[name][0]) else {"linestyle": "--"} for name in names
+    ]
+    handles = [Line2D([], [], color=colours[name], **how) for name, how in zip(names, styles, strict=True)]
     figure.legend(handles, [*map(shortened, names)], loc="outside upper left", frameon=False)
     return figure
 

@@ -70,6 +70,10 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
+def verdict(text: str) -> str:
+    return f'<p class="verdict">{escape(text)}</p>'
+
+
 def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest].rstrip() + " …"
 
@@ -115,13 +119,18 @@ p { max-width: 44rem; margin: .5rem 0; }
 .headline > div:first-child { border-color: var(--accent); }
 .name, .detail, .about { color: var(--soft); font-size: .875rem; }
 .value { font-size: 1.55rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
-.table { overflow-x: auto; margin: .6rem 0; }
+.verdict { font-weight: 600; }
+.table { overflow-x: auto; margin: .6rem 0;  /* a shade at the side to which it scrolls */
+  background: linear-gradient(to right, var(--ground), transparent) 0 0 / 2rem 100% no-repeat local,
+    linear-gradient(to left, var(--ground), transparent) 100% 0 / 2rem 100% no-repeat local,
+    linear-gradient(to right, var(--faint), transparent) 0 0 / .8rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--faint), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--faint); text-align: left;
   vertical-align: top; overflow-wrap: normal; }
 th { border-bottom-color: var(--pale); white-space: nowrap; font-weight: 600; }
 .figures td { white-space: nowrap; }
-.settings td { overflow-wrap: anywhere; }
+.settings td { overflow-wrap: anywhere; min-width: 6.5rem; }
 .settings td:first-child { white-space: nowrap; }
 .total tr:last-child { font-weight: 600; }
 .examples td { overflow-wrap: anywhere; }
@@ -137,7 +146,7 @@ pre { overflow-x: auto; }
   h1 { font-size: 1.35rem; }
   h2 { margin-top: 2.2rem; font-size: 1.25rem; }
   .headline { grid-template-columns: 1fr 1fr; gap: .5rem; }
-  .headline > div:first-child { grid-column: 1 / -1; }
+  .headline > :first-child, .headline > :nth-child(even):last-child { grid-column: 1 / -1; }
   .headline .value { font-size: 1.25rem; }
   th, td { padding-right: .8rem; font-size: .875rem; }
   .examples table, .examples tbody { display: block; }

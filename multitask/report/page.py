@@ -37,14 +37,14 @@ from multitask.report.figures import (
     tsne,
     tsne_places,
 )
-from multitask.report.html import embed, escape, headline, html_table, note, whole_page
+from multitask.report.html import embed, escape, headline, html_table, note, verdict, whole_page
 from multitask.report.origin import first_checkpoint, pretraining
 from multitask.report.records import is_number
 from multitask.report.scored import (
     OpenRun,
     Scored,
     check_comparable,
-    compared,
+    difference,
     folder_of,
     open_run,
     read_dev,
@@ -92,8 +92,8 @@ def report_parts(one: OpenRun, data: str | None, other: OpenRun | None) -> Itera
         scored = score(one, tables)
     yield headline(headline_facts(scored, data))
     if other is not None:
-        (ahead,) = compared([score(other, theirs), scored])
-        yield f'<p class="verdict">{escape(ahead["score"].in_words(one.name, other.name))}</p>'
+        ahead = difference(score(other, theirs), scored)["score"]
+        yield verdict(ahead.in_words(one.name, other.name))
     yield from notes(one, data)
     best = best_record(one.records, one.config.batches.choose_by) if one.records else {}
     yield dev_scores(one.tasks, tables, scored.judged, best.get("train"))
@@ -129,7 +129,7 @@ def headline_facts(scored: Scored, given: str | None) -> list[tuple[str, str, st
 
 def data_name(one: OpenRun, given: str | None) -> str:
     data = one.data(given)
-    return "the shipped sample" if data is None else Path(data).name or data
+    return "the shipped sample" if data is None else "/".join(Path(data).parts[-2:])
 
 
 def notes(one: OpenRun, data: str | None) -> Iterator[str]:

@@ -146,7 +146,6 @@ def rows_of(table: Table) -> tuple[object, ...]:
     return table.source.digest, list(table.ids), table.labels.tolist()
 
 
-def compared(scored: list[Scored]) -> list[dict[str, Difference]]:
-    """Return how each model but the first differs from the first; see `differences`."""
-    first = scored[0]
-    return differences(first.tasks, [one.predictions for one in scored], first.labels)
+def difference(base: Scored, other: Scored) -> dict[str, Difference]:
+    """Return how a model differs from the baseline; see `differences`."""
+    return differences(base.tasks, base.predictions, other.predictions, base.labels)
