@@ -120,9 +120,10 @@ p { max-width: 44rem; margin: .5rem 0; }
 .name, .detail, .about { color: var(--soft); font-size: .875rem; }
 .value { font-size: 1.55rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
 .verdict { font-weight: 600; }
-.table { overflow-x: auto; margin: .6rem 0;  /* a shade at the side to which it scrolls */
-  background: linear-gradient(to right, var(--ground), transparent) 0 0 / 2rem 100% no-repeat local,
-    linear-gradient(to left, var(--ground), transparent) 100% 0 / 2rem 100% no-repeat local,
+.table { overflow-x: auto; width: fit-content; max-width: 100%; margin: .6rem 0;
+  background: /* a shade at the side to which it scrolls */
+    linear-gradient(to right, var(--ground) 50%, transparent) 0 0 / 2rem 100% no-repeat local,
+    linear-gradient(to left, var(--ground) 50%, transparent) 100% 0 / 2rem 100% no-repeat local,
     linear-gradient(to right, var(--faint), transparent) 0 0 / .8rem 100% no-repeat scroll,
     linear-gradient(to left, var(--faint), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }

@@ -98,6 +98,8 @@ def report_parts(one: OpenRun, data: str | None, other: OpenRun | None) -> Itera
     best = best_record(one.records, one.config.batches.choose_by) if one.records else {}
     yield dev_scores(one.tasks, tables, scored.judged, best.get("train"))
     if isinstance(one.model, Ensemble):
+        where = "the shipped sample" if one.data(data) is None else one.data(data)
+        yield f'<p class="about">The dev tables are those of {escape(where)}.</p>'
         yield "<h2>Members</h2>"
         yield members_table(one.model, of_members, tables)
     else:
