@@ -102,7 +102,7 @@ def test_training_rows_and_the_teacher_are_drawn_beside_dev():
     }  # fmt: skip
     assert drawn["train sentiment/accuracy"].get_color() == drawn["sentiment/accuracy"].get_color()
     assert drawn["teacher score"].get_ydata()[0] == pytest.approx(0.4)
-    assert dev.get_ylabel() == "dashed: training rows, dotted: averaged weights"
+    assert dev.get_ylabel() == "dashed: training rows\ndotted: averaged weights"
 
 
 def test_the_best_epoch_is_marked_by_what_chose_it():

@@ -125,7 +125,7 @@ def _plot_beside(
             )
         if names:
             legend.append(f"{'dashed' if style == '--' else 'dotted'}: {meaning}")
-    return ", ".join(legend)
+    return "\n".join(legend)
 
 
 def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:

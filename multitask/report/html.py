@@ -26,26 +26,30 @@ class Draw(Protocol):
 
 def embed(folder: Path, name: str, alternative: str, draw: Draw, draw_narrow: Draw | None = None) -> str:
     """Save a figure as files, and return the element that contains it; see `picture`."""
-    save_figure(draw(theme=LIGHT), folder, name)
-    return picture(alternative, draw, draw_narrow)
+    return _picture(alternative, save_figure(draw(theme=LIGHT), folder, name), draw, draw_narrow)
 
 
 def picture(alternative: str, draw: Draw, draw_narrow: Draw | None = None) -> str:
     """Return an element that contains a figure in the colours of both themes and, if it would be too small
     there, in another layout for narrow screens."""
-    dark, light = (image_of(draw(theme=theme)) for theme in (DARK, LIGHT))
-    sources = [(DARKNESS, dark)]
+    return _picture(alternative, svg_of(draw(theme=LIGHT)), draw, draw_narrow)
+
+
+def _picture(alternative: str, light: bytes, draw: Draw, draw_narrow: Draw | None) -> str:
+    sources = [(DARKNESS, svg_of(draw(theme=DARK)))]
     if draw_narrow is not None:
-        narrow = [(f"{DARKNESS} and {PHONE}", DARK), (PHONE, LIGHT)]
-        first, second = ((media, image_of(draw_narrow(theme=theme))) for media, theme in narrow)
-        sources = [first, *sources, second]
-    within = "".join(f'<source media="{media}" srcset="{image}">' for media, image in sources)
-    return f'<figure><picture>{within}<img alt="{escape(alternative)}" src="{light}"></picture></figure>'
+        sources = [
+            (f"{DARKNESS} and {PHONE}", svg_of(draw_narrow(theme=DARK))),
+            *sources,
+            (PHONE, svg_of(draw_narrow(theme=LIGHT))),
+        ]
+    within = "".join(f'<source media="{media}" srcset="{address(svg)}">' for media, svg in sources)
+    image = f'<img alt="{escape(alternative)}" src="{address(light)}">'
+    return f"<figure><picture>{within}{image}</picture></figure>"
 
 
-def image_of(figure: Figure) -> str:
-    """Return a figure as the address of an image."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg_of(figure)).decode()}"
+def address(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], style: str = "") -> str:

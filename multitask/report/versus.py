@@ -10,6 +10,7 @@ import torch
 
 from minbert.files import named_folder, write_text
 from multitask.config import MACHINE
+from multitask.data.tasks import Task
 from multitask.evaluate import scores
 from multitask.pairing import Difference
 from multitask.report.drawing import plotting
@@ -71,7 +72,9 @@ def comparison_parts(
     yield picture("scores of the runs with their intervals", figure, partial(figure, columns=1))
     yield scores_table(panels)
     yield "<h2>Differences</h2>"
-    yield differences_table(scored, ahead, base)
+    for name, found in ahead.items():
+        yield f"<h3>{escape(name)} against {escape(base)}</h3>"
+        yield differences_table(scored[base].tasks, found)
     yield (
         '<p class="about">Each difference is to the baseline, with the interval of a paired bootstrap: both '
         "runs are scored on the same 1,000 draws of the dev rows. It tells how far other rows might change "
@@ -100,8 +103,7 @@ def score_panels(scored: Named) -> dict[str, dict[str, Estimate]]:
         panels["worst task"][run] = dev["worst"], ends["worst"]
         for name, task in one.tasks.items():
             metric = task.kind.metric
-            title = f"{title_of(task)}, {task.kind.scoring.symbol or metric}"
-            panels.setdefault(title, {})[run] = dev[name][metric], ends[name][metric]
+            panels.setdefault(titled(task), {})[run] = dev[name][metric], ends[name][metric]
     if len(next(iter(scored.values())).tasks) == 1:
         del panels["worst task"]
     return panels
@@ -116,18 +118,20 @@ def scores_table(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
     return html_table(["", *runs], lines, "figures")
 
 
-def differences_table(scored: Named, ahead: Mapping[str, Mapping[str, Difference]], base: str) -> str:
-    """Return a table of how far each run is ahead of the baseline, in all and in each task."""
-    tasks = scored[base].tasks
+def differences_table(tasks: Mapping[str, Task], found: Mapping[str, Difference]) -> str:
+    """Return a table of how far a run is ahead of the baseline, in all and in each task."""
     titles = {"score": "score", **({"worst": "worst task"} if len(tasks) > 1 else {})}
-    for name, task in tasks.items():
-        titles[name] = f"{title_of(task)}, {task.kind.scoring.symbol or task.kind.metric}"
+    titles |= {name: titled(task) for name, task in tasks.items()}
     lines = [
-        [run, title, f"{found[name].value:+.3f}", found[name].ends, found[name].verdict]
-        for run, found in ahead.items()
+        [title, f"{found[name].value:+.3f}", found[name].ends, found[name].verdict]
         for name, title in titles.items()
     ]
-    return html_table(["run", "in", "difference", "95% interval", "than the baseline"], lines, "figures")
+    return html_table(["", "difference", "95% interval", "verdict"], lines, "figures")
+
+
+def titled(task: Task) -> str:
+    """Return a task's name and metric."""
+    return f"{title_of(task)}, {task.kind.scoring.symbol or task.kind.metric}"
 
 
 def settings_table(runs: Mapping[str, OpenRun]) -> str:
@@ -159,9 +163,8 @@ def curve_panels(scored: Named) -> dict[str, dict[str, Curve]]:
         dev = [record["dev"] for record in records] or [scores(one.tasks, one.logits, one.tables)]
         panels["Dev score"][run] = updates, [found["score"] for found in dev]
         for name, task in one.tasks.items():
-            metric = task.kind.metric
-            title = f"{title_of(task)}, {task.kind.scoring.symbol or metric} on dev"
-            panels.setdefault(title, {})[run] = updates, [found[name][metric] for found in dev]
+            values = [found[name][task.kind.metric] for found in dev]
+            panels.setdefault(f"{titled(task)} on dev", {})[run] = updates, values
         if records:
             losses = [record["loss"]["all"] for record in records]
             panels.setdefault("Training loss", {})[run] = updates, losses
