@@ -13,6 +13,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import matplotlib.colors
+import matplotlib.text
 import numpy as np
 import pytest
 import torch
@@ -236,6 +238,75 @@ def test_the_reliability_curve_is_the_bins_in_either_theme():
         assert axes.get_xlim()[0] == pytest.approx(0.45)
         colours.add(lines[1].get_color())
     assert len(colours) == 2
+
+
+def test_errors_have_a_panel_of_their_own():
+    """An RMSE of 2 is no score from 0 to 1."""
+    dev = {"stars": {"rmse": 2.0}, "mood": {"accuracy": 0.5}, "score": 0.6}
+    records = [{"epoch": 1, "loss": {"all": 1.0}, "dev": dev, "train": {"stars": {"rmse": 1.5}}}]
+    _, scores, errors = figures.learning_curves(records).axes
+    assert sorted(texts(scores)[1:]) == ["mood accuracy", "score"] and scores.get_ylim()[1] < 1
+    assert texts(errors)[1:] == ["stars"] and errors.get_ylim()[0] == 0
+    assert [line.get_ydata()[0] for line in errors.lines[1:]] == [2.0, 1.5]
+    assert errors.get_ylabel() == "RMSE, in the unit of the labels\ndashed: training rows"
+
+
+def test_runs_are_drawn_on_one_axis_in_colours_of_their_own():
+    """Two runs of other lengths, and an ensemble, which is a level."""
+    curves = {"a": ([5, 10], [0.1, 0.2]), "b": ([7], [0.3]), "both": ([], [0.4])}
+    figure = figures.curves_of_runs({"score": curves})
+    (axes,) = figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.1, 0.2], [0.3], [0.4, 0.4]]
+    assert list(axes.lines[0].get_xdata()) == [5, 10] and axes.lines[2].get_linestyle() == "--"
+    assert len({line.get_color() for line in axes.lines}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "both"]
+
+
+def test_scores_of_runs_have_their_intervals():
+    (axes,) = figures.scores_of_runs({"score": {"a": (0.5, [0.4, 0.7]), "b": (0.6, [0.5, 0.8])}}).axes
+    bars = [bar.get_segments()[0].tolist() for bar in axes.collections]
+    assert bars == [[[0.4, 0], [0.7, 0]], [[0.5, 1], [0.8, 1]]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
+
+
+def contrast(colour, ground) -> float:
+    """The contrast ratio of the web's accessibility guidelines, from 1 to 21."""
+
+    def luminance(one) -> float:
+        parts = np.array(matplotlib.colors.to_rgb(one))
+        return np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
+
+    low, high = sorted([luminance(colour), luminance(ground)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [drawing.LIGHT, drawing.DARK], ids=["light", "dark"])
+def test_every_word_and_line_of_a_figure_can_be_seen_on_its_ground(theme):
+    curve = {"confidence": [0.6, 0.9], "accuracy": [0.5, 0.7], "error": 0.15}
+    labels = np.array([0.0, 1, 1])
+    drawn = [
+        figures.learning_curves([record(1, 0.4), record(2, 0.5)], theme=theme),
+        figures.sampling_shares("annealed", ["a", "b"], np.array([1]), np.array([[0.5, 0.5]]), theme=theme),
+        figures.similarity_scatter(labels, labels, "r", theme=theme),
+        figures.reliability_curve({"before": curve, "after": curve}, theme=theme),
+        figures.curves_of_runs({"score": {"a": ([1], [0.5])}}, theme=theme),
+        figures.scores_of_runs({"score": {"a": (0.5, [0.4, 0.6])}}, theme=theme),
+        figures.tsne(np.eye(3, 2), np.eye(3, 2), labels, "", theme=theme),
+    ]
+    for figure in drawn:
+        assert matplotlib.colors.to_hex(figure.get_facecolor()) == theme.ground
+        words = [one for one in figure.findobj(matplotlib.text.Text) if one.get_text()]
+        assert all(contrast(word.get_color(), theme.ground) >= 2.9 for word in words)
+        lines = [line for axes in figure.axes for line in axes.lines]
+        assert all(contrast(line.get_color(), theme.ground) >= 2.2 for line in lines)
+    (axes,) = figures.confusion_matrix(labels, labels, ["0", "1"], theme=theme).axes
+    assert contrast(axes.images[0].cmap(1.0), theme.ground) > 5  # on which the words have the ground's colour
+    assert contrast(axes.images[0].cmap(0.0), theme.ink) > 5
 
 
 # Where the errors are
