@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 from minbert.errors import InputError
+from minbert.files import named_folder, write_text
 from multitask.config import Config, Replacing, Tsne
 from multitask.ensemble_model import is_ensemble
 from multitask.layout import COMPARISON, CONFIG, REPORT
 from multitask.model import best_folder, read_definitions
 from multitask.report.page import write_report
-from multitask.report.versus import write_comparison
+from multitask.report.versus import comparison
 from multitask.runs import data_of, place_of_run, set_up
 
 PAGES = (".html", ".htm")  # endings of an --out that is a file
@@ -51,7 +52,12 @@ def compare(config: Config, runs: list[Path]) -> None:
     if config.output.out is not None and page.exists() and not config.replacing.force:
         raise InputError(f"{page}: exists; replace it with --force, or name another --out")
     data, skip = config.tables.data, config.reading.skip_bad_rows
-    print(*write_comparison(page, runs, data, set_up(config), skip), f"report {page}", sep="\n")
+    html, verdicts = comparison(runs, data, set_up(config), skip)
+    try:
+        write_text(named_folder(page.parent) / page.name, html)
+    except OSError as error:
+        raise InputError(f"{page}: cannot be written ({error.strerror}); name another --out") from None
+    print(*verdicts, f"report {page}", sep="\n")
 
 
 def folder_of_run(run: Path) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from minbert.files import named_folder, write_text
 from multitask.config import MACHINE
 from multitask.data.tasks import Task
 from multitask.evaluate import scores
@@ -25,11 +24,11 @@ Named = Mapping[str, Scored]  # the runs in order, by the names that the page gi
 
 
 @plotting()
-def write_comparison(
-    page: Path, runs: Sequence[Path], data: str | None, device: torch.device, skip_bad_rows: bool = False
-) -> list[str]:
-    """Write a page that puts runs side by side, on the dev tables in `data` or else on their own. Return, in
-    sentences, which of them beat the first.
+def comparison(
+    runs: Sequence[Path], data: str | None, device: torch.device, skip_bad_rows: bool = False
+) -> tuple[str, list[str]]:
+    """Return a page that puts runs side by side, on the dev tables in `data` or else on their own; and in
+    sentences which of them beat the first.
 
     Raises InputError if a run cannot be read, or does not have the tasks and dev tables of the first.
     """
@@ -45,8 +44,7 @@ def write_comparison(
     parts = comparison_parts(scored, ahead, verdicts, data)
     title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
     body = "\n".join([f"<h1>{escape(title)}, side by side</h1>", *parts])
-    write_text(named_folder(page.parent) / page.name, whole_page(title, body))
-    return verdicts
+    return whole_page(title, body), verdicts
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
