@@ -72,7 +72,7 @@ def test_runs_and_an_ensemble_stand_side_by_side(page, runs):
     ]  # fmt: skip
     assert [row[0] for row in settings] == ["option", "lr", "seed", "run"]
     assert settings[3][3].split() == [str(runs / "base"), str(runs / "<b>other")]
-    differences = page.cells[page.cells.index(["", "difference", "95% interval", "verdict"]) :]
+    differences = page.cells[page.cells.index(["", "difference", "verdict", "95% interval"]) :]
     assert [row[0] for row in differences[1:6]] == [*found]
     dev = [json.loads((runs / name / "result.json").read_text())["dev"]["score"] for name in NAMES]
     assert differences[1][1] == f"{dev[1] - dev[0]:+.3f}"

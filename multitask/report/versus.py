@@ -121,10 +121,10 @@ def differences_table(tasks: Mapping[str, Task], found: Mapping[str, Difference]
     titles = {"score": "score", **({"worst": "worst task"} if len(tasks) > 1 else {})}
     titles |= {name: titled(task) for name, task in tasks.items()}
     lines = [
-        [title, f"{found[name].value:+.3f}", found[name].ends, found[name].verdict]
+        [title, f"{found[name].value:+.3f}", found[name].verdict, found[name].ends]
         for name, title in titles.items()
     ]
-    return html_table(["", "difference", "95% interval", "verdict"], lines, "figures")
+    return html_table(["", "difference", "verdict", "95% interval"], lines, "figures")
 
 
 def titled(task: Task) -> str:
