@@ -185,7 +185,7 @@ class Mnrl(Group):
 class Runs(Group):
     title = "run"
     run: tuple[str, ...] = field(
-        (), "finished run or ensemble to use; for an ensemble, its runs", separator=" "
+        (), "finished run or ensemble to use; ensemble and report take several", separator=" "
     )
 
 
@@ -217,7 +217,8 @@ class Output(Group):
     out: str | None = field(
         None,
         "folder of this run (default: the next free runs/OPTION-N), or of an export; "
-        "inspect: task file to write (default: tasks.toml)",
+        "inspect: task file to write (default: tasks.toml); "
+        "report of several runs: HTML file, or folder (default: comparison.html in the first run's folder)",
     )
 
 
@@ -252,6 +253,12 @@ class Tsne(Group):
     title = "report"
     perplexity: float = field(50.0, "t-SNE's perplexity, about each sentence's neighbours (mnrl only)", low=1)
     iterations: int = field(4000, "t-SNE's iterations (mnrl only)", low=250, below=10**6)
+
+
+@dataclass(frozen=True)
+class Baseline(Group):
+    title = "report"
+    baseline: str | None = field(None, "run or ensemble to compare a single --run with")
 
 
 @dataclass(frozen=True)
@@ -333,8 +340,8 @@ OPTIONS = {
         (Tables, Selection, Runs, Choice, Output, Products, *_EVERY), ("run",),
     ),
     "report": Option(
-        "write the report of a run or an ensemble: report.html and its figures",
-        (Tables, Runs, Tsne, *_EVERY), ("run",), one_run=True,
+        "write the report of a run or an ensemble, or of several side by side, the first as the baseline",
+        (Tables, Runs, Output, Replacing, Baseline, Tsne, *_EVERY), ("run",),
     ),
     "predict": Option(
         "read texts from a file or standard input, write predictions as it goes",
@@ -350,7 +357,7 @@ OPTIONS = {
     ),
 }  # fmt: skip
 FOLDERS = tuple(  # the options that write a run's folder, or that of an export
-    name for name, option in OPTIONS.items() if Output in option.groups and Inspection not in option.groups
+    name for name, option in OPTIONS.items() if Output in option.groups and Replacing not in option.groups
 )
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
 DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
@@ -385,6 +392,7 @@ class Config:
     saving: Saving = Saving()
     machine: Machine = Machine()
     products: Products = Products()
+    baseline: Baseline = Baseline()
     tsne: Tsne = Tsne()
     one_task: OneTask = OneTask()
     prediction: Prediction = Prediction()

@@ -14,11 +14,10 @@ from minbert.errors import InputError, counted
 from minbert.files import write_text
 from multitask import distributed, machine, targets
 from multitask.advice import command, resume
-from multitask.config import PATHS, Config, Tsne
+from multitask.config import PATHS, Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
-from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
@@ -26,14 +25,15 @@ from multitask.folder import check_held
 from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
-from multitask.model import MultitaskBert, best_folder, read_definitions, write_calibrations
+from multitask.model import MultitaskBert, write_calibrations
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
 from multitask.progress import Progress
 from multitask.report.card import write_card
-from multitask.report.figures import can_plot
+from multitask.report.drawing import can_plot
 from multitask.report.page import write_report
+from multitask.reporting import run_report
 from multitask.runs import (
     claim_folder,
     data_of,
@@ -278,19 +278,6 @@ def run_evaluation(config: Config) -> None:
     print(f"{run} on the dev tables of {config.tables.data or 'the shipped sample'}:")
     print_scores(selected, judged)
     print(f"predictions {run / PREDICTIONS}")
-
-
-def run_report(config: Config) -> None:
-    """Write the report of a run: report.html, self-contained, and the figures beside it."""
-    run = Path(config.runs.run[0])
-    if not (run / CONFIG).is_file() and (run.parent / CONFIG).is_file():  # the best/ of a run
-        run = run.parent
-    run = place_of_run(run)
-    device = set_up(config)
-    if config.tsne != Tsne() and (is_ensemble(run) or read_definitions(best_folder(run) / "tasks.toml")[1]):
-        raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")
-    data = config.tables.data or data_of(run)
-    print(f"report {write_report(run, data, device, config.reading.skip_bad_rows, config.tsne)}")
 
 
 def run_prediction(config: Config) -> None:

@@ -54,7 +54,7 @@ from multitask.data.tokens import tokenize
 from multitask.judgement import Judgement
 from multitask.model import read_calibrations
 from multitask.recipes import read_settings
-from multitask.report import card, figures, page, records
+from multitask.report import card, figures, origin, page, records, sections
 from multitask.streams import open_input
 
 INPUTS = 10_000
@@ -424,7 +424,7 @@ def read_recipe(folder: Path) -> None:
 def read_config(folder: Path) -> None:
     """Read a run folder's own settings as --resume and report do."""
     settings = read_settings(folder / "config.toml")
-    page.first_checkpoint(str(folder))
+    origin.first_checkpoint(str(folder))
     command_line.resolve(["--resume", "--out", str(folder)])
     assert settings["option"] in config.OPTIONS
 
@@ -701,7 +701,7 @@ def read_records(folder: Path) -> None:
         chosen = config.Config("finetune").changed(weights="x", choose_by=choose_by)
         page.overview(chosen, found, None)
         best = figures.best_record(found, choose_by)
-        page.dev_scores(selected, tables, JUDGED, best.get("train"))
+        sections.dev_scores(selected, tables, JUDGED, best.get("train"))
     page.epochs_table(found)
     curves = [figures._curves(found, part) for part in figures.PANELS]
     assert all(len(values) == len(found) for lines in curves for values in lines.values())
