@@ -2,9 +2,9 @@
 
     python tools/paper/averaged.py --data DIR
 
-Reads the outputs kept in tools/results/outputs and the labels of the dev tables. The difference is that of the
-average over the mean of its members, with the 95% interval of a bootstrap over dev rows. Temperatures and
-calibration errors (ECE) are those of SST, without and with a temperature that was fitted on other rows.
+Reads the outputs in tools/results/outputs and the labels of the dev tables. A difference is what the average
+gains over the mean of its members, with its 95% interval by a bootstrap over dev rows. Temperature and
+calibration error (ECE) are those of SST; "ECE with it" has a temperature that was fitted on other rows.
 """
 
 from __future__ import annotations
