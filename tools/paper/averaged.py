@@ -43,7 +43,7 @@ def main() -> int:
         return 2
     draws = {name: drawn(len(labels), name) for name, labels in truth.items()}
     head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
-    body = []
+    body: list[list[object]] = []
     for line in LINES:
         if len(members := outputs_of(line.cell)) > 1:
             singles = np.mean([measure(one, truth, draws) for one in members], axis=0)
@@ -73,8 +73,8 @@ def calibration(given: np.ndarray, truth: np.ndarray) -> tuple[float, float, flo
     for rest, fold in folds(len(labels)):
         temperature = fit_temperature(cross_entropy, logits[rest], answers[rest])
         fitted[fold] = (logits[fold] / temperature).softmax(dim=1).numpy()
-    errors = (reliability(found, labels).error for found in (probabilities, fitted))
-    return fit_temperature(cross_entropy, logits, answers), *errors
+    before, after = (reliability(found, labels).error for found in (probabilities, fitted))
+    return fit_temperature(cross_entropy, logits, answers), before, after
 
 
 if __name__ == "__main__":
