@@ -56,7 +56,7 @@ LINES = (
     Line("annealed + SMART", "annealed-smart-ball-5x", "annealed-5x"),
     Line("MNRL + annealed + SMART", "mnrl-annealed-smart-ball-5x", "annealed-smart-ball-5x"),
     Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x"),
-    Line("MNRL + BPPO (mu 1, beta .9)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
+    Line("MNRL + BPPO (mu 1, beta .75)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
     Line("MNRL + BPPO (mu 3, beta .99:.999)", "mnrl-bregman-strong-ball-5x", "mnrl-control-ball-5x"),
     Line("ensemble of all", "ensemble", "mnrl-bregman-ball-5x"),
     Line("student of the ensemble", "student", "mnrl-bregman-ball-5x"),
