@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from minbert.bert import BertModel, BertOutput, attention
     from minbert.config import BertConfig
     from minbert.errors import InputError
+    from minbert.mlm import BertForMaskedLM, fill, mask_tokens
     from minbert.optim import AdamW
     from minbert.tokenizer import BertTokenizer
 
@@ -19,10 +20,24 @@ _HOME = {
     "BertOutput": "bert",
     "attention": "bert",
     "InputError": "errors",
+    "BertForMaskedLM": "mlm",
+    "fill": "mlm",
+    "mask_tokens": "mlm",
     "AdamW": "optim",
     "BertTokenizer": "tokenizer",
 }
-__all__ = ["AdamW", "BertConfig", "BertModel", "BertOutput", "BertTokenizer", "InputError", "attention"]
+__all__ = [
+    "AdamW",
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertModel",
+    "BertOutput",
+    "BertTokenizer",
+    "InputError",
+    "attention",
+    "fill",
+    "mask_tokens",
+]
 
 
 def __getattr__(name: str) -> Any:
