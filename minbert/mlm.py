@@ -29,7 +29,7 @@ from minbert.command import explain, guarded
 from minbert.config import BertConfig
 from minbert.errors import InputError
 from minbert.files import named_folder, write_tensors
-from minbert.linear import Linear, fast_products
+from minbert.linear import Linear, fast_products, linear
 from minbert.tokenizer import SPECIAL_TOKENS, BertTokenizer
 
 # Masking
@@ -114,7 +114,7 @@ class MaskedLanguageHead(nn.Module):
     def forward(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
         """(N, H) and (V, H) -> logits (N, V)"""
         directions = self.norm(F.gelu(self.dense(hidden_states)))
-        return F.linear(directions, word_embeddings, self.bias)
+        return linear(directions, word_embeddings, self.bias)
 
 
 class BertForMaskedLM(nn.Module):
@@ -158,15 +158,15 @@ class BertForMaskedLM(nn.Module):
         """Load encoder and head, in evaluation mode, as `BertModel.from_pretrained` does. A checkpoint
         without the head, such as minilm-l6, gets a fresh one. Raises InputError if a part of the head is
         missing or misshapen, or if its decoder is not the word embeddings."""
-        bert = BertModel.from_pretrained(name_or_directory, allow_pickle, revision, **config_changes)
         directory = hub.resolve(name_or_directory, allow_pickle, revision)
-        model = cls(bert)
+        model = cls(BertModel.from_pretrained(directory, allow_pickle, **config_changes))
         state = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
         stored = checkpoint.find(directory, state, allow_pickle, within="cls.predictions.")
         if "cls.predictions.bias" in stored:
             checkpoint.fill(state, stored, directory)
+        table = model.bert.embeddings.word.weight
         decoder = stored.get("cls.predictions.decoder.weight")
-        if decoder is not None and not torch.equal(decoder.read().float(), bert.embeddings.word.weight):
+        if decoder and not (decoder.shape == table.shape and torch.equal(decoder.read().float(), table)):
             raise InputError(f"{directory}: its decoder is not its word embeddings, which is not supported")
         return model.eval()
 
