@@ -137,8 +137,10 @@ class MaskedLanguageModelling:
         return f"{name}, rows {', '.join(map(str, np.concatenate(self.plan.batches(step)) + 1))}"
 
 
-def log_frequencies(tokens: Iterable[Tokens], vocab_size: int) -> Tensor:
+def log_frequencies(tokens: Iterable[Tokens], never: np.ndarray, vocab_size: int) -> Tensor:
     """Return the logarithm of each token's share of these texts, (V,), as if each token of the vocabulary
-    stood once more in them: where a fresh head's bias starts."""
+    stood once more in them: where a fresh head's bias starts. The ids in `never`, which are never to be
+    guessed, do not count."""
     counts = sum(np.bincount(some.ids, minlength=vocab_size) for some in tokens) + np.ones(vocab_size)
+    counts[never] = 1
     return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -329,6 +329,7 @@ def test_a_fresh_bias_starts_at_the_frequencies(tiny, words, tmp_path):
     tokenizer = BertTokenizer.from_pretrained(tiny)
     the, never = (tokenizer.token_ids([word])[0][0][1] for word in ("the", "z"))
     assert bias.exp().sum().item() == pytest.approx(1, rel=1e-4) and bias[the] > bias[never] + 1
+    assert torch.equal(bias[[tokenizer.pad_token_id, 2, 3]], bias[never].expand(3))  # no [CLS], no [SEP]
 
 
 def test_weights_without_a_pooler(published, words, tmp_path, capsys):
