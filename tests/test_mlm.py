@@ -18,6 +18,7 @@ from minbert.mlm import Masking, words_in
 from multitask import MultitaskBert
 from multitask.data.tables import SAMPLE, is_held_out
 from multitask.data.tasks import BUILT_IN, SENTIMENT
+from multitask.report.page import write_report
 from multitask.run import main
 
 MASK, VOCAB = 4, 1000
@@ -304,6 +305,16 @@ def test_perplexity_is_that_of_the_model_in_best(finished, words):
         losses.append(F.cross_entropy(logits[chosen], batch["input_ids"][chosen], reduction="none"))
     wanted = torch.cat(losses).mean().exp().item()
     assert records_of(finished)[1]["dev"]["perplexity"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_its_report_shows_perplexity(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    page = write_report(tmp_path / "run", None, torch.device("cpu")).read_text()
+    for record in records_of(finished):
+        assert f"<td>{record['dev']['perplexity']:.3f}</td>" in page
+    assert "Perplexity" in (tmp_path / "run" / "figures" / "learning-curves.svg").read_text()
+    assert main(["--option", "report", "--run", str(tmp_path / "run"), "--perplexity", "5"]) == 2
+    assert "are for t-SNE of a run of mnrl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag, place", [("--weights", "best"), ("--weights", ""), ("--init", "")])
