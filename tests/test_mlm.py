@@ -16,8 +16,11 @@ from torch import Tensor, tensor
 from minbert import BertForMaskedLM, BertModel, BertTokenizer, InputError, fill, mask_tokens, mlm
 from minbert.mlm import Masking, words_in
 from multitask import MultitaskBert
-from multitask.data.tables import SAMPLE, is_held_out
+from multitask.command_line import resolve
+from multitask.data.tables import SAMPLE, SPLITS, is_held_out
 from multitask.data.tasks import BUILT_IN, SENTIMENT
+from multitask.methods.sampling import random_seed
+from multitask.preparation import prepare, read_rows, tasks_of
 from multitask.report.page import write_report
 from multitask.run import main
 
@@ -305,6 +308,22 @@ def test_perplexity_is_that_of_the_model_in_best(finished, words):
         losses.append(F.cross_entropy(logits[chosen], batch["input_ids"][chosen], reduction="none"))
     wanted = torch.cat(losses).mean().exp().item()
     assert records_of(finished)[1]["dev"]["perplexity"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_loss_is_the_mean_over_the_chosen_tokens(words):
+    """With a forward pass of all tokens beside it; and each step has masks of its own, always the same."""
+    config = resolve([*words, "--encoder-dropout", "0", "--tasks", "paraphrase"])
+    selected = tasks_of(config)
+    method = prepare(config, selected, read_rows(config, SPLITS[:2], selected), torch.device("cpu")).method
+    tokens, rows = method.train["paraphrase"].tokens, method.plan.batches(3)
+    draws = generator(random_seed(0, "masks", 3))
+    ((batch, masked, chosen),) = method.masked(tokens, rows, draws)
+    logits = method.model.language(**{**batch, "input_ids": masked})[chosen]
+    ((loss, terms),) = method.losses(3)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["input_ids"][chosen]))
+    assert terms == {"objective/all": loss.item()}
+    (again, _), (other, _) = next(method.losses(3)), next(method.losses(4))
+    assert again == loss != other
 
 
 def test_its_report_shows_perplexity(finished, tmp_path, capsys):
