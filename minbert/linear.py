@@ -50,7 +50,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x W^T + b, with the faster library inside `fast_products`."""
+    """Return x W^T + b, with the faster library inside `fast_products`: (..., inputs) -> (..., outputs)."""
     if torch.compiler.is_compiling() or not _fast.get() or bias is None or not _suits_onednn(x):
         return F.linear(x, weight, bias)
     outputs, inputs = weight.shape

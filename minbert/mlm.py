@@ -50,6 +50,11 @@ def mask_tokens(
     look. `words` (B, L) has the position of the first token of each token's word, and -1 where nothing may be
     chosen; see `words_in`. Words are chosen whole, so the last one may go beyond the rate. The result is a
     function of the arguments and the generator's state alone.
+
+    >>> ids, words = torch.full((1, 8), 7), torch.tensor([[-1, 1, 2, 2, 4, 5, 6, -1]])  # 3 belongs to 2
+    >>> masked, chosen = mask_tokens(ids, words, 4, 1000, torch.Generator().manual_seed(0), rate=1.0)
+    >>> chosen.long()
+    tensor([[0, 1, 1, 1, 1, 1, 1, 0]])
     """
     draws = torch.rand(input_ids.shape, generator=generator)
     lots = torch.rand(input_ids.shape, generator=generator)
@@ -70,6 +75,10 @@ def words_in(input_ids: Tensor, special: Tensor, continues: Tensor | None = None
 
     `special` and `continues` (V,) bool say of each token of the vocabulary whether it is special, and whether
     it continues a word, like ##ing. Without `continues`, each token is a word of its own.
+
+    >>> special, continues = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    >>> words_in(torch.tensor([[0, 1, 2, 1, 0]]), special, continues)
+    tensor([[-1,  1,  1,  3, -1]])
     """
     positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
     if continues is not None:
@@ -203,7 +212,7 @@ def fill(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the guesses for each text. Return the exit status."""
+    """Load a checkpoint, and print its guesses for each text. Return the exit status."""
     parser = argparse.ArgumentParser("python -m minbert.mlm", description="Guess the words behind [MASK].")
     parser.add_argument("weights", help="a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub")
     parser.add_argument("texts", nargs="+", metavar="text", help='such as "A [MASK] film."')
@@ -222,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_guesses(weights: str, texts: Sequence[str], k: int) -> None:
+    """Print each text, and below it a line of the k best guesses for each [MASK]."""
     model, tokenizer = BertForMaskedLM.from_pretrained(weights), BertTokenizer.from_pretrained(weights)
     if not model.head.bias.any():
         print(f"{weights}: has no trained head for masked tokens, so these are poor guesses", file=sys.stderr)
