@@ -207,6 +207,14 @@ def test_many_rows_with_an_unknown_label_are_one_problem_that_is_not_to_be_dropp
     assert total == f"{path}: bad rows: {bad + 1} of {good + bad + 1}; {remedy}"
 
 
+def test_rows_with_few_problems_are_reported_in_the_order_of_the_table(tmp_path):
+    path = table(tmp_path / "t.csv", b"text,mood\n", *[b"x,good\n"] * 30, *[b",good\n", b"x,y\n"] * 3)
+    with pytest.raises(InputError) as caught:
+        read(path, MOODS, labelled=True)
+    report = str(caught.value).split("\n")
+    assert [line.split(":")[1] for line in report[:6]] == ["32", "33", "34", "35", "36", "37"]
+
+
 def test_a_large_share_of_bad_rows_is_not_to_be_dropped(tmp_path):
     path = table(tmp_path / "t.csv", b"text,mood\n", *[b"x,good\n"] * 10, *[b"x,y,good\n"] * 5)
     with pytest.raises(InputError, match=r"bad rows: 5 of 15; fix the file$"):

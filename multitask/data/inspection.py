@@ -180,8 +180,8 @@ def read_rows(task: Task, directory: Path, split: str, watch: Watch) -> Rows:
                 texts.extend(map(text_hash, item.texts))
                 labels.append(math.nan if item.label is None else item.label)
     except InputError as error:
-        first = f" (line {bad.groups[0].first.line}: {bad.groups[0].in_words(task)})" if bad.count else ""
-        raise InputError(f"{error}{first}") from None
+        firsts = [f" (line {one.lines[0]}: {one.in_words(task)})" for one in bad.problems[:1]]
+        raise InputError(f"{error}{''.join(firsts)}") from None
     shape = (len(lines), len(task.texts))
     hashes = np.frombuffer(texts, np.uint64).reshape(shape)
     return Rows(source, file, np.array(lines), hashes, np.array(labels), bad)
@@ -229,10 +229,10 @@ def bad_rows(rows: Rows, skip: bool) -> Iterator[Finding]:
     bad = rows.bad
     if not bad.count:
         return
-    first, cause = bad.groups[0], bad.cause(len(rows))
+    first, cause = bad.problems[0], bad.cause(len(rows))
     message = f"{rows.source.path}:{first.lines[0]}: {first.in_words(rows.source.task)}"
     rest = f", and {counted(bad.count - 1, 'more bad row')}" if bad.count > 1 else ""
-    lines = sorted(line for alike in bad.groups for line in alike.lines)[:PLACES]
+    lines = sorted(line for problem in bad.problems for line in problem.lines)[:PLACES]
     level, code = (WARNING if skip else ERROR), "bad_rows"
     if skip:
         message += f"{rest}; left out"
@@ -406,7 +406,7 @@ def shifted_labels(task: Task, train: Rows, dev: Rows) -> Iterator[Finding]:
     if pooled.shape[1] < 2 or abs(apart[most]) < OFTEN or chi2_contingency(pooled).pvalue >= BY_CHANCE:
         return
     remedy = (
-        "raise dev_fraction, or name a dev table" if task.dev_fraction else "draw both from the same rows"
+        "raise dev_fraction, or name a dev table" if task.dev_fraction else "sample both from the same rows"
     )
     label = shown(task.class_names[most], 40)
     message = (

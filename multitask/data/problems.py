@@ -20,25 +20,23 @@ REPORTED = 20  # lines of a report
 
 
 @dataclass
-class Alike:
-    """Rows with the same problem."""
+class Repeated:
+    """A problem, and the rows that have it."""
 
     first: Problem
     lines: list[int] = field(default_factory=list)  # the first `MANY`
     rows: int = 0
 
     def in_words(self, task: Task, where: str = "") -> str:
-        """Return the problem with the label that may have been meant and, if they are given, other places."""
+        """Return the problem with the label that may have been meant and, if given, where else it is."""
         hint = did_you_mean(self.first.label, task.labels) if self.first.label else ""
         notes = "; ".join(note for note in (where, hint.removeprefix("; ")) if note)
         return f"{self.first.message} ({notes})" if notes else self.first.message
 
-    def listed(self, path: object, task: Task) -> list[str]:
-        """Return a line of a report for each row or, if there are many, one for all."""
-        if self.rows < MANY:
-            return [f"{path}:{line}: {self.in_words(task)}" for line in self.lines]
+    def of_all(self, task: Task) -> str:
+        """Return the problem with the number of its rows and the lines of the first."""
         lines = ", ".join([*map(str, self.lines), *(["..."] if self.rows > MANY else [])])
-        return [f"{path}:{self.lines[0]}: {self.in_words(task, f'{self.rows:,} rows: {lines}')}"]
+        return self.in_words(task, f"{self.rows:,} rows: {lines}")
 
 
 @dataclass
@@ -49,7 +47,7 @@ class BadRows:
     count: int = 0
     of_label: int = 0  # of these, refused for their labels
     empty: int = 0  # of these, with an empty text or label
-    by_message: dict[str, Alike] = field(default_factory=dict)
+    by_message: dict[str, Repeated] = field(default_factory=dict)
 
     def add(self, problem: Problem) -> None:
         self.count += 1
@@ -57,25 +55,26 @@ class BadRows:
         self.empty += problem.message in {f"{name} is empty" for name in (*self.task.texts, self.task.label)}
         if problem.message not in self.by_message and len(self.by_message) == MOST_KINDS:
             return
-        alike = self.by_message.setdefault(problem.message, Alike(problem))
-        alike.rows += 1
-        if len(alike.lines) < MANY:
-            alike.lines.append(problem.line)
+        known = self.by_message.setdefault(problem.message, Repeated(problem))
+        known.rows += 1
+        if len(known.lines) < MANY:
+            known.lines.append(problem.line)
 
     @property
-    def groups(self) -> list[Alike]:
-        """Rows with the same problem, those of many first."""
+    def problems(self) -> list[Repeated]:
+        """The problems, those of many rows first, the others in the order of the table."""
         return sorted(self.by_message.values(), key=lambda one: -one.rows if one.rows >= MANY else 0)
 
     def listed(self, path: object) -> list[str]:
-        """Return the first lines of a report, and how many rows they leave out."""
-        lines: list[str] = []
-        told = 0
-        for alike in self.groups:
-            added = alike.listed(path, self.task)[: REPORTED - len(lines)]
-            lines += added
-            told += alike.rows if alike.rows >= MANY and added else len(added)
-        return lines if told == self.count else [*lines, f"... and {self.count - told:,} more"]
+        """Return a report: a line for each problem of many rows, then one for each other row, and how many
+        rows that leaves out."""
+        many = [one for one in self.problems if one.rows >= MANY][:REPORTED]
+        others = [(line, one) for one in self.problems if one.rows < MANY for line in one.lines]
+        others = sorted(others, key=lambda pair: pair[0])[: REPORTED - len(many)]
+        report = [f"{path}:{one.lines[0]}: {one.of_all(self.task)}" for one in many]
+        report += [f"{path}:{line}: {one.in_words(self.task)}" for line, one in others]
+        left = self.count - sum(one.rows for one in many) - len(others)
+        return [*report, f"... and {left:,} more"] if left else report
 
     def cause(self, good: int) -> str:
         """Return what to fix, beside `good` rows, if the bad ones have one cause; else nothing."""

@@ -156,8 +156,8 @@ class Profile:
 
     rows: int  # of train and dev
     columns: Sequence[Column]  # of train and dev, as far as each table has them, once
-    ids: Sequence[str]  # those called like ids that every table has, with another word in each row
-    unique: Sequence[str]  # the others that every table has so
+    ids: Sequence[str]  # those called like ids that every table has, with another value in each row
+    unique: Sequence[str]  # the others of which that holds, if their values are words or whole numbers
     in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
     problem: str  # the first bad row; empty if there is none
 
@@ -185,7 +185,7 @@ def profile(group: Group, watch: Watch) -> Profile:
 class _Counted:
     rows: int
     names: frozenset[str]
-    unique: frozenset[str]  # with another word in each row
+    unique: frozenset[str]  # that may be ids: with another value in each row
     problem: str
 
 
@@ -207,7 +207,7 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
             for name, hashes in [*seen.items()]:
                 value = record.cells.get(name, "")
                 hashes.add(hash(value))
-                if len(hashes) < rows or not _may_be_id(value):
+                if not value or len(hashes) < rows or not (_ID.search(name) or _may_be_id(value)):
                     del seen[name]
     return _Counted(rows, frozenset(names), frozenset(seen if rows else ()), problem)
 
@@ -215,9 +215,8 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
 def _may_be_id(value: str) -> bool:
     """Whether a value is a short word, or a whole number."""
     number = number_of(value)
-    return (
-        0 < len(value) <= LONGEST_ID and len(value.split()) == 1 and (number is None or number == int(number))
-    )
+    is_whole = number is None or number == int(number)
+    return is_whole and len(value) <= LONGEST_ID and len(value.split()) == 1
 
 
 def header(path: Path) -> list[str]:
