@@ -147,6 +147,8 @@ def load_toml(path: Path) -> dict[str, Any]:
         if _DEEP_KEY.search(_STRING_OR_COMMENT.sub("x", text)):
             raise ValueError(f"a key of more than {MOST_PARTS} parts")
         return tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"{path}: cannot be read (no such file)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as TOML ({reason(error)})") from None
 

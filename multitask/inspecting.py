@@ -29,9 +29,9 @@ from multitask.messages import progress_bar, warn
 TASK_FILE = "tasks.toml"
 SHOWN_LABELS = 10
 CHECKS = {  # what is fine unless one of these codes is found
-    "no bad rows": ("unreadable", "bad_rows"),
+    "no bad rows": ("unreadable", "bad_rows", "many_bad_rows"),
     "no text repeated": ("repeated", "repeated_swapped"),
-    "none in two tables": ("leak", "leak_swapped", "shared_text"),
+    "no text in two tables": ("leak", "leak_swapped", "shared_text"),
     "no contradictory labels": ("contradiction",),
     "enough rows of every label": ("few_rows", "few_dev_rows", "rare_label", "imbalance", "constant_label"),
     "texts fit": ("long",),
@@ -208,7 +208,7 @@ def print_end(
 def next_command(config: Config, task_file: str, inspections: Mapping[str, Inspection]) -> str | None:
     """Return the command that trains on the tables, as far as they can be read; None if none can."""
     codes = {name: {finding.code for finding in one.findings} for name, one in inspections.items()}
-    good = [name for name in codes if "unreadable" not in codes[name]]
+    good = [name for name in codes if not codes[name] & {"unreadable", "many_bad_rows"}]
     if not good:
         return None
     words = ["finetune", "--data", config.tables.data, "--task-file", task_file]

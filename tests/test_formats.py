@@ -47,6 +47,26 @@ def test_the_separator_is_the_one_that_gives_the_columns(header, wanted, form):
     assert read_sheet([header], "t", wanted).form == form
 
 
+@pytest.mark.parametrize("hint, lines", [
+    (b"sep=;\r\n", [b"text;label\r\n", b"a, b;1\r\n", b"x\r\n"]),
+    (b'\xef\xbb\xbf"sep=\t"\n', [b"text\tlabel\n", b"a, b\t1\n", b"x\n"]),
+])  # fmt: skip
+def test_excels_hint_at_the_separator_is_obeyed_and_counted_as_a_line(hint, lines):
+    sheet = read_sheet([hint, *lines], "t")
+    good, bad = sheet.records
+    assert (sheet.columns, sheet.line, good) == (
+        ["text", "label"],
+        2,
+        Record(3, {"text": "a, b", "label": "1"}),
+    )
+    assert isinstance(bad, Problem) and bad.line == 4
+    with pytest.raises(InputError, match=r"^t:2: in the header: .*CR"):
+        read_sheet([hint, b"a\rb\n"], "t")
+    with pytest.raises(InputError, match=r"^t:1: sep= must name one of tab, comma, semicolon, not '\|'"):
+        read_sheet([b"sep=|\n", *lines], "t")
+    assert read_sheet([hint], "t").columns == []
+
+
 def test_a_field_of_csv_may_span_lines_and_blank_lines_are_left_out():
     lines = [b"text,label\n", b'"two\n', b'lines, ""quoted""",1\r\n', b"\n", b"x,0\n", b"\n"]
     assert list(read_sheet(lines, "t").records) == [
@@ -56,7 +76,7 @@ def test_a_field_of_csv_may_span_lines_and_blank_lines_are_left_out():
 
 @pytest.mark.parametrize("bad, problems", [
     ([b"x,1,2\n"], ["3 comma-separated fields, but the header has 2; quote a field that holds one"]),
-    ([b"x\n"], ["1 comma-separated fields, but the header has 2"]),
+    ([b"x\n"], ["1 comma-separated field, but the header has 2"]),
     ([b"caf\xe9,1\n"], ["not UTF-8; save the file as UTF-8"]),
     ([b'"a" b,1\n'], ['text follows a closing quote ("); double the quotes inside a field']),
     ([b'"a,1\n', b"lost,1\n", b'b "c",1\n'], [

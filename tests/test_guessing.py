@@ -37,7 +37,9 @@ def with_labels(folder, name, labels, times=10):
     ("mood", ["good", "bad", "so-so"], "classification", {"labels": ("bad", "good", "so-so")}),
     ("spam", ["spam", "ham"], "binary", {"labels": ("ham", "spam")}),
     ("verdict", ["rare", "common", "common"], "binary", {"labels": ("common", "rare")}),
-    ("same", ["true", "False"], "binary", {"labels": ()}),
+    ("same", ["true", "False"], "binary", {"labels": ("False", "true")}),
+    ("same", ["TRUE", "FALSE"], "binary", {"labels": ("FALSE", "TRUE")}),
+    ("same", ["true", "True", "false"], "binary", {"labels": ("false", "true")}),
     ("same", ["0", "1.0"], "binary", {"labels": ()}),
     ("polarity", [1, 2], "binary", {"labels": ("1", "2")}),
     ("sentiment", range(5), "classification", {"num_classes": 5}),
@@ -61,7 +63,17 @@ def test_rare_classes_change_the_metric_and_weights_are_offered(tmp_path):
     columns = {"text": [TEXT.format(number) for number in range(30)], "label": ["a"] * 27 + ["b"] * 3}
     found = guessed(tmp_path, **columns)
     assert found.task.kind.metric == "f1_macro" and found.offers == {"class_weights": "balanced"}
+    assert found.notes["metric"] == "every label counts the same; or accuracy, f1, mcc"
     assert with_labels(tmp_path, "label", "ab").kind.metric == "accuracy"
+
+
+def test_labels_that_differ_only_in_case_or_spaces_are_remarked(tmp_path):
+    labels = ["Good", "good", "very bad", "verybad", "so-so"]
+    found = guessed(tmp_path, text=[TEXT.format(number) for number in range(50)], label=labels * 10)
+    groups = "'Good' and 'good', 'very bad' and 'verybad'"
+    note = f"{groups} are different labels here; write them alike in the tables"
+    assert found.task.labels == ("Good", "good", "so-so", "very bad", "verybad")
+    assert f"  # {note}\n" in to_toml([found], "here")
 
 
 MANY = 20
@@ -110,6 +122,17 @@ def test_files_and_ids(tmp_path):
     (tmp_path / "mine-dev.csv").write_text("key,text,label\n1,x,a\n1,y,b\n")
     task = guessed(tmp_path, key=range(MANY), text=WORDS, label=HALVES).task
     assert (task.id, task.dev, task.dev_fraction) == ("", "mine-dev.csv", 0)
+
+
+def test_a_column_with_another_value_in_every_row_is_the_id(tmp_path):
+    """Unless it is one of texts or labels, or a measure."""
+    found = guessed(tmp_path, stars=range(MANY), sku=ONES, text=WORDS, label=HALVES)
+    assert (found.task.id, found.notes["id"]) == ("sku", "has another value in every row")
+    found = guessed(tmp_path, stars=range(MANY), text=WORDS, label=HALVES)
+    assert (found.task.id, found.notes["id"]) == (
+        "",
+        "no column looks like an id: the rows are numbered by line",
+    )
 
 
 @pytest.mark.parametrize("stem, name", [

@@ -103,6 +103,20 @@ def test_what_cannot_be_read_is_left_out_of_the_next_command(folder, tiny, capsy
     assert "--tasks essays,reviews" in json.loads(capsys.readouterr().out)["next"]
 
 
+def test_labels_to_be_fixed_are_not_skipped_by_the_next_command(folder, tiny, capsys):
+    assert inspect(tiny, "--data", folder) == 0
+    described = Path("tasks.toml").read_text()
+    assert 'labels = ["false", "true"]' in described
+    Path("tasks.toml").write_text(described.replace('"neutral"', '"neutrall"'))
+    capsys.readouterr()
+    assert inspect(tiny, "--data", folder, "--task-file", "tasks.toml", "--json") == 2
+    out, err = capsys.readouterr()
+    assert "(did you mean neutrall?)" in err and err.count("\n") == 1
+    assert (
+        "--tasks essays,pairs" in json.loads(out)["next"] and "--skip-bad-rows" not in json.loads(out)["next"]
+    )
+
+
 def test_the_keys_for_programs(folder, tiny, capsys):
     assert inspect(tiny, "--data", folder, "--json", "--max-length", "4000") == 0
     found = json.loads(capsys.readouterr().out)

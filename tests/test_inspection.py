@@ -1,6 +1,7 @@
 """inspection.py: what is wrong with tables is found, counted and located, and nothing else is."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_bad_rows_are_counted_and_the_others_inspected(tmp_path):
     assert (train.rows, train.bad, train.empty) == (200, 3, 2)
     (one,) = result.findings
     assert (one.level, one.rows, one.places) == ("error", 3, [["t.csv:202"], ["t.csv:203"], ["t.csv:204"]])
-    assert one.message.startswith(f"{tmp_path / 't.csv'}:202: text is empty, and 2 more bad rows; mend them")
+    assert one.message.startswith(f"{tmp_path / 't.csv'}:202: text is empty, and 2 more bad rows; fix them")
     (one,) = inspected(tmp_path, CLASSES, [*TRAIN, ",x", "a,z", "b,"], DEV, skip=True).findings
     assert one.level == "warning"
 
@@ -112,11 +113,53 @@ def test_rare_labels_and_small_tables(tmp_path):
         "few_rows": ("warning", 99, ()), "few_dev_rows": ("warning", 25, ()),
         "rare_label": ("warning", 1, ()), "imbalance": ("note", 98, ()),
     }  # fmt: skip
-    assert "scores may be off by 20 points" in str(result.findings)  # 1 / sqrt(25)
+    assert "accuracy may be off by 20 percentage points" in str(result.findings)  # 1 / sqrt(25)
     result = inspected(tmp_path, NUMBERS, [f"t {n},3" for n in range(100)], [f"d {n},1" for n in range(100)])
     assert found(result, "constant_label", "rare_label") == {"constant_label": ("warning", 100, ())}
     train = result.tables["train"].labels
     assert train == {"least": 3, "median": 3, "greatest": 3, "mean": 3, "deviation": 0}
+
+
+def test_a_bad_row_whose_message_has_a_remedy_is_given_no_second_one(tmp_path):
+    (one,) = inspected(tmp_path, CLASSES, [*TRAIN, "a,b,x"], DEV).findings
+    assert one.message.endswith("; quote a field that holds one, or leave it out with --skip-bad-rows")
+
+
+def test_many_unknown_labels_are_not_to_be_dropped(tmp_path):
+    rows = [f"new {number},xx" for number in range(9)]
+    (one,) = inspected(tmp_path, CLASSES, [*TRAIN, "z,", *rows], DEV).findings
+    assert (one.code, one.rows, one.places) == (
+        "many_bad_rows",
+        10,
+        [["t.csv:203"], ["t.csv:204"], ["t.csv:205"]],
+    )
+    assert one.message.startswith(
+        f"{tmp_path / 't.csv'}:203: label 'xx' is not one of x, y (did you mean x?)"
+    )
+    assert one.message.endswith("; 10 rows are bad: fix labels of task a, or the file")
+
+
+def test_labels_that_are_absent_or_alike(tmp_path):
+    task = replace(CLASSES, labels=("x", "X", "y y", "yY", "z"))
+    rows = [f"text {number},{('x', 'X', 'y y')[number % 3]}" for number in range(300)]
+    result = inspected(tmp_path, task, rows, [f"dev {row}" for row in rows])
+    assert [(one.code, one.rows) for one in result.findings] == [("similar_labels", 0), ("rare_label", 0)]
+    assert result.findings[0].message.startswith("'x' and 'X' count as different labels")
+    assert result.findings[1].message == "no row of train has these labels: 'yY', 'z'"
+
+
+def test_dev_with_other_shares_of_labels_than_train(tmp_path):
+    """A fifth of the rows of train are y. 40 of 100 in dev are no accident, but 25 may be one, and so may 40
+    of which 20 repeat a text."""
+    train = [f"text {number},{'y' if number % 5 == 0 else 'x'}" for number in range(400)]
+
+    def shifted(*texts):
+        dev = [f"dev {number},x" for number in range(100 - len(texts))]
+        result = inspected(tmp_path, CLASSES, train, [*dev, *(f"{text},y" for text in texts)])
+        return found(result, "shifted_labels")
+
+    assert shifted(*map(str, range(40))) == {"shifted_labels": ("warning", 100, ())}
+    assert not shifted(*map(str, range(20)), *["again"] * 20) and not shifted(*map(str, range(25)))
 
 
 def test_lengths_are_those_of_a_sample(tmp_path, monkeypatch):

@@ -28,6 +28,11 @@ def test_a_toml_key_of_too_many_parts_is_refused_wherever_it_stands(tmp_path, te
         load_toml(path)
 
 
+def test_a_missing_toml_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(InputError, match=r"x\.toml: cannot be read \(no such file\)$"):
+        load_toml(tmp_path / "x.toml")
+
+
 @pytest.mark.parametrize(
     "text",
     [

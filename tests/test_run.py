@@ -227,6 +227,17 @@ def test_a_missing_table_is_named(call, finetune, data, tmp_path, table):
     assert err.startswith(f"error: {tmp_path}/data/{table}: no such file")
 
 
+def test_a_folder_without_any_of_the_courses_tables(call, finetune, tmp_path):
+    (tmp_path / "my data").mkdir()
+    words = [*finetune, "--data", tmp_path / "my data", "--out", tmp_path / "run"]
+    status, _, err = call(*words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "has none of the course's tables, such as ids-sst-train.csv; describe yours first: " in err
+    assert f"inspect --data '{tmp_path}/my data' --out tasks.toml" in err
+    (tmp_path / "my data" / "tasks.toml").touch()
+    assert f"name its task file: --task-file '{tmp_path}/my data/tasks.toml'" in call(*words)[2]
+
+
 def test_a_missing_test_table_only_means_no_test_predictions(call, finetune, data, tmp_path):
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("sts-test*", "quora-test*"))
     status, _, err = call(*finetune, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1)

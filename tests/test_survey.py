@@ -62,9 +62,18 @@ def test_columns_of_train_and_dev_together(tmp_path):
 
 
 def test_ids_are_compared_within_each_table(tmp_path):
-    rows = "text,row_id,idea\na,1,1\nb,2,2\n"
-    assert profile_of(tmp_path, train=rows, dev=rows).ids == ["row_id"]
-    assert profile_of(tmp_path, test="text\na\n").ids == []  # which test lacks
+    rows = "text,row_id,idea\na b,1,1\nb c,2,2\n"
+    known = profile_of(tmp_path, train=rows, dev=rows)
+    assert (known.ids, known.unique) == (["row_id"], ["idea"])
+    known = profile_of(tmp_path, test="text\na\n")  # which lacks both
+    assert (known.ids, known.unique) == ([], [])
+
+
+def test_ids_are_words_or_whole_numbers_that_are_not_repeated(tmp_path):
+    columns = {"order_no": "R1 R2", "ref": "a a", "Code": "1 2", "size": "0.5 1", "sku": "x y", "late": "1 "}
+    first, second = zip(*(cells.split(" ") for cells in columns.values()), strict=True)
+    known = profile_of(tmp_path, train="\n".join(map(",".join, (columns, first, second))) + "\n")
+    assert (known.ids, known.unique) == (["order_no", "Code"], ["sku"])
 
 
 def test_of_many_values_only_the_bounds_are_kept(tmp_path):

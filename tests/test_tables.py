@@ -172,17 +172,53 @@ def test_a_header_of_many_columns_is_named_in_short(tmp_path):
 
 
 def test_one_report_spells_out_the_first_20_problems_and_counts_all(tmp_path):
-    path = table(tmp_path / "t.csv", HEADER, GOOD[0], *[b"%d\tgood\t9\n" % row for row in range(25)])
+    path = table(tmp_path / "t.csv", HEADER, GOOD[0], *[b"a\tgood\t%d\n" % row for row in range(9, 34)])
     with pytest.raises(InputError) as caught:
         read(path, SENTIMENT, labelled=True)
     report = str(caught.value).split("\n")
-    problem = "sentiment 9 is not a whole number from 0 to 4"
-    assert report[:20] == [f"{path}:{line}: {problem}" for line in range(3, 23)]
+    problem = "is not a whole number from 0 to 4"
+    assert report[:20] == [f"{path}:{line}: sentiment {line + 6} {problem}" for line in range(3, 23)]
     assert report[20] == "... and 5 more"
-    assert report[21] == f"{path}: bad rows: 25 of 26; fix them, or drop them with --skip-bad-rows"
+    assert report[21] == f"{path}: bad rows: 25 of 26; fix num_classes of task sentiment, or the file"
     assert len(report) == 22
     rows, dropped = read(path, SENTIMENT, labelled=True, skip_bad_rows=True)
     assert (len(rows), dropped) == (1, 25)
+
+
+MOODS = Task("mood", BINARY, ("text",), "mood", id="", labels=("good", "baad"), train="t.csv", dev="d.csv")
+
+
+@pytest.mark.parametrize("bad, good, remedy", [
+    (4, 40, "fix them, or drop them with --skip-bad-rows"), (5, 40, "fix labels of task mood, or the file"),
+    (5, 600, "fix them, or drop them with --skip-bad-rows"),
+])  # fmt: skip
+def test_many_rows_with_an_unknown_label_are_one_problem_that_is_not_to_be_dropped(
+    tmp_path, bad, good, remedy
+):
+    rows = [b"x,good\n"] * good + [b"x,Bad\n"] * bad + [b",good\n"]
+    path = table(tmp_path / "t.csv", b"text,mood\n", *rows)
+    with pytest.raises(InputError) as caught:
+        read(path, MOODS, labelled=True)
+    *report, empty, total = str(caught.value).split("\n")
+    problem = f"{path}:{good + 2}: mood 'Bad' is not one of good, baad"
+    assert len(report) == (1 if bad >= 5 else bad) and report[0].startswith(problem)
+    assert report[0].endswith("did you mean baad?)") and ("5 rows: " in report[0]) == (bad >= 5)
+    assert empty == f"{path}:{good + bad + 2}: text is empty"
+    assert total == f"{path}: bad rows: {bad + 1} of {good + bad + 1}; {remedy}"
+
+
+def test_rows_with_few_problems_are_reported_in_the_order_of_the_table(tmp_path):
+    path = table(tmp_path / "t.csv", b"text,mood\n", *[b"x,good\n"] * 30, *[b",good\n", b"x,y\n"] * 3)
+    with pytest.raises(InputError) as caught:
+        read(path, MOODS, labelled=True)
+    report = str(caught.value).split("\n")
+    assert [line.split(":")[1] for line in report[:6]] == ["32", "33", "34", "35", "36", "37"]
+
+
+def test_a_large_share_of_bad_rows_is_not_to_be_dropped(tmp_path):
+    path = table(tmp_path / "t.csv", b"text,mood\n", *[b"x,good\n"] * 10, *[b"x,y,good\n"] * 5)
+    with pytest.raises(InputError, match=r"bad rows: 5 of 15; fix the file$"):
+        read(path, MOODS, labelled=True)
 
 
 def test_a_stray_quote_costs_only_its_own_line(tmp_path):
@@ -328,7 +364,7 @@ def test_plain_lines():
 def test_plain_pairs():
     pair, single, half = parse_plain([b"one\t two \n", b"one\n", b"one\t\n"], SIMILARITY)
     assert pair == Row(1, "1", ("one", "two"), None)
-    assert isinstance(single, Problem) and "1 tab-separated fields, but similarity takes 2" in single.message
+    assert isinstance(single, Problem) and "1 tab-separated field, but similarity takes 2" in single.message
     assert half == Problem(3, "sentence2 is empty")
 
 

@@ -320,10 +320,14 @@ def test_the_task_file_in_the_docs(tmp_path):
         (TOPIC + "labels = ['a', 'b', 'c']\n", "task topic: has 2 classes, not 3"),
         (TOPIC + "class_weights = 'balance'\n", "[topic]: class_weights must be 'balanced' or a list of num"),
         (TOPIC + "class_weights = [0, 1]\n", "[topic]: class_weights must be 'balanced' or a list of num"),
-        (TOPIC + "metric = 'bleu'\n", "[topic]: metric must be one of accuracy, f1_macro, f1, mcc"),
+        (
+            TOPIC + "metric = 'bleu'\n",
+            "metric of a binary must be one of accuracy, f1_macro, f1, mcc, not 'bleu'",
+        ),
         (TOPIC + "metric = 'rmse'\n", "task topic: metric of a binary must be one of accuracy, f1_macro, f1"),
         (TOPIC + "weight = 0\n", "[topic]: weight must be a number, at least 0.001"),
         (TOPIC + "dev_fraction = 1\n", "[topic]: dev_fraction must be a number, at least 0 and below 1"),
+        (REAL + "metric = 'mse'\n", "one of pearson, spearman, rmse, mae, not 'mse'; did you mean rmse?"),
         (REAL + "metric = 'mae'\n", "task topic: metric mae needs low and high"),
         (REAL + "class_weights = 'balanced'\n", "class_weights is for a classification or binary only"),
         (

@@ -1,5 +1,5 @@
 """The formats of tables, each told from the first line: text separated by tabs, commas or semicolons below a
-header, and JSON lines.
+header, and JSON lines. Above the header may stand Excel's hint at the separator, such as sep=; on a line.
 
 Tab-separated text has one row per line: a quoted field may not span lines, so one stray quote cannot swallow
 the rows below it. Text separated by commas or semicolons is CSV, whose quoted fields may span lines. JSON
@@ -11,12 +11,13 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from minbert.errors import InputError
+from minbert.errors import InputError, counted, shown
 from minbert.fields import LONE_SURROGATE
 from minbert.reading import parse_json, reason
 
@@ -24,6 +25,7 @@ LONGEST_LINE = 1 << 20  # bytes, also of a row of CSV; the longest input of a mo
 JSON_LINES = "JSON lines"
 SEPARATORS = {"\t": "tab-separated", ",": "comma-separated", ";": "semicolon-separated"}
 STRICT = "tab-separated"
+SEPARATOR_HINT = re.compile(rb'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 ARCHIVE = b"PK\x03\x04"
 
 csv.field_size_limit(LONGEST_LINE)
@@ -40,6 +42,7 @@ class Record(NamedTuple):
 class Problem:
     line: int
     message: str
+    label: str = ""  # that the task does not allow, if that is the problem
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Sheet:
 
     form: str  # one of `SEPARATORS`, or JSON lines
     columns: list[str]  # the header or, of JSON lines, the keys of the first object
+    line: int  # of the header, or the first object
     records: Iterator[Record | Problem]  # the rows, good or bad, in order
 
 
@@ -67,9 +71,23 @@ def read_sheet(lines: Iterable[bytes], name: str, wanted: Collection[str] = ()) 
         raise InputError(f"{name}: is a JSON array; write one object on each line (JSON lines)")
     if first.lstrip().startswith(b"{"):
         return _json_lines(chain([first], lines), name)
-    separator = separator_of(first, wanted)
-    read = _strict if SEPARATORS[separator] == STRICT else _csv
-    return read(chain([first], lines), name, separator)
+    if (hinted := hinted_separator(first)) is not None:
+        if hinted not in SEPARATORS:
+            known = ", ".join(form.removesuffix("-separated") for form in SEPARATORS.values())
+            raise InputError(f"{name}:1: sep= must name one of {known}, not {shown(hinted)}")
+        return _separated(lines, name, hinted, 2)
+    return _separated(chain([first], lines), name, separator_of(first, wanted), 1)
+
+
+def _separated(lines: Iterable[bytes], name: str, separator: str, start: int) -> Sheet:
+    """Read a table whose header is in the line of this number."""
+    return (_strict if SEPARATORS[separator] == STRICT else _csv)(lines, name, separator, start)
+
+
+def hinted_separator(first: bytes) -> str | None:
+    """Return what a table's first line says about its separator, if it is Excel's hint."""
+    match = SEPARATOR_HINT.fullmatch(first.removeprefix(codecs.BOM_UTF8))
+    return match[1].decode("utf-8", "replace") if match else None
 
 
 def separator_of(header: bytes, wanted: Collection[str]) -> str:
@@ -130,18 +148,18 @@ def _records(
 # Tab-separated, a row on each line
 
 
-def _strict(lines: Iterable[bytes], name: str, separator: str) -> Sheet:
-    numbered = enumerate(lines, start=1)
-    _, first = next(numbered)
+def _strict(lines: Iterable[bytes], name: str, separator: str, start: int) -> Sheet:
+    numbered = enumerate(lines, start)
+    _, first = next(numbered, (start, b""))
     try:
         header = _fields(first, separator)
     except ValueError as error:
-        raise InputError(f"{name}:1: in the header: {error}") from None
+        raise InputError(f"{name}:{start}: in the header: {error}") from None
 
     def cells(line: bytes) -> Mapping[str, str]:
         return _cells(header, _fields(line, separator), separator)
 
-    return Sheet(SEPARATORS[separator], header, _records(numbered, cells))
+    return Sheet(SEPARATORS[separator], header, start, _records(numbered, cells))
 
 
 def _fields(line: bytes, separator: str) -> list[str]:
@@ -167,7 +185,8 @@ def _cells(header: list[str], fields: list[str], separator: str) -> dict[str, st
     """Return the fields by column. Raises ValueError if their number differs."""
     if len(fields) != len(header):
         remedy = "" if separator == "\t" or len(fields) < len(header) else "; quote a field that holds one"
-        counts = f"{len(fields)} {SEPARATORS[separator]} fields, but the header has {len(header)}"
+        found = counted(len(fields), f"{SEPARATORS[separator]} field")
+        counts = f"{found}, but the header has {len(header)}"
         raise ValueError(counts + remedy)
     return dict(zip(header, map(str.strip, fields), strict=True))
 
@@ -175,11 +194,11 @@ def _cells(header: list[str], fields: list[str], separator: str) -> dict[str, st
 # CSV, whose quoted fields may span lines
 
 
-def _csv(lines: Iterable[bytes], name: str, separator: str) -> Sheet:
-    rows = _csv_rows(lines, name, separator)
-    _, header = next(rows, (1, []))
+def _csv(lines: Iterable[bytes], name: str, separator: str, start: int) -> Sheet:
+    rows = _csv_rows(_Feed(lines, name, start - 1), separator)
+    _, header = next(rows, (start, []))
     if isinstance(header, str):
-        raise InputError(f"{name}:1: in the header: {header}")
+        raise InputError(f"{name}:{start}: in the header: {header}")
     header = [column.strip() for column in header]
 
     def cells(fields: list[str] | str) -> Mapping[str, str]:
@@ -187,13 +206,12 @@ def _csv(lines: Iterable[bytes], name: str, separator: str) -> Sheet:
             raise ValueError(fields)
         return _cells(header, fields, separator)
 
-    return Sheet(SEPARATORS[separator], header, _records(rows, cells))
+    return Sheet(SEPARATORS[separator], header, start, _records(rows, cells))
 
 
-def _csv_rows(lines: Iterable[bytes], name: str, separator: str) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_rows(feed: _Feed, separator: str) -> Iterator[tuple[int, list[str] | str]]:
     """Yield each row's first line and fields, or what is wrong with it. Blank lines between rows are left
     out; of a bad row, every line is reported, since any of them may have been meant as a row."""
-    feed = _Feed(lines, name)
     reader = csv.reader(feed, delimiter=separator, strict=True)
     while True:
         feed.begin_row()
@@ -217,9 +235,9 @@ def _csv_rows(lines: Iterable[bytes], name: str, separator: str) -> Iterator[tup
 class _Feed(Iterator[str]):
     """The lines that `csv.reader` asks for, as many as a row has."""
 
-    def __init__(self, lines: Iterable[bytes], name: str):
+    def __init__(self, lines: Iterable[bytes], name: str, number: int):
         self.lines, self.name = iter(lines), name
-        self.number = 0  # of the last line
+        self.number = number  # of the last line
         self.begin_row()
 
     def begin_row(self) -> None:
@@ -256,7 +274,7 @@ def _json_lines(lines: Iterable[bytes], name: str) -> Sheet:
         raise InputError(f"{name}:1: {error}; write one object on each line") from None
 
     rows = ((number, line) for number, line in chain([(1, first)], numbered) if line.strip())
-    return Sheet(JSON_LINES, header, _records(rows, _object))
+    return Sheet(JSON_LINES, header, 1, _records(rows, _object))
 
 
 def _object(line: bytes) -> dict[str, str]:

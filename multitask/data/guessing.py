@@ -18,11 +18,11 @@ from typing import Any
 from minbert.errors import InputError, short_line, shown
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION, Kind
 from multitask.data.survey import (
-    IMBALANCED,
     Column,
     Group,
     Profile,
     Watch,
+    alike,
     find_groups,
     header,
     number_of,
@@ -55,6 +55,7 @@ NEGATIVE = {"no", "not", "non", "false", "negative", "neg", "ham", "bad", "none"
 LEAST_WORDS = 3  # on average, of a column of texts that is not called like one
 LEAST_VARIETY = 0.2  # of such a column
 MOST_NUMBERED = 20  # classes that are numbers
+UNEVEN = 3  # times as many rows of one class as of another; what is left of train may be IMBALANCED
 FEW_ROWS = 500  # of which a fifth is held out as dev; of more, a tenth
 
 
@@ -120,12 +121,13 @@ def guess(group: Group, known: Profile, directory: Path, taken: Collection[str])
         raise InputError(f"{place}: has no rows")
     texts, more_texts = choose_texts(known, place)
     label, more_labels = choose_label(known, [*texts, *more_texts], place)
+    key = choose_id(known, [*texts, *more_texts, label])
     meaning = meaning_of(label)
     names = {split: path.relative_to(directory).as_posix() for split, path in group.files.items()}
     notes = {
         "texts": _or_columns(more_texts),
-        "label": _or_columns(more_labels),
-        "id": "" if known.ids else "no column tells the rows apart: they are numbered by line",
+        "label": _or_columns(column for column in more_labels if column.name != key),
+        "id": _of_id(key, known),
         **meaning.notes,
     }
     files: dict[str, Any] = {"train": names["train"]}
@@ -142,14 +144,15 @@ def guess(group: Group, known: Profile, directory: Path, taken: Collection[str])
             task_name(group.name, taken),
             texts=tuple(column.name for column in texts),
             label=label.name,
-            id=("id" if "id" in known.ids else known.ids[0]) if known.ids else "",
+            id=key,
             **{"metric": meaning.fields["kind"].metric, **meaning.fields},
             **files,
         )
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     others = [metric.name for metric in task.kind.metrics if metric.name != task.kind.metric]
-    return Guess(task, notes | {"metric": f"or {', '.join(others)}"}, meaning.offers)
+    why = "every label counts the same; " if meaning.offers.get("class_weights") else ""
+    return Guess(task, notes | {"metric": f"{why}or {', '.join(others)}"}, meaning.offers)
 
 
 def _or_columns(columns: Iterable[Column]) -> str:
@@ -224,6 +227,21 @@ def choose_label(known: Profile, texts: Collection[Column], place: Path) -> tupl
     return first, rest
 
 
+def choose_id(known: Profile, others: Collection[Column]) -> str:
+    """Return the column of ids: one that is called so or else has another value in each row, and is none of
+    the others; or nothing."""
+    taken = {column.name for column in others}
+    called = LABELS | SCORES | TEXTS
+    unique = [name for name in known.unique if name not in taken and not words_of(name) & called]
+    return next(iter(sorted(known.ids, key=lambda name: name != "id") + unique), "")
+
+
+def _of_id(key: str, known: Profile) -> str:
+    if not key:
+        return "no column looks like an id: the rows are numbered by line"
+    return "" if key in known.ids else "has another value in every row"
+
+
 def _is_label(column: Column, rows: int) -> bool:
     if 2 * column.filled < rows or len(column.counts) == 1:
         return False
@@ -250,13 +268,25 @@ def meaning_of(label: Column) -> Meaning:
     values = sorted(label.counts, key=_naturally)
     words = {value.lower() for value in values}
     if words and words <= BOOLEANS.keys():
-        return _classes(label, BINARY, {}, {"kind": "labels are true and false"})
+        spelled = values if len(values) == len(words) == len(BOOLEANS) else BOOLEANS
+        return _binary(label, sorted(spelled, key=str.lower))
     if label.is_numeric:
         return _numbers(label, values)
     if len(values) == 2:
         pair = sorted(values, key=lambda value: (not words_of(value) & NEGATIVE, -label.counts[value]))
-        return _classes(label, BINARY, {"labels": tuple(pair)}, {"labels": "the second counts as positive"})
-    return _classes(label, CLASSIFICATION, {"labels": tuple(values)}, {})
+        return _binary(label, pair)
+    return _classes(label, CLASSIFICATION, {"labels": tuple(values)}, _of_alike(values))
+
+
+def _binary(label: Column, pair: Sequence[str]) -> Meaning:
+    note = {"labels": "the second counts as positive"}
+    return _classes(label, BINARY, {"labels": tuple(pair)}, note | _of_alike(pair))
+
+
+def _of_alike(labels: Sequence[str]) -> dict[str, str]:
+    """Return a note on labels that differ only in case or spaces."""
+    found = alike(labels)
+    return {"labels": f"{found} are different labels here; write them alike in the tables"} if found else {}
 
 
 def _naturally(value: str) -> tuple[float, str]:
@@ -290,7 +320,7 @@ def _numbers(label: Column, values: list[str]) -> Meaning:
 
 def _classes(label: Column, kind: Kind, fields: Mapping[str, Any], notes: Mapping[str, str]) -> Meaning:
     counts = label.counts.values()
-    if max(counts) < IMBALANCED * min(counts):
+    if max(counts) < UNEVEN * min(counts):
         return Meaning({"kind": kind, **fields}, notes)
     offers = {"class_weights": "balanced"}
     return Meaning({"kind": kind, **fields, "metric": "f1_macro"}, notes, offers)

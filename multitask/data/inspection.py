@@ -19,7 +19,8 @@ import numpy as np
 from minbert.errors import InputError, counted, short_line, shown
 from minbert.tokenizer import in_chunks
 from multitask.data.formats import Problem, lines_of, read_sheet
-from multitask.data.survey import IMBALANCED, LONGEST_VALUE, MOST_COLUMNS, Watch, number_of
+from multitask.data.problems import BadRows
+from multitask.data.survey import IMBALANCED, LONGEST_VALUE, MOST_COLUMNS, Watch, alike, number_of
 from multitask.data.tables import SPLITS, Source, normalized, opened, source_of
 from multitask.data.tasks import Task
 
@@ -30,6 +31,8 @@ FEW_DEV_ROWS = 100
 FEW_OF_CLASS = 20
 OFTEN = 0.05  # a share of rows above which it matters that they are cut or unknown
 GIVEAWAY = 0.9  # of the errors of a constant prediction that a column saves
+BY_CHANCE = 0.001  # the probability below which other shares of labels are reported
+LEAST_EXPECTED = 5  # rows of a class, in the test for that; rarer ones are taken together
 FEWEST = 50  # rows from which that is told
 BINS = 50  # of a column of numbers
 
@@ -93,9 +96,7 @@ class Rows:
     lines: np.ndarray  # (N,) int64
     texts: np.ndarray  # (N, 1 or 2) uint64: hashes
     labels: np.ndarray  # (N,) float64; NaN if the table has none
-    problems: Sequence[Problem]  # the first bad rows
-    bad: int
-    empty: int
+    bad: BadRows
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -143,7 +144,8 @@ def inspect(
                 findings.append(unreadable)
             continue
         read[name] = rows
-        tables[name] = Table(rows.file, len(rows), rows.bad, rows.empty, labels_of(task, rows), lengths)
+        bad = rows.bad
+        tables[name] = Table(rows.file, len(rows), bad.count, bad.empty, labels_of(task, rows), lengths)
         findings += bad_rows(rows, skip_bad_rows)
         findings += repeated(rows, name)
         findings += read_badly(lengths, name, max_length)
@@ -151,6 +153,7 @@ def inspect(
     if "train" in read:
         labelled = [read[split] for split in ("train", "dev") if split in read]
         findings += [*contradictions(task, labelled), *labels_at_fault(task, tables)]
+        findings += shifted_labels(task, *labelled) if len(labelled) == 2 else ()
         findings += giveaways(read["train"])
     order = (ERROR, WARNING, NOTE)
     return Inspection(task, tables, sorted(findings, key=lambda finding: order.index(finding.level)))
@@ -166,27 +169,22 @@ def read_rows(task: Task, directory: Path, split: str, watch: Watch) -> Rows:
     file = path.relative_to(directory).as_posix()
     source = source_of(path, task, labelled, skip_bad_rows=True, part=part)
     lines, texts, labels = array("q"), array("Q"), array("d")
-    problems: list[Problem] = []
-    bad = empty = 0
-    empties = {f"{column} is empty" for column in (*task.texts, task.label)}
+    bad = BadRows(task)
     try:
         for item in watch(source.items(), file):
             if isinstance(item, Problem):
-                if part == "dev":  # of the same file as train, which has counted it
-                    continue
-                bad += 1
-                empty += item.message in empties
-                problems += [item] * (len(problems) < PLACES)
+                if part != "dev":  # else it is in the same file as train, which has counted it
+                    bad.add(item)
             else:
                 lines.append(item.line)
                 texts.extend(map(text_hash, item.texts))
                 labels.append(math.nan if item.label is None else item.label)
     except InputError as error:
-        first = f" (line {problems[0].line}: {problems[0].message})" if problems else ""
-        raise InputError(f"{error}{first}") from None
+        firsts = [f" (line {one.lines[0]}: {one.in_words(task)})" for one in bad.problems[:1]]
+        raise InputError(f"{error}{''.join(firsts)}") from None
     shape = (len(lines), len(task.texts))
     hashes = np.frombuffer(texts, np.uint64).reshape(shape)
-    return Rows(source, file, np.array(lines), hashes, np.array(labels), problems, bad, empty)
+    return Rows(source, file, np.array(lines), hashes, np.array(labels), bad)
 
 
 def text_hash(text: str) -> int:
@@ -228,14 +226,25 @@ def labels_of(task: Task, rows: Rows) -> dict[str, float]:
 
 def bad_rows(rows: Rows, skip: bool) -> Iterator[Finding]:
     """Yield a finding about the rows that training would refuse, or leave out with --skip-bad-rows."""
-    if rows.bad:
-        first, more = rows.problems[0], rows.bad - 1
-        rest = f", and {counted(more, 'more bad row')}" if more else ""
-        remedy = "left out" if skip else "mend them, or leave them out with --skip-bad-rows"
-        path = rows.source.path
-        message = f"{path}:{first.line}: {first.message}{rest}; {remedy}"
-        places = [[f"{rows.file}:{problem.line}"] for problem in rows.problems]
-        yield Finding(WARNING if skip else ERROR, "bad_rows", message, rows.bad, places)
+    bad = rows.bad
+    if not bad.count:
+        return
+    first, cause = bad.problems[0], bad.cause(len(rows))
+    message = f"{rows.source.path}:{first.lines[0]}: {first.in_words(rows.source.task)}"
+    rest = f", and {counted(bad.count - 1, 'more bad row')}" if bad.count > 1 else ""
+    lines = sorted(line for problem in bad.problems for line in problem.lines)[:PLACES]
+    level, code = (WARNING if skip else ERROR), "bad_rows"
+    if skip:
+        message += f"{rest}; left out"
+    elif cause:
+        code, lines = "many_bad_rows", first.lines[:PLACES]
+        message += f"; {counted(bad.count, 'row')} are bad: {cause}"
+    elif rest:
+        message += f"{rest}; fix them, or leave them out with --skip-bad-rows"
+    else:
+        has_remedy = "; " in first.first.message
+        message += f"{'' if has_remedy else '; fix it'}, or leave it out with --skip-bad-rows"
+    yield Finding(level, code, message, bad.count, [[f"{rows.file}:{line}"] for line in lines])
 
 
 def repeated(rows: Rows, split: str) -> Iterator[Finding]:
@@ -338,30 +347,72 @@ def labels_at_fault(task: Task, tables: Mapping[str, Table]) -> Iterator[Finding
         yield Finding(WARNING, "few_rows", message, train.rows)
     dev = tables.get("dev")
     if dev is not None and dev.rows < FEW_DEV_ROWS:
-        message = (
-            f"dev has only {counted(dev.rows, 'row')}: scores may be off by {100 / dev.rows**0.5:.0f} points"
-        )
+        rough = "scores are rough, as their intervals will show"
+        if task.classes:
+            rough = f"accuracy may be off by {100 / dev.rows**0.5:.0f} percentage points"
+        message = f"dev has only {counted(dev.rows, 'row')}: {rough}"
         yield Finding(WARNING, "few_dev_rows", message, dev.rows)
     if task.classes:
+        if found := alike(name for name, count in train.labels.items() if count):
+            message = f"{found} count as different labels; write them alike in the tables"
+            yield Finding(WARNING, "similar_labels", message)
         yield from _rare(task, train.labels)
     elif train.labels["least"] == train.labels["greatest"]:
         yield Finding(WARNING, "constant_label", "all labels of train are equal", train.rows)
 
 
 def _rare(task: Task, counts: Mapping[str, float]) -> Iterator[Finding]:
-    least, most = min(counts.values()), max(counts.values())
+    absent = [shown(name, 40) for name, count in counts.items() if not count]
+    if absent:
+        message = f"no row of train has these labels: {short_line(', '.join(absent))}"
+        yield Finding(WARNING, "rare_label", message)
+    counts = {name: count for name, count in counts.items() if count}
+    rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    least, most = counts[rarest], counts[commonest]
     rare = {name: count for name, count in counts.items() if count < FEW_OF_CLASS}
     if rare:
         listed = short_line(", ".join(f"{shown(name, 40)} {count}" for name, count in rare.items()))
         message = f"fewer than {FEW_OF_CLASS} rows of train have these labels: {listed}"
         yield Finding(WARNING, "rare_label", message, int(sum(rare.values())))
     if most >= IMBALANCED * least:
-        message = f"the most frequent label of train has {most:,} rows, the rarest {least:,}"
+        message = (
+            f"train has {most:,} rows of {shown(commonest, 40)} and only {least:,} of {shown(rarest, 40)}"
+        )
         if not task.class_weights:
             message += '; class_weights = "balanced" makes them weigh the same'
         if task.kind.metric == "accuracy":
             message += "; accuracy says little here, f1_macro more"
         yield Finding(NOTE, "imbalance", message, int(most))
+
+
+def shifted_labels(task: Task, train: Rows, dev: Rows) -> Iterator[Finding]:
+    """Yield a finding if the classes of dev have other shares than those of train, by a chi-square test. Each
+    text counts once in it: rows that repeat one are no further evidence."""
+    if not task.classes:
+        return
+    from scipy.stats import chi2_contingency
+
+    counts, shares = np.empty((2, task.classes)), np.empty((2, task.classes))
+    for number, rows in enumerate((train, dev)):
+        _, firsts = np.unique(rows.same, return_index=True)
+        counts[number] = np.bincount(rows.labels[firsts].astype(int), minlength=task.classes)
+        shares[number] = np.bincount(rows.labels.astype(int), minlength=task.classes) / len(rows)
+    expected = counts.sum(0) * counts.sum(1, keepdims=True) / counts.sum()
+    often = expected.min(0) >= LEAST_EXPECTED
+    pooled = np.column_stack([counts[:, often], counts[:, ~often].sum(1)])
+    pooled = pooled[:, pooled.any(0)]
+    apart = shares[1] - shares[0]
+    most = int(np.abs(apart).argmax())
+    if pooled.shape[1] < 2 or abs(apart[most]) < OFTEN or chi2_contingency(pooled).pvalue >= BY_CHANCE:
+        return
+    remedy = (
+        "raise dev_fraction, or name a dev table" if task.dev_fraction else "sample both from the same rows"
+    )
+    label = shown(task.class_names[most], 40)
+    message = (
+        f"{label} has {shares[1, most]:.1%} of the rows of dev, but {shares[0, most]:.1%} of train; {remedy}"
+    )
+    yield Finding(WARNING, "shifted_labels", message, len(dev))
 
 
 def read_badly(lengths: Lengths, split: str, max_length: int) -> Iterator[Finding]:
@@ -383,7 +434,7 @@ def giveaways(rows: Rows) -> Iterator[Finding]:
     """Yield a finding for each column beside texts and label from which the label can be told nearly always,
     in a sample of at most `SAMPLE` rows at equal distances."""
     task, path = rows.source.task, rows.source.path
-    step = math.ceil((len(rows) + rows.bad) / SAMPLE)
+    step = math.ceil((len(rows) + rows.bad.count) / SAMPLE)
     labels: list[float] = []
     with opened(path) as file:
         sheet = read_sheet(lines_of(file, str(path)), str(path), [*task.texts, task.label])

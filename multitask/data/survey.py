@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minbert.errors import short_line, shown
 from multitask.data.formats import Problem, lines_of, read_sheet
-from multitask.data.tables import SPLIT_OF, TABLES, opened
+from multitask.data.tables import SPLIT_OF, TABLES, normalized, opened
 
 ENDINGS = (*TABLES, ".tsv", ".tab", ".xlsx")  # the last is refused, with a remedy
 NO_DATA = (".md", ".toml")  # endings of files that nobody takes for tables
@@ -22,7 +23,8 @@ MEASURED = 1000  # rows whose words are counted
 IMBALANCED = 5  # times as many rows of one class as of another
 
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]  # items and what they are called -> the same items
-_ID = re.compile(r"(?:\b|_)(?:id|key|uid|uuid|guid|idx|index)$", re.IGNORECASE)
+LONGEST_ID = 64  # characters
+_ID = re.compile(r"(?:\b|_)(?:id|key|uid|uuid|guid|idx|index|no|nr|num|number|code|ref)$", re.IGNORECASE)
 _SPLIT = re.compile(
     rf"(?<![a-z])({'|'.join(sorted(SPLIT_OF, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
 )
@@ -134,6 +136,15 @@ def number_of(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def alike(labels: Iterable[str]) -> str:
+    """Return the labels that differ only in case and spaces, in words; nothing if there are none."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(normalized(label).replace(" ", ""), []).append(shown(label, 40))
+    found = ", ".join(" and ".join(group) for group in groups.values() if len(group) > 1)
+    return short_line(found) if found else ""
+
+
 def _words(text: str) -> float:
     """Return about how many words a text has, also in scripts that put no spaces between them."""
     return max(len(text.split()), sum(character > "\u2e7f" for character in text) / 2)
@@ -146,6 +157,7 @@ class Profile:
     rows: int  # of train and dev
     columns: Sequence[Column]  # of train and dev, as far as each table has them, once
     ids: Sequence[str]  # those called like ids that every table has, with another value in each row
+    unique: Sequence[str]  # the others of which that holds, if their values are words or whole numbers
     in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
     problem: str  # the first bad row; empty if there is none
 
@@ -158,20 +170,22 @@ def profile(group: Group, watch: Watch) -> Profile:
     shared = [column for name, column in columns.items() if all(name in one.names for one in read)]
     test = group.files.get("test-student")
     in_test = None if test is None else frozenset(header(test))
-    ids = [
+    unique = [
         column.name
         for column in shared
-        if all(column.name in one.ids for one in read) and (in_test is None or column.name in in_test)
+        if all(column.name in one.unique for one in read) and (in_test is None or column.name in in_test)
     ]
+    ids = [name for name in unique if _ID.search(name)]
+    others = [name for name in unique if name not in ids]
     problem = next((one.problem for one in read if one.problem), "")
-    return Profile(sum(one.rows for one in read), shared, ids, in_test, problem)
+    return Profile(sum(one.rows for one in read), shared, ids, others, in_test, problem)
 
 
 @dataclass(frozen=True)
 class _Counted:
     rows: int
     names: frozenset[str]
-    ids: frozenset[str]
+    unique: frozenset[str]  # that may be ids: with another value in each row
     problem: str
 
 
@@ -182,7 +196,7 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
         sheet = read_sheet(lines_of(file, str(path)), str(path))
         names = {name for name in sheet.columns[:MOST_COLUMNS] if name and sheet.columns.count(name) == 1}
         added = [columns.setdefault(name, Column(name)) for name in sheet.columns if name in names]
-        seen = {name: set[int]() for name in names if _ID.search(name)}  # hashes of the values
+        seen = {name: set[int]() for name in names}  # hashes of the values, as long as they may be ids
         for record in watch(sheet.records, path.name):
             if isinstance(record, Problem):
                 problem = problem or f"{path}:{record.line}: {record.message}"
@@ -190,11 +204,19 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
             rows += 1
             for column in added:
                 column.add(record.cells.get(column.name, ""))
-            for name, hashes in seen.items():
-                if value := record.cells.get(name):
-                    hashes.add(hash(value))
-    ids = frozenset(name for name in seen if len(seen[name]) == rows > 0)
-    return _Counted(rows, frozenset(names), ids, problem)
+            for name, hashes in [*seen.items()]:
+                value = record.cells.get(name, "")
+                hashes.add(hash(value))
+                if not value or len(hashes) < rows or not (_ID.search(name) or _may_be_id(value)):
+                    del seen[name]
+    return _Counted(rows, frozenset(names), frozenset(seen if rows else ()), problem)
+
+
+def _may_be_id(value: str) -> bool:
+    """Whether a value is a short word, or a whole number."""
+    number = number_of(value)
+    is_whole = number is None or number == int(number)
+    return is_whole and len(value) <= LONGEST_ID and len(value.split()) == 1
 
 
 def header(path: Path) -> list[str]:

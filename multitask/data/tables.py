@@ -30,17 +30,18 @@ from multitask.data.formats import (
     STRICT,
     Problem,
     decode,
+    hinted_separator,
     lines_of,
     read_sheet,
     separator_of,
     split_header,
     too_long,
 )
-from multitask.data.tasks import Task
+from multitask.data.problems import BadRows
+from multitask.data.tasks import LabelError, Task
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "dev", "test-student")
-REPORTED = 20  # problems listed in one error message
 FORMAT = 4  # version of the cache's entries: increase it when what is read, checked or kept changes
 TABLES = (".csv", ".jsonl", ".ndjson", ".json")  # endings of files that are no plain lines
 SPLIT_OF = {  # what files of each split are called
@@ -87,7 +88,7 @@ def parse(
         if missing == optional:
             found += '; if the rows have no ids, say id = "" in a task file'
         raise InputError(
-            f"{name}:1: needs exactly one column named {' and one named '.join(missing)}; {found}"
+            f"{name}:{sheet.line}: needs exactly one column named {' and one named '.join(missing)}; {found}"
         )
     for record in sheet.records:
         try:
@@ -97,6 +98,8 @@ def parse(
                 yield _row(record.line, record.cells, wanted, task, labelled)
         except KeyError as column:  # of an object in JSON lines
             yield Problem(record.line, f"has no text or number named {column.args[0]}")
+        except LabelError as error:
+            yield Problem(record.line, str(error), error.label)
         except ValueError as error:
             yield Problem(record.line, str(error))
 
@@ -113,10 +116,10 @@ def parse_texts(lines: Iterable[bytes], name: str, task: Task) -> Iterator[Row |
 
 def is_table(first: bytes, name: str, task: Task) -> bool:
     """Return whether a file with this first line is meant as a table. It is if its name says so, or if the
-    line names one of the task's text columns, in any case of letters, or is an object."""
+    line names one of the task's text columns, in any case of letters, is an object, or names a separator."""
     header = first.removeprefix(codecs.BOM_UTF8).strip()
     is_object = header.startswith(b"{") and header.endswith(b"}")
-    if is_object or Path(name.removesuffix(".gz")).suffix in TABLES:
+    if is_object or hinted_separator(first) is not None or Path(name.removesuffix(".gz")).suffix in TABLES:
         return True
     found = {name.casefold() for name in split_header(header, separator_of(header, task.texts))}
     return any(column.casefold() in found for column in task.texts)
@@ -131,8 +134,9 @@ def parse_plain(lines: Iterable[bytes], task: Task) -> Iterator[Row | Problem]:
         try:
             fields = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).split("\t")
             if len(fields) != len(task.texts):
+                found = counted(len(fields), "tab-separated field")
                 raise ValueError(
-                    f"{len(fields)} tab-separated fields, but {task.name} takes {len(task.texts)}; "
+                    f"{found}, but {task.name} takes {len(task.texts)}; "
                     f"a table with more columns needs a header that names {' and '.join(task.texts)}"
                 )
             yield _row(
@@ -192,12 +196,11 @@ class Source:
         """Yield every row of the part in order, good or bad.
 
         After the last row, raises InputError if there were bad rows and `skip_bad_rows` is false; the message
-        lists the first 20 with file and line, and counts them all. Also raises InputError if no row was good,
-        or if the file has changed since its hash was computed.
+        lists 20 of them with file and line, many with one problem as one, and counts them all. Also raises
+        InputError if no row was good, or if the file has changed since its hash was computed.
         """
         lines_of_ids: dict[str, int] = {}
-        problems: list[Problem] = []
-        bad, taken, hasher = 0, 0, hashlib.sha256()
+        bad, taken, hasher = BadRows(self.task), 0, hashlib.sha256()
         with opened(self.path) as file:
             lines = hashed(lines_of(file, str(self.path)), hasher)
             for item in parse(lines, str(self.path), self.task, self.labelled):
@@ -211,18 +214,14 @@ class Source:
                     else:
                         taken += 1
                 if isinstance(item, Problem):
-                    bad += 1
-                    problems += [item] * (bad <= REPORTED)
+                    bad.add(item)
                 yield item
-        if bad and not self.skip_bad_rows:
-            listed = [f"{self.path}:{problem.line}: {problem.message}" for problem in problems]
-            more = [f"... and {bad - REPORTED} more"] if bad > REPORTED else []
-            counts = f"{self.path}: bad rows: {bad} of {len(lines_of_ids) + bad}"
-            raise InputError(
-                "\n".join([*listed, *more, f"{counts}; fix them, or drop them with --skip-bad-rows"])
-            )
+        if bad.count and not self.skip_bad_rows:
+            counts = f"{self.path}: bad rows: {bad.count} of {len(lines_of_ids) + bad.count}"
+            remedy = bad.cause(len(lines_of_ids)) or "fix them, or drop them with --skip-bad-rows"
+            raise InputError("\n".join([*bad.listed(self.path), f"{counts}; {remedy}"]))
         if not lines_of_ids:
-            raise InputError(f"{self.path}: has no {'usable ' if bad else ''}rows below its header")
+            raise InputError(f"{self.path}: has no {'usable ' if bad.count else ''}rows below its header")
         if not taken:
             held_out = f"dev_fraction = {self.task.dev_fraction:g} leaves none of its rows for {self.part}"
             raise InputError(f"{self.path}: {held_out}; choose another fraction")

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from minbert.errors import InputError, short_line, shown
-from minbert.fields import check_table, field, fields_of
+from minbert.fields import check_table, did_you_mean, field, fields_of
 from minbert.reading import load_toml
 from multitask.data.calibration import UNCHANGED, Calibration
 from multitask.data.kinds import KINDS, Kind
-from multitask.data.metrics import METRICS
 from multitask.methods.calibration import THRESHOLDS, fit_temperature
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
@@ -34,6 +33,15 @@ LONGEST_NAME = 100  # of tasks, files and labels, in bytes: a file system must a
 BALANCED = "balanced"
 BOOLEANS = {"false": 0.0, "true": 1.0}
 FIRST_FIELDS = 11  # of `Task`, which its repr always shows
+
+
+class LabelError(ValueError):
+    """The label of a row that its task does not allow."""
+
+    def __init__(self, label: str, problem: str):
+        super().__init__(problem)
+        self.label = label
+
 
 Answer = int | float | str  # the number of a class or its label, or the value of a regression
 
@@ -72,7 +80,7 @@ class Task:
     low: float = field(-math.inf, low=-math.inf, most=math.inf)  # low and high: for a regression only
     high: float = field(math.inf, low=-math.inf, most=math.inf)
     labels: tuple[str, ...] = field(())  # the names of the classes, as the tables have them
-    metric: str = field("", choices=METRICS)  # default: accuracy, or pearson for a regression
+    metric: str = field("", empty=True)  # default: accuracy, or pearson for a regression
     weight: float = field(1.0, low=1e-3, most=1e3)  # in the mean score over all tasks
     class_weights: str | tuple[float, ...] = field(
         (), type="tuple[float, ...]", word=BALANCED, low=1e-6, most=1e6
@@ -170,7 +178,10 @@ class Task:
     def _check_metric(self) -> None:
         known = {metric.name: metric for metric in self.kind.metrics}
         metric = self.metric or next(iter(known))
-        self._check(metric in known, f"metric of a {self.kind.name} must be one of {', '.join(known)}")
+        wrong = f"not {shown(metric)}{did_you_mean(metric, known)}"
+        self._check(
+            metric in known, f"metric of a {self.kind.name} must be one of {', '.join(known)}, {wrong}"
+        )
         bounded = not known[metric].bounded or math.isfinite(self.high - self.low)
         self._check(
             bounded, f"metric {metric} needs low and high: it enters the score as 1 - {metric} / range"
@@ -212,22 +223,22 @@ class Task:
         return {label: float(number) for number, label in enumerate(self.labels)}
 
     def parse_label(self, text: str) -> float:
-        """Return the label as a number. Raises ValueError if the task does not allow it."""
+        """Return the label as a number. Raises LabelError if the task does not allow it."""
         if self.labels or text.lower() in self._numbers:
             return self._named(text)
         try:
             value = float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
-            raise ValueError(f"{self.label} {shown(text)} is not a number") from None
+            raise LabelError(text, f"{self.label} {shown(text)} is not a number") from None
         if not self.classes:
             low, high = max(self.low, -LARGEST_LABEL), min(self.high, LARGEST_LABEL)
             if not low <= value <= high:
                 bounds = f"{low:g} to {high:g}"
-                raise ValueError(f"{self.label} {short_line(text)} is outside {bounds}")
+                raise LabelError(text, f"{self.label} {short_line(text)} is outside {bounds}")
             return value
         if value not in range(self.classes):
             problem = f"is not a whole number from 0 to {self.classes - 1}"
-            raise ValueError(f"{self.label} {short_line(text)} {problem}")
+            raise LabelError(text, f"{self.label} {short_line(text)} {problem}")
         return value
 
     def _named(self, text: str) -> float:
@@ -235,7 +246,9 @@ class Task:
         for word in (text, *((text.lower(), text.capitalize()) if text.lower() in BOOLEANS else ())):
             if word in self._numbers:
                 return self._numbers[word]
-        raise ValueError(f"{self.label} {shown(text)} is not one of {short_line(', '.join(self.labels))}")
+        raise LabelError(
+            text, f"{self.label} {shown(text)} is not one of {short_line(', '.join(self.labels))}"
+        )
 
     def path(self, directory: Path, split: str) -> Path:
         """Return where a split's table is: the folder itself, if the task names no file for it. A dev table
