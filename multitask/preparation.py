@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -18,7 +19,8 @@ from minbert.mlm import BertForMaskedLM, Masking
 from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
-from multitask.config import Config, Mlm, Rows, Start
+from multitask.advice import command
+from multitask.config import TRAINING, Config, Mlm, Rows, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
 from multitask.data.tables import SPLITS, Splits, Table, fingerprint, read_splits
@@ -55,7 +57,21 @@ def read_rows(config: Config, splits: Sequence[str], selected: Mapping[str, Task
         return read_texts(Path(data), config.mlm.held_out, skip_bad_rows)
     if config.mlm.held_out != Mlm().held_out:
         raise InputError("--held-out is for plain text, .txt files in --data; tables have dev rows")
+    if config.option in TRAINING and data is not None and config.start.task_file is None:
+        check_is_course(Path(data), selected)
     return read_splits(data, splits, selected, skip_bad_rows)
+
+
+def check_is_course(directory: Path, selected: Mapping[str, Task]) -> None:
+    """Raise InputError, with what to do, if a folder has no table of the built-in tasks at all."""
+    paths = [task.path(directory, split) for task in selected.values() for split in SPLITS]
+    if not directory.is_dir() or any(path.exists() for path in paths):
+        return
+    described = directory / "tasks.toml"
+    remedy = f"name its task file: --task-file {shlex.quote(str(described))}"
+    if not described.is_file():
+        remedy = f"describe yours first: {command('inspect', '--data', directory, '--out', 'tasks.toml')}"
+    raise InputError(f"{directory}: has none of the course's tables, such as {paths[0].name}; {remedy}")
 
 
 def with_commit(config: Config) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from minbert.errors import InputError
 from minbert.files import resolved, write_text
 from minbert.reading import load_json
 from multitask import distributed, evaluate, folder, machine
-from multitask.advice import command
 from multitask.config import TRAINING, Config
 from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread
@@ -60,26 +58,12 @@ def print_if_sample(config: Config) -> None:
 def read_and_print_notes(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
     """Return the checked tables of these splits. Print how many bad rows were left out, which rows are held
     out, and which files that look meant are not read."""
-    if config.option in TRAINING and config.tables.data is not None and config.start.task_file is None:
-        check_is_course(Path(config.tables.data), selected)
     rows = read_rows(config, splits, selected)
     for tables in rows.values():
         print_dropped(tables.values())
     print_held_out(rows)
     print_unread(config.tables.data, selected)
     return rows
-
-
-def check_is_course(directory: Path, selected: Mapping[str, Task]) -> None:
-    """Raise InputError, with what to do, if a folder has no table of the built-in tasks at all."""
-    paths = [task.path(directory, split) for task in selected.values() for split in SPLITS]
-    if not directory.is_dir() or any(path.exists() for path in paths):
-        return
-    described = directory / "tasks.toml"
-    remedy = f"name its task file: --task-file {shlex.quote(str(described))}"
-    if not described.is_file():
-        remedy = f"describe yours first: {command('inspect', '--data', directory, '--out', 'tasks.toml')}"
-    raise InputError(f"{directory}: has none of the course's tables, such as {paths[0].name}; {remedy}")
 
 
 def outputs_of(model: Predictor, tables: Splits) -> Outputs:

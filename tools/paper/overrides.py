@@ -17,6 +17,7 @@ ELSEWHERE = {"weights": "--weights", "seed": "--seeds"}  # settings with their o
 GIVEN = {*ELSEWHERE, "init", "allow_pickle", "task_file"}  # decided by the cell or the command line
 COMPARED = {"sampling"}  # what the rows compare
 SETTABLE = {name for name, one in SETTINGS.items() if one.title in GROUPS} - GIVEN - COMPARED
+MOST_RATIO = 1000  # of a rate to the one that is stated
 Changes = Mapping[str, Any]  # setting: value, or for lr a Ratio
 
 
@@ -56,7 +57,8 @@ def read_changes(items: Iterable[str]) -> dict[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     if name == "lr" and text.endswith("x"):
-        return Ratio(check(from_text(text[:-1], FIELDS["lr"]), FIELDS["lr"], "--set: lr"))
+        ratio = replace(FIELDS["lr"], most=MOST_RATIO)
+        return Ratio(check(from_text(text[:-1], ratio), ratio, "--set: lr"))
     value = from_text(text, FIELDS[name]) if name in FIELDS else text
     return check_settings({name: value}, "--set")[name]
 
