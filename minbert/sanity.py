@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minbert.bert import BertModel, BertOutput
 from minbert.checkpoint import contents, to_hugging_face
 from minbert.errors import InputError, short_line
+from minbert.mlm import BertForMaskedLM
 from minbert.optim import AdamW
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ TINY = CHECKOUT / "weights" / "tiny"
 REFERENCE = CHECKOUT / "tests" / "reference.safetensors"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EXACT = 2e-6  # on every number of the encoder, in float32
+LOGITS = 1e-5  # sums over the width of a head whose weights are random
 GRADIENT = 1e-5  # relative to a parameter's largest gradient
 ALL_THE_SAME = "all the same as Hugging Face's BERT and torch's AdamW"
 UPDATES, UPDATED = 1000, 1e-6  # of AdamW: how many, and how far its parameters may be off then
@@ -98,13 +100,15 @@ def _outputs(output: BertOutput) -> Iterator[tuple[str, str, Tensor]]:
     for layer, (attended, state) in enumerate(zip(output.attentions, states, strict=True)):
         yield f"layer {layer}, weights", f"attentions.{layer}", attended
         yield f"layer {layer}", f"hidden_states.{layer + 1}", state
-    yield "pooler", "pooler_output", output.pooler_output
+    if output.pooler_output is not None:
+        yield "pooler", "pooler_output", output.pooler_output
 
 
 def check_gradients(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
     """Compare the gradients of `reference_loss` with those recorded, relative to each parameter's largest."""
     batch = {name: recorded[f"pair.{name}"] for name in INPUTS}
     output = model(**batch)
+    assert output.pooler_output is not None
     loss = reference_loss(output.last_hidden_state, output.pooler_output, batch["attention_mask"])
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # 0 where there is none
@@ -132,7 +136,20 @@ def check_adamw(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Ch
     yield Check("AdamW", _largest(off), UPDATED)
 
 
-CHECKS = (check_encoder, check_gradients, check_adamw)
+@torch.no_grad()
+def check_masked(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
+    """Compare the logits of masked tokens with those recorded, given the head that is recorded with them."""
+    masked = BertForMaskedLM(model)
+    for name, parameter in masked.head.named_parameters():
+        (theirs,) = to_hugging_face({f"head.{name}": parameter})
+        parameter.copy_(recorded[f"masked.{theirs}"])
+    batch = {name: recorded[f"masked.{name}"] for name in INPUTS}
+    real = batch["attention_mask"].bool()
+    off = (masked(**batch) - recorded["masked.logits"]).abs()[real]
+    yield Check("masked tokens", off.max().item(), LOGITS)
+
+
+CHECKS = (check_encoder, check_gradients, check_adamw, check_masked)
 
 
 def print_sanity() -> bool:

@@ -110,9 +110,8 @@ def run_distillation(config: Config) -> None:
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
 
-def run_ranking(config: Config) -> None:
-    """mnrl: train an encoder in which sentences of one class are close, on the first task of single texts in
-    classes."""
+def run_encoder_training(config: Config) -> None:
+    """mnrl and mlm: train an encoder, which has no heads."""
     print_if_sample(config)
     selected = tasks_of(config)
     rows = read_and_print_notes(config, SPLITS[:2], selected)
@@ -292,7 +291,8 @@ def run_prediction(config: Config) -> None:
 JOBS: dict[str, Callable[[Config], None]] = {
     "inspect": run_inspection,
     "pretrain": unless_done(run_training),
-    "mnrl": unless_done(run_ranking),
+    "mnrl": unless_done(run_encoder_training),
+    "mlm": unless_done(run_encoder_training),
     "finetune": unless_done(run_training),
     "distill": unless_done(run_distillation),
     "evaluate": run_evaluation,

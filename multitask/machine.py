@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from multitask import distributed
 from multitask.config import Machine, Products
 from multitask.messages import warn
 from multitask.model import MultitaskBert
+
+Model = TypeVar("Model", bound=MultitaskBert)
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 DEVICES = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
@@ -49,7 +51,7 @@ def set_up(machine: Machine, products: Products = Products(), resume: bool = Fal
     return device
 
 
-def place(model: MultitaskBert, products: Products, device: torch.device) -> MultitaskBert:
+def place(model: Model, products: Products, device: torch.device) -> Model:
     """Return the model on its device, in the run's precision, with its layers compiled if --compile is set.
 
     They are not compiled if that would replace faster matrix products with torch's. Layers are compiled in
@@ -84,8 +86,7 @@ def _choices(model: MultitaskBert, precision: str, device: torch.device) -> dict
     """Return which of the encoder's products oneDNN is to compute: none on a GPU, in bf16, or without it."""
     if device.type != "cpu" or precision != "float32" or not onednn_is_here():
         return {}
-    layers = [module for module in model.encoder.modules() if isinstance(module, Linear)]
-    return libraries.choices({(layer.in_features, layer.out_features) for layer in layers})
+    return libraries.choices(model.layer_shapes)
 
 
 def describe_products(record: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from multitask.layout import COMPARISON, CONFIG, REPORT
 from multitask.model import best_folder, read_definitions
 from multitask.report.page import write_report
 from multitask.report.versus import comparison
-from multitask.runs import data_of, place_of_run, set_up
+from multitask.runs import data_of, place_of_run, set_up, settings_of
 
 PAGES = (".html", ".htm")  # endings of an --out that is a file
 
@@ -27,12 +27,12 @@ def run_report(config: Config) -> None:
     if config.output.out is not None or config.replacing != Replacing():
         raise InputError(f"--out and --force are for several runs; that of one is {runs[0] / REPORT}")
     run, device = runs[0], set_up(config)
-    if config.tsne != Tsne() and not is_of_mnrl(run):
+    if config.tsne != Tsne() and settings_of(run).get("option") != "mnrl":
         raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")
     baseline = config.baseline.baseline
     other = None if baseline is None else folder_of_run(Path(baseline))
-    if other is not None and is_of_mnrl(run):
-        raise InputError(f"{run}: is a run of mnrl, without tasks to compare with a --baseline")
+    if other is not None and has_no_tasks(run):
+        raise InputError(f"{run}: is an encoder, without tasks to compare with a --baseline")
     skip, data = config.reading.skip_bad_rows, config.tables.data or data_of(run)
     print(f"report {write_report(run, data, device, skip, config.tsne, other)}")
 
@@ -46,8 +46,8 @@ def compare(config: Config, runs: list[Path]) -> None:
     if len({os.path.realpath(run) for run in runs}) < len(runs):
         raise InputError("--run names one run twice; name each once")
     for run in runs:
-        if is_of_mnrl(run):
-            raise InputError(f"{run}: is a run of mnrl, without tasks to compare; leave it out")
+        if has_no_tasks(run):
+            raise InputError(f"{run}: is an encoder, without tasks to compare; leave it out")
     page = page_of(config.output.out, runs[0])
     if config.output.out is not None and page.exists() and not config.replacing.force:
         raise InputError(f"{page}: exists; replace it with --force, or name another --out")
@@ -67,8 +67,8 @@ def folder_of_run(run: Path) -> Path:
     return place_of_run(run)
 
 
-def is_of_mnrl(run: Path) -> bool:
-    """Whether a run is an encoder without tasks. Raises InputError if it is no run at all."""
+def has_no_tasks(run: Path) -> bool:
+    """Return whether a run is an encoder, as after mnrl and mlm. Raises InputError if it is no run at all."""
     return not is_ensemble(run) and not read_definitions(best_folder(run) / "tasks.toml")[1]
 
 

@@ -47,7 +47,7 @@ def test_a_better_row_is_beyond_noise_and_an_equal_one_is_not():
     generator = np.random.default_rng(0)
     truth = {"sst": generator.integers(0, 5, 400), "para": generator.integers(0, 2, 400)}
     truth["sts"] = generator.uniform(0, 5, 400)
-    draws = {name: published.drawn(400, name) for name in truth}
+    draws = {name: published.drawn_rows(400, name) for name in truth}
     worse, same, better = (
         [published.measure(outputs(generator, truth, noise), truth, draws) for _ in range(3)]
         for noise in (2.0, 2.0, 1.0)

@@ -120,9 +120,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(runs, tmp_path, tiny, caps
     assert "the dev table of sentiment is another; name a folder for all runs with --data" in refusal(
         base, elsewhere
     )
-    assert "is a run of mnrl" in refusal(base, mnrl) and "is a run of mnrl" in refusal(
-        mnrl, "--baseline", base
-    )
+    assert "is an encoder" in refusal(base, mnrl) and "is an encoder" in refusal(mnrl, "--baseline", base)
     assert "names one run twice" in refusal(base, base / "best")
     assert "--baseline is for a single --run" in refusal(base, runs / "both", "--baseline", base)
     assert "--out and --force are for several runs" in refusal(base, "--out", tmp_path / "x.html")

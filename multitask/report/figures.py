@@ -27,6 +27,7 @@ PANELS = {  # part of a record, or one term of it -> title, y label
     "dev": ("Dev scores", ""),
     "dev/rmse": ("Dev errors", "RMSE, in the unit of the labels"),
     "dev/mae": ("Dev errors", "MAE, in the unit of the labels"),
+    "dev/perplexity": ("Perplexity", "of the masked tokens of held-out text"),
     "distill": ("Distillation", "distance to the teacher's outputs"),
     "smart/r": ("SMART", "R"),
     "smart/gradient_ratio": ("SMART's strength", "gradient relative to the task loss's"),
@@ -136,7 +137,7 @@ def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
     names = list(dict.fromkeys(name for values in flat for name in values))
     names = [name for name in names if name not in ("worst", "spread")]
     if term:
-        names = [name for name in names if name.endswith(f"/{term}")]
+        names = [name for name in names if f"/{name}".endswith(f"/{term}")]
     elif part not in SINGLE:  # what has a panel of its own, as errors have, which are on no scale to 1
         names = [name for name in names if f"dev/{name.rpartition('/')[2]}" not in PANELS]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names[:MOST_LINES]}

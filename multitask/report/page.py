@@ -71,7 +71,12 @@ def write_report(
     one = open_run(run, device, skip_bad_rows)
     other = None if baseline is None else open_run(baseline, device, skip_bad_rows)
     title = "Run" if one.records else "Ensemble"
-    parts = report_parts(one, data, other) if one.tasks else embedding_parts(one, data, embedding)
+    if one.tasks:
+        parts = report_parts(one, data, other)
+    elif one.config.option == "mlm":
+        parts = language_parts(one, data)
+    else:
+        parts = embedding_parts(one, data, embedding)
     settings = html_table(["setting", "value"], one.config.settings.items(), "settings")
     body = "\n".join([f"<h1>{title} {escape(one.name)}</h1>", *parts, "<h2>Settings</h2>", settings])
     write_text(run / REPORT, whole_page(one.name, body))
@@ -264,17 +269,18 @@ def sampling_table(plan: Plan, names: Sequence[str]) -> str:
 def epochs_table(records: Records) -> str:
     """Return a table with one row per epoch: overall scores on dev and training rows, rate, beta and time.
 
-    Older runs lack some of these columns.
+    Runs lack some of these columns.
     """
     head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
-            "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
+            "dev/worst": "worst task", "dev/spread": "spread", "dev/perplexity": "perplexity",
+            "dev/accuracy": "masked tokens guessed", "train/score": "training rows",
             "teacher/score": "averaged weights", "lr": "rate", "beta": "beta"}  # fmt: skip
     lines = []
     for record in records:
         parts = {
             f"{part}/{name}": record[part][name]
             for part in ("dev", *BESIDE)
-            for name in OVERALL
+            for name in (*OVERALL, "perplexity", "accuracy")
             if is_number(record.get(part, {}).get(name))
         }
         lines.append({**record, **parts, "minutes": record.get("seconds", 0) / 60})
@@ -322,4 +328,22 @@ def embedding_parts(one: OpenRun, data: str | None, embedding: Tsne) -> Iterator
             partial(tsne, left, right, examples.labels, caption, columns=1),
         )
         yield "<p>t-SNE shows which sentences are close; the sizes and distances of groups mean nothing.</p>"
+    yield overview(one.config, one.records, one.data(data))
+
+
+def language_parts(one: OpenRun, data: str | None) -> Iterator[str]:
+    """Yield how well a masked language model guesses the words of held-out text, epoch by epoch."""
+    best = best_record(one.records)
+    yield headline(
+        [
+            ("perplexity of held-out text", f"{best['dev']['perplexity']:.1f}", "of its masked tokens"),
+            ("masked tokens guessed", f"{best['dev']['accuracy']:.3f}", "at the first attempt"),
+            ("best epoch", str(best["epoch"]), f"of {len(one.records)}"),
+            ("data", data_name(one, data), "its texts, without labels"),
+        ]
+    )
+    yield from notes(one, data)
+    yield "<h2>Training</h2>"
+    yield curves(one.records, "score", one.folder / FIGURES, "loss, perplexity and rate by epoch")
+    yield epochs_table(one.records)
     yield overview(one.config, one.records, one.data(data))

@@ -21,7 +21,7 @@ from minbert.errors import InputError
 from multitask.methods.calibration import fit_temperature, folds, reliability
 from multitask.methods.losses import cross_entropy
 from pages import markdown
-from published import LINES, MEASURES, SUBMISSIONS, drawn, measure, outputs_of, signed, summary, three
+from published import LINES, MEASURES, SUBMISSIONS, drawn_rows, measure, outputs_of, signed, summary, three
 from runs import read_labels
 
 Outputs = Mapping[str, np.ndarray]
@@ -41,7 +41,7 @@ def main() -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    draws = {name: drawn(len(labels), name) for name, labels in truth.items()}
+    draws = {name: drawn_rows(len(labels), name) for name, labels in truth.items()}
     head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
     body: list[list[object]] = []
     for line in LINES:

@@ -18,17 +18,14 @@ import torch
 from minbert.errors import InputError
 from multitask.methods.mnrl import draw_groups, group_loss
 from multitask.methods.sampling import annealed_alpha, task_probabilities
-from multitask.report.figures import plotting
+from multitask.report.drawing import DARK, LIGHT, Theme, plotting
 from record import RESULTS, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-THEMES = {  # ink, pale ink, then colours that colour-blind readers can tell apart
-    "light": ("#1f2328", "#59636e", "#0072b2", "#b8500a", "#007a55", "#a8457f", "#8a6d00"),
-    "dark": ("#f0f6fc", "#9198a1", "#6cb6ff", "#f0883e", "#3fb98a", "#e08bbd", "#d9b72b"),
-}
+THEMES = {"light": LIGHT, "dark": DARK}
 IMAGES = RESULTS.parents[1] / "docs" / "images"
 STYLE: Any = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5, "legend.fontsize": 8}
 TASKS = ("paraphrase", "sentiment", "similarity")
@@ -42,7 +39,7 @@ POINTS, UPDATES = 100, 401  # as in the lesson on MNRL
 Number = Callable[[Mapping[str, Any]], float]  # of the record of an epoch
 
 
-def sampling(theme: str) -> Figure:
+def sampling(theme: Theme) -> Figure:
     """Each task's share of the updates by epoch, annealed and in turn, for two tables of questions."""
     figure, panels, ink, pale, colours = canvas(theme, 2)
     for axes, (title, sizes) in zip(panels, SIZES.items(), strict=True):
@@ -57,7 +54,7 @@ def sampling(theme: str) -> Figure:
     return figure
 
 
-def smart(theme: str) -> Figure:
+def smart(theme: Theme) -> Figure:
     """SST by epoch, annealed without and with SMART: the gap to the training rows, and the loss on dev."""
     figure, (gap, loss), ink, _, colours = canvas(theme, 2)
     cells = {"annealed": "annealed-5x", "annealed + SMART": "annealed-smart-ball-5x"}
@@ -69,7 +66,7 @@ def smart(theme: str) -> Figure:
     return figure
 
 
-def mnrl(theme: str) -> Figure:
+def mnrl(theme: Theme) -> Figure:
     """The lesson's points before and after MNRL, and SST by epoch in runs that began without and with it."""
     figure, (left, middle, right), ink, _, colours = canvas(theme, 3)
     labels, before, after = toy()
@@ -88,19 +85,13 @@ def mnrl(theme: str) -> Figure:
     return figure
 
 
-def canvas(theme: str, count: int) -> tuple[Figure, Sequence[Axes], str, str, Sequence[str]]:
+def canvas(theme: Theme, count: int) -> tuple[Figure, Sequence[Axes], str, str, Sequence[str]]:
     """Return a figure of this many panels side by side, and the theme's ink, pale ink and colours."""
     from matplotlib.figure import Figure
 
-    ink, pale, *colours = THEMES[theme]
-    figure = Figure(figsize=(6.8, 2.4), facecolor="none")
+    figure = Figure(figsize=(6.8, 2.4))
     panels = figure.subplots(1, count)
-    for axes in panels:
-        axes.set_facecolor("none")
-        axes.tick_params(colors=pale)
-        axes.spines[:].set_color(pale)
-        axes.xaxis.label.set_color(pale)
-    return figure, panels, ink, pale, colours
+    return figure, panels, theme.ink, theme.soft, theme.colours
 
 
 def by_epoch(axes: Axes, cells: Mapping[str, str], number: Number, colours: Sequence[str]) -> None:
@@ -145,19 +136,18 @@ def main() -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for name in FIGURES:
-            for theme in THEMES:
-                save(name, theme, args.out / f"lesson-{name}-{theme}.svg")
+            for ground, theme in THEMES.items():
+                save(name, theme, args.out / f"lesson-{name}-{ground}.svg")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-@plotting()
-def save(name: str, theme: str, path: Path) -> None:
+def save(name: str, theme: Theme, path: Path) -> None:
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with plotting(theme), matplotlib.rc_context(STYLE):
         FIGURES[name](theme).savefig(path, metadata={"Date": None, "Creator": None})
     print(path)
 

@@ -10,7 +10,6 @@ kept in tools/results/judged.json, so that the page can be drawn without the tab
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 from minbert.errors import InputError
 from minbert.files import write_content
 from multitask.data.resampling import interval, weighted_accuracy, weighted_pearson
-from multitask.report.figures import THEMES, plotting
+from multitask.report.drawing import DARK, LIGHT, Theme, drawn, svg_of
 from pages import NONE, markdown
 from record import RESULTS, lines_of
 from runs import COLUMNS, mean_and_spread, read_labels
@@ -57,7 +56,7 @@ LINES = (
     Line("annealed + SMART", "annealed-smart-ball-5x", "annealed-5x"),
     Line("MNRL + annealed + SMART", "mnrl-annealed-smart-ball-5x", "annealed-smart-ball-5x"),
     Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x"),
-    Line("MNRL + BPPO (mu 1, beta .9)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
+    Line("MNRL + BPPO (mu 1, beta .75)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
     Line("MNRL + BPPO (mu 3, beta .99:.999)", "mnrl-bregman-strong-ball-5x", "mnrl-control-ball-5x"),
     Line("ensemble of all", "ensemble", "mnrl-bregman-ball-5x"),
     Line("student of the ensemble", "student", "mnrl-bregman-ball-5x"),
@@ -88,13 +87,10 @@ def main() -> int:
 
 def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
     """Return {"rows": {cell: {measure: interval}}, "differences": {cell: {measure: ...}}}."""
-    truth = {
-        name: np.array(list(read_labels(data, task, "dev").values())) for name, task in SUBMISSIONS.items()
-    }
-    draws = {name: drawn(len(labels), name) for name, labels in truth.items()}
-    found = {
-        line.cell: [measure(outputs, truth, draws) for outputs in outputs_of(line.cell)] for line in lines
-    }
+    labels = {name: read_labels(data, task, "dev").values() for name, task in SUBMISSIONS.items()}
+    truth = {name: np.array([*values]) for name, values in labels.items()}
+    draws = {name: drawn_rows(len(values), name) for name, values in truth.items()}
+    found = {line.cell: [measure(one, truth, draws) for one in outputs_of(line.cell)] for line in lines}
     return {
         "rows": {cell: summary(seeds) for cell, seeds in found.items() if seeds},
         "differences": {
@@ -105,7 +101,7 @@ def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
     }
 
 
-def drawn(rows: int, name: str) -> np.ndarray:
+def drawn_rows(rows: int, name: str) -> np.ndarray:
     """Return how often each row is drawn, (1 + DRAWS, rows): first each once, then the bootstrap's draws."""
     draws = np.random.default_rng(list(name.encode())).multinomial(rows, np.full(rows, 1 / rows), DRAWS)
     return np.concatenate([np.ones((1, rows)), draws]).astype(np.float64)
@@ -176,38 +172,30 @@ def draw(
     shown = [line for line in lines if line.cell in rows]
     points = {line.title: [one["dev"]["score"] for one in records[line.cell]] for line in shown}
     intervals = [rows[line.cell]["score"]["interval"] for line in shown]
-    for theme in THEMES:
-        write_content(
-            root / "docs" / "images" / f"results-{theme}.svg", as_svg(dots(points, intervals, theme))
-        )
+    for name, theme in (("light", LIGHT), ("dark", DARK)):
+        picture = svg_of(dots(points, intervals, theme=theme))
+        write_content(root / "docs" / "images" / f"results-{name}.svg", picture)
 
 
-@plotting()
-def dots(points: Mapping[str, Sequence[float]], intervals: Sequence[Sequence[float]], theme: str) -> Figure:
+@drawn
+def dots(
+    points: Mapping[str, Sequence[float]], intervals: Sequence[Sequence[float]], *, theme: Theme = LIGHT
+) -> Figure:
     """Plot the score of each row's seeds, their mean, and the mean's interval."""
     from matplotlib.figure import Figure
 
-    ink, pale, colour = THEMES[theme]
-    figure = Figure(figsize=(8, 0.7 + 0.34 * len(points)), facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
+    figure = Figure(figsize=(8, 0.7 + 0.34 * len(points)))
+    axes = figure.add_subplot()
     for place, (scores, (low, high)) in enumerate(zip(points.values(), intervals, strict=True)):
-        axes.hlines(place, low, high, color=colour, linewidth=6, alpha=0.25)
-        axes.plot(scores, [place] * len(scores), "o", color=colour, markersize=5, alpha=0.6)
-        axes.plot(np.mean(scores), place, "|", color=ink, markersize=13, markeredgewidth=2)
-    axes.set_yticks(range(len(points)), list(points), color=ink)
+        axes.hlines(place, low, high, color=theme.colour(0), linewidth=6, alpha=0.25)
+        axes.plot(scores, [place] * len(scores), "o", color=theme.colour(0), markersize=5, alpha=0.6)
+        axes.plot(np.mean(scores), place, "|", color=theme.ink, markersize=13, markeredgewidth=2)
+    axes.set_yticks(range(len(points)), list(points))
     axes.set_ylim(len(points) - 0.5, -0.5)
-    axes.set_xlabel("score on dev: each seed, their mean, and its 95% interval", color=ink)
-    axes.tick_params(colors=ink)
+    axes.set_xlabel("score on dev: each seed, their mean, and its 95% interval")
     axes.tick_params(axis="y", length=0)
-    axes.spines[:].set_color(pale)
-    axes.grid(axis="x", color=pale, alpha=0.25)
+    axes.grid(axis="x", color=theme.faint)
     return figure
-
-
-def as_svg(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
 
 
 def score_lines(lines: Sequence[Line], rows: Mapping[str, Any]) -> Iterator[str]:
