@@ -113,6 +113,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaint is an InputError, so that it is one line too."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise InputError with what is wrong with the arguments."""
         raise InputError(f"{short_line(message)} (--help lists the flags)")
 
 
