@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from minbert.errors import InputError, short_line, visible
 
@@ -106,6 +107,27 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an InputError, so that it is one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError with what is wrong with the arguments."""
+        raise InputError(f"{short_line(message)} (--help lists the flags)")
+
+
+def print_answer(find: Callable[[], str]) -> int:
+    """Carry out a command whose work is to find what is printed. Return the exit status: 0, or that of
+    `explain`."""
+    with guarded() as output:
+        try:
+            print(find(), flush=True)
+            if output.lost is not None:
+                raise output.lost
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error)
 
 
 def explain(error: BaseException, advice: str = "") -> int:

@@ -5,7 +5,6 @@ hub; huggingface_hub fetches those, and any other ORG/NAME, into its own cache. 
 the names; `python -m minbert.hub NAME` fetches a checkpoint and prints its folder.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minbert.command import explain, guarded
+from minbert.command import Parser, print_answer
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import did_you_mean
 from minbert.reading import load_json, open_regular
@@ -447,21 +446,17 @@ def _is_here(checkpoint: Checkpoint) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List the checkpoints, or fetch one and print its folder. Return the exit status."""
-    parser = argparse.ArgumentParser("python -m minbert.hub", description="List or fetch checkpoints.")
+    parser = Parser("python -m minbert.hub", description="List or fetch checkpoints.")
     parser.add_argument("name", nargs="?", help="a name, or ORG/NAME on the hub (default: list the names)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository (default: main)")
     pickle_help = f"accept {PICKLE} if there is no {SAFE} (a pickle can run code)"
     parser.add_argument("--allow-pickle", action="store_true", help=pickle_help)
-    given = parser.parse_args(arguments)
-    with guarded() as output:
-        try:
-            found = resolve(given.name, given.allow_pickle, given.revision) if given.name else _listing()
-            print(found, flush=True)
-            if output.lost is not None:
-                raise output.lost
-            return 0
-        except (Exception, KeyboardInterrupt) as error:
-            return explain(error)
+
+    def find() -> str:
+        given = parser.parse_args(arguments)
+        return str(resolve(given.name, given.allow_pickle, given.revision)) if given.name else _listing()
+
+    return print_answer(find)
 
 
 if __name__ == "__main__":

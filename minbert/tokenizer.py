@@ -112,7 +112,7 @@ class BertTokenizer:
         if max_length <= needed:
             raise InputError(f"max_length {max_length} leaves no room beside {needed} special tokens")
         return [
-            _cut(encoding.ids, encoding.type_ids, max_length, pairs is not None, keep)
+            cut(encoding.ids, encoding.type_ids, max_length, pairs is not None, keep)
             for chunk in in_chunks(inputs, len if pairs is None else lambda pair: len(pair[0]) + len(pair[1]))
             for encoding in self.backend.encode_batch_fast(chunk)
         ]
@@ -183,7 +183,9 @@ def rooms(first: int, second: int, room: int) -> tuple[int, int]:
     return kept, room - kept
 
 
-def _cut(ids: list[int], types: list[int], most: int, pair: bool, keep: Keep) -> tuple[list[int], list[int]]:
+def cut(
+    ids: list[int], types: list[int], most: int, pair: bool, keep: Keep = first_tokens
+) -> tuple[list[int], list[int]]:
     """Return `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]` and its types, at most `most` long; see the module.
 
     The library would do the same, but it also makes what it cuts off into further inputs: of a pair, one for

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from minbert.command import Parser
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import Field, check, did_you_mean, from_text
 from minbert.hub import CHECKPOINTS, COMMIT
@@ -180,17 +181,12 @@ def saved_settings(run: Path) -> tuple[Path, dict[str, Any] | None]:
     return run / CONFIG, None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{short_line(message)} (--help lists the flags)")
-
-
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
     """Return the settings that were given, checked. `finetune --data DIR` is `--option finetune --data DIR`,
     and --batch_size is --batch-size."""
     words = [_with_hyphens(word) for word in argv]
     option = words.pop(0) if words and words[0] in OPTIONS else None
-    first = _Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--option", default=option)
     named = first.parse_known_args(words)[0].option
     if option not in (None, named):
@@ -233,7 +229,7 @@ def _parser(option: str | None = None) -> argparse.ArgumentParser:
         "Fine-tune one BERT for several tasks at once: the course's three, or your own.\n\n"
         f"--option is one of\n{explained}\n\n--option OPTION --help lists the flags of one option."
     )
-    parser = _Parser(
+    parser = Parser(
         prog=advice.program(),
         usage=f"{advice.program()} {option or 'OPTION'} [--flag VALUE ...]",
         description=whole if option is None else f"--option {option}: {OPTIONS[option].meaning}.",

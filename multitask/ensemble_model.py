@@ -19,7 +19,7 @@ Its folder holds `ensemble.toml`, with a section for each task:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -95,12 +95,10 @@ class Ensemble(Predictor):
         self._model = cache(lambda member: load_model(self.places[member]))
 
     def logits(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> Tensor:
-        self.task_of(task)
-        members = self.panels[task].members
-        return self.mean(task, [self._model(member).logits(task, texts, batch_size) for member in members])
+        return self.mean(task, [model.logits(task, texts, batch_size) for model in self.models(task)])
 
     def are_cut(self, task: str, texts: Texts) -> list[bool]:
-        by_member = [self._model(member).are_cut(task, texts) for member in self.panels[task].members]
+        by_member = [model.are_cut(task, texts) for model in self.models(task)]
         return [any(of_text) for of_text in zip(*by_member, strict=True)]
 
     def logits_of_table(self, task: str, table: Table) -> Tensor:
@@ -108,7 +106,12 @@ class Ensemble(Predictor):
 
     def logits_of_members(self, task: str, table: Table) -> list[Tensor]:
         """Return the logits (N, C) of each of the task's members, for the N rows of a table."""
-        return [self._model(member).logits_of_table(task, table) for member in self.panels[task].members]
+        return [model.logits_of_table(task, table) for model in self.models(task)]
+
+    def models(self, task: str) -> Iterator[MultitaskBert]:
+        """Yield the task's members, each loaded when it is its turn."""
+        self.task_of(task)
+        return map(self._model, self.panels[task].members)
 
     def mean(self, task: str, logits: Sequence[Tensor]) -> Tensor:
         """Return the ensemble's logits (N, C), given those of the task's members."""

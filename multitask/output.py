@@ -1,12 +1,13 @@
-"""Predictions as rows of text: tab-separated, CSV or JSON lines."""
+"""Predictions as rows of text: tab-separated, CSV or JSON lines; and tasks as JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -61,3 +62,12 @@ def shortest(value: Answer) -> Answer:
 
 def six_places(probability: float) -> str:
     return f"{probability:.6f}"
+
+
+def described(task: Task) -> dict[str, Any]:
+    """Return what a client or a page must know of a task, as JSON."""
+    found: dict[str, Any] = {"name": task.name, "kind": task.kind.name, "texts": task.texts}
+    if task.kind.probabilities is not None:
+        return found | {"classes": task.class_names}
+    ends = {"low": task.low, "high": task.high}
+    return found | {end: value if math.isfinite(value) else None for end, value in ends.items()}

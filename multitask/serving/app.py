@@ -7,11 +7,7 @@ wait, 404 for an unknown task.
 
 # No postponed annotations here: FastAPI evaluates them, and some below are made for one task.
 import asyncio
-import base64
-import hashlib
-import math
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,8 +21,10 @@ from pydantic import AfterValidator, BaseModel
 
 from minbert.errors import InputError
 from minbert.fields import LONE_SURROGATE
+from minbert.policy import scripts_of
 from multitask.config import Serving
 from multitask.data.tasks import Task
+from multitask.output import described
 from multitask.predictor import Predictor, Texts
 from multitask.serving.batching import Batches, Full
 
@@ -123,15 +121,6 @@ def answers_of(model: Predictor, name: str, texts: Texts) -> list[dict[str, Any]
     ]
 
 
-def described(task: Task) -> dict[str, Any]:
-    """Return what a client must know of a task, as JSON."""
-    found: dict[str, Any] = {"name": task.name, "kind": task.kind.name, "texts": task.texts}
-    if task.kind.probabilities is not None:
-        return found | {"classes": task.class_names}
-    ends = {"low": task.low, "high": task.high}
-    return found | {end: value if math.isfinite(value) else None for end, value in ends.items()}
-
-
 def add_task(app: FastAPI, task: Task, batches: Batches, most_rows: int) -> None:
     """Add the path that predicts a task, with its own schema."""
     pairs = len(task.texts) == 2
@@ -202,10 +191,7 @@ class LimitedBody:
 
 def policy_of(page: str) -> str:
     """Return a content security policy that lets the page's own script run, and nothing else load."""
-    scripts: Sequence[str] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; connect-src 'self'; "
+        f"default-src 'none'; script-src {scripts_of(page)}; style-src 'unsafe-inline'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
