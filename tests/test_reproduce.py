@@ -625,7 +625,7 @@ def test_a_budget_that_holds_the_whole_grid_scales_nothing(tmp_path, tiny, measu
             ["table7", "--set", "lr=fast"],
             "--set: lr must be a number, at least 0",
         ),
-        (["table7", "--set", "lr=-1x"], "--set: lr must be a number, at least 0 and at most 1000, not -1.0"),
+        (["table7", "--set", "lr=-1x"], "--set: lr must be a number, at least 0 and at most 1,000, not -1.0"),
         (["table7", "--set", "lr=1e-5", "--set", "lr=2x"], "--set: 'lr=2x': set twice"),
         (
             ["table7", "--set", "epochs=2x"],
