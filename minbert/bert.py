@@ -44,6 +44,11 @@ def attention(
     integer mask is True or 1 where a key may be seen; a float mask is added to the scores. Returns the
     context (B, A, Lq, d) and the weights (B, A, Lq, L) before dropout, which sum to 1 over the keys. Raises
     InputError if a boolean or integer mask lets a query see no key.
+
+    >>> query, key = torch.zeros(1, 1, 1, 4), torch.randn(1, 1, 3, 4)  # every score is 0
+    >>> context, weights = attention(query, key, key, mask=torch.tensor([True, True, False]))
+    >>> weights
+    tensor([[[[0.5000, 0.5000, 0.0000]]]])
     """
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]))
     if mask is not None:
@@ -53,7 +58,12 @@ def attention(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention: A attentions side by side, each on its own d of the H dimensions."""
+    """Multi-head attention: A attentions side by side, each on its own d of the H dimensions.
+
+    >>> layer = SelfAttention(BertConfig(hidden_size=8, num_attention_heads=2))
+    >>> layer.split_heads(torch.zeros(1, 5, 8)).shape
+    torch.Size([1, 2, 5, 4])
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -136,7 +146,13 @@ class BertEmbeddings(nn.Module):
 @dataclass(frozen=True)
 class BertOutput:
     """The result of `BertModel`: `out.pooler_output`, `out["pooler_output"]` or `out[1]`. Padded positions
-    are 0 in every tensor."""
+    are 0 in every tensor.
+
+    >>> out = BertOutput(torch.zeros(1, 3, 8), torch.zeros(1, 8))
+    >>> last, pooled = out[:2]
+    >>> pooled is out.pooler_output is out["pooler_output"]
+    True
+    """
 
     last_hidden_state: Tensor  # (B, L, H)
     pooler_output: Tensor  # (B, H)
@@ -150,7 +166,13 @@ class BertOutput:
 
 
 class BertModel(nn.Module):
-    """The encoder: `embed`, `encode` and `pool` packed tokens; `forward` takes and returns padded ones."""
+    """The encoder: `embed`, `encode` and `pool` packed tokens; `forward` takes and returns padded ones.
+
+    >>> model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)).eval()
+    >>> out = model(torch.tensor([[1, 2, 3], [4, 5, 0]]), attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    >>> out.last_hidden_state.shape, out.pooler_output.shape
+    (torch.Size([2, 3, 8]), torch.Size([2, 8]))
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -234,8 +256,8 @@ class BertModel(nn.Module):
         raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing, pooling: str) -> Tensor:
-        """`encode`, then `pool`, with the fastest matrix products of this processor and examples of like
-        lengths in groups; for "cls" the last layer computes only the rows that are used."""
+        """(T, H) -> (B, H): `encode`, then `pool`, with the fastest matrix products of this processor and
+        examples of like lengths in groups; for "cls" the last layer computes only the rows that are used."""
         packing = packing.by_length()
         with fast_products():
             if pooling == "cls":  # as in `pool`, from rows (B, H)

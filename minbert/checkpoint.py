@@ -52,7 +52,11 @@ class Stored:
 
 
 def hugging_face_name(name: str) -> str:
-    """layers.3.output.bias -> encoder.layer.3.output.dense.bias"""
+    """Return Hugging Face's name of one of our parameters.
+
+    >>> hugging_face_name("layers.3.output.bias")
+    'encoder.layer.3.output.dense.bias'
+    """
     module, _, parameter = name.rpartition(".")
     number = "".join(re.findall(r"\d+", module))
     template = module.replace(f".{number}.", ".{}.") if number else module
@@ -65,7 +69,11 @@ def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def canonical_name(name: str) -> str:
-    """A checkpoint's key without the prefix `bert.`, and with LayerNorm's modern parameter names."""
+    """Return a checkpoint's key without the prefix `bert.`, and with LayerNorm's modern parameter names.
+
+    >>> canonical_name("bert.embeddings.LayerNorm.gamma")
+    'embeddings.LayerNorm.weight'
+    """
     name = name.removeprefix("bert.")
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)

@@ -39,15 +39,18 @@ class Guarded:
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
+        """Write what the stream accepts, and return the length of the text."""
         encoding = self.stream.encoding or "utf-8"
         self._attempt(self.stream.write, visible(text).encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
+        """Send on what is written."""
         if not self.stream.closed:
             self._attempt(self.stream.flush)
 
     def isatty(self) -> bool:
+        """Return whether the stream is an open terminal."""
         return not self.stream.closed and self.stream.isatty()
 
     def __getattr__(self, name: str) -> Any:

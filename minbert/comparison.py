@@ -1,6 +1,7 @@
 """Where two BERTs part: every step of both on one batch, side by side, and the first that differs.
 
     print(minbert.compare(model, other, tokenizer(["A man is eating."])))
+    python -m minbert.comparison minilm-l6 hf:minilm-l6
 
 Nothing is computed again: `trace` watches a model while it runs, through hooks on its modules and, for the
 scores, through the call of softmax. So it sees what a model really does, mistakes and all. It reads this
@@ -11,8 +12,10 @@ Axes: B examples, L positions, H width, A heads; T real tokens, as this library 
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
+from minbert import hub
+from minbert.bert import BertModel
 from minbert.checkpoint import MODULES
-from minbert.errors import InputError
+from minbert.command import explain, guarded
+from minbert.errors import InputError, short_line
+from minbert.sanity import print_sanity
+from minbert.tokenizer import BertTokenizer
 
 TOLERANCE = 1e-5  # two ways to compute the same in float32 differ by a few 1e-6 of the largest number
 HIDDEN = -1000.0  # a score below this hides its key: real ones are nearer to 0, whatever a mask adds
@@ -32,38 +41,74 @@ SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediat
 # What a model computes
 
 
-def taken(inputs: Any, output: Any) -> Any:
-    return inputs[0]
+class Softmax(TorchFunctionMode):
+    """A context that keeps what softmax was last called with, by whatever name."""
+
+    scores: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "softmax":
+            self.scores = args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+    def take(self) -> Tensor | None:
+        """Return it, (B, A, L, L) in attention, and forget it; None if there was no call since."""
+        scores, self.scores = self.scores, None
+        return scores
 
 
-def made(inputs: Any, output: Any) -> Any:
-    return output if isinstance(output, Tensor) else output[0]
+@dataclass(frozen=True)
+class Call:
+    """What a module was given, what it returned, and what softmax was given in it."""
+
+    inputs: tuple[Any, ...]
+    output: Any
+    softmax: Softmax
 
 
-def weights_made(inputs: Any, output: Any) -> Any:
-    """Ours are in a list, with one tensor for each group of examples; `forward` makes one group."""
-    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-    return weights[0] if isinstance(weights, list) else weights
+def taken(call: Call) -> Any:
+    """Return the first thing that a module was given."""
+    return next(iter(call.inputs), None)
 
 
-def pooler_output(inputs: Any, output: Any) -> Any:
-    return getattr(output, "pooler_output", None)
+def made(call: Call) -> Any:
+    """Return what a module made, or the first of several things."""
+    return next(iter(call.output), None) if isinstance(call.output, tuple) else call.output
 
 
-# Each stage by the module that takes or makes it, by our names; checkpoint.MODULES has Hugging Face's.
-Read = Callable[[Any, Any], Any]  # (a module's inputs, its output) -> the stage
-EMBEDDING_STAGES: tuple[tuple[str, str, Read], ...] = (
+def scores(call: Call) -> Any:
+    """Return the scores of attention, with the mask in them."""
+    return call.softmax.take()
+
+
+def weights(call: Call) -> Any:
+    """Return the weights of attention. Ours are in a list, of one group of examples here."""
+    attended = call.output[1] if isinstance(call.output, tuple) and len(call.output) > 1 else None
+    return next(iter(attended), None) if isinstance(attended, list) else attended
+
+
+def pooler_output(call: Call) -> Any:
+    """Return the vectors that the whole model made of its examples, if it has a pooler."""
+    return getattr(call.output, "pooler_output", None)
+
+
+# Each stage with the module to read it from, by our names, and how; {} is a layer's number.
+Read = Callable[[Call], Any]
+Stage = tuple[str, str, Read]
+EMBEDDING_STAGES: tuple[Stage, ...] = (
     ("word embeddings", "embeddings.word", made),
     ("segment embeddings", "embeddings.token_type", made),
     ("position embeddings", "embeddings.position", made),
     ("sum of embeddings", "embeddings.norm", taken),
     ("embeddings", "embeddings", made),
 )
-LAYER_STAGES: tuple[tuple[str, str, Read], ...] = (  # and, before the weights, the scores
+LAYER_STAGES: tuple[Stage, ...] = (
     ("query", "layers.{}.attention.query", made),
     ("key", "layers.{}.attention.key", made),
     ("value", "layers.{}.attention.value", made),
-    ("weights", "layers.{}.attention", weights_made),
+    ("scores", "layers.{}.attention", scores),
+    ("weights", "layers.{}.attention", weights),
     ("context", "layers.{}.attention", made),
     ("attention output", "layers.{}.attention_output", made),
     ("add-and-norm", "layers.{}.intermediate", taken),
@@ -71,7 +116,7 @@ LAYER_STAGES: tuple[tuple[str, str, Read], ...] = (  # and, before the weights, 
     ("feed-forward output", "layers.{}.output", made),
     ("second add-and-norm", "layers.{}", made),
 )
-POOLER_STAGE = ("pooler", "", pooler_output)
+POOLER_STAGE: Stage = ("pooler", "", pooler_output)
 HUGGING_FACE = {
     **MODULES,
     "embeddings": "embeddings",
@@ -127,44 +172,25 @@ def recording(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[dict[st
 
     If that call raises, as it may in a model that is half done, the stages before the error are in it.
     """
-    ours = hasattr(model, "layers")
-    if not ours and not hasattr(getattr(model, "encoder", None), "layer"):
-        name = type(model).__name__
-        raise InputError(
-            f"{name} is no BertModel, of minbert or transformers; of a model with a head, pass .bert"
-        )
+    ours = _is_ours(model)
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool().cpu()
     stages: dict[str, Tensor] = {}
-    softmax = _Softmax()
-    hooks = []
+    softmax = Softmax()
 
-    def record(stage: str, tensor: Any) -> None:
-        if isinstance(tensor, Tensor):
-            tensor = tensor.detach().float().cpu()
-            stages[stage] = tensor if stage == "pooler" else _padded(tensor, mask, packed=ours)
+    def watch(stage: str, module: nn.Module, read: Read) -> RemovableHandle:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            tensor = read(Call(inputs, output, softmax))
+            if isinstance(tensor, Tensor):
+                found = tensor.detach().float().cpu()
+                stages[stage] = found if read is pooler_output else _padded(found, mask, packed=ours)
 
-    def watch(stage: str, place: str, read: Read) -> None:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            record(stage, read(inputs, output))
+        return module.register_forward_hook(hook)
 
-        hooks.append(model.get_submodule(place).register_forward_hook(hook))
-
-    def watch_scores(stage: str, place: str) -> None:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            record(stage, softmax.scores)
-            softmax.scores = None
-
-        hooks.append(model.get_submodule(place).register_forward_hook(hook))
-
-    def place(name: str, layer: int | None = None) -> str:
-        return (name if ours else HUGGING_FACE[name]).format(layer)
-
-    for layer in range(len(model.layers if ours else model.encoder.layer)):  # type: ignore[union-attr, arg-type]
-        watch_scores(f"layer {layer}, scores", place("layers.{}.attention", layer))
-        for stage, name, read in LAYER_STAGES:
-            watch(f"layer {layer}, {stage}", place(name, layer), read)
-    for stage, name, read in (*EMBEDDING_STAGES, POOLER_STAGE):
-        watch(stage, place(name), read)
+    try:
+        watched = list(_stages(model, ours))
+    except AttributeError as error:
+        raise InputError(f"{type(model).__name__} is not built as a BertModel: {error}") from None
+    hooks = [watch(stage, module, read) for stage, module, read in watched]
     try:
         with softmax:
             yield stages
@@ -173,16 +199,26 @@ def recording(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[dict[st
             hook.remove()
 
 
-class _Softmax(TorchFunctionMode):
-    """Keeps what softmax was last called with, by whatever name."""
+def _is_ours(model: nn.Module) -> bool:
+    """Return whether a model is built as minbert's BertModel is, or else as that of transformers. Raises
+    InputError if it is neither."""
+    if hasattr(model, "layers"):
+        return True
+    if hasattr(getattr(model, "encoder", None), "layer"):
+        return False
+    problem = "is no BertModel of minbert or transformers; of a model with a head, pass its encoder"
+    raise InputError(f"{type(model).__name__} {problem}")
 
-    scores: Tensor | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "softmax":
-            self.scores = args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+def _stages(model: nn.Module, ours: bool) -> Iterator[tuple[str, nn.Module, Read]]:
+    """Yield every stage of a model with the module to read it from, and how."""
+    for stage, place, read in (*EMBEDDING_STAGES, POOLER_STAGE):
+        yield stage, model.get_submodule(place if ours else HUGGING_FACE[place]), read
+    layers: Any = model.get_submodule("layers" if ours else "encoder.layer")
+    for layer in range(len(layers)):
+        for stage, place, read in LAYER_STAGES:
+            name = (place if ours else HUGGING_FACE[place]).format(layer)
+            yield f"layer {layer}, {stage}", model.get_submodule(name), read
 
 
 def _padded(tensor: Tensor, mask: Tensor, packed: bool) -> Tensor:
@@ -215,31 +251,32 @@ class Difference:
     largest: float  # inf where only one is NaN or infinite, or the shapes differ
     scale: float  # the largest finite number of theirs, at least 1
     position: Mapping[str, int]  # example, then token, or head, query and key; empty if the shapes differ
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # ours and theirs
 
     def exceeds(self, tolerance: float) -> bool:
         """Return whether the difference is more than this, relative to the scale."""
         return self.largest > tolerance * self.scale
 
     def __str__(self) -> str:
-        if not self.position:
+        if self.shapes[0] != self.shapes[1]:
             return f"{self.stage}: has shape {self.shapes[0]}, not {self.shapes[1]}"
         where = ", ".join(f"{axis} {index}" for axis, index in self.position.items())
-        return f"{self.stage}: off by {self.largest:.2g} at {where}"
+        return f"{self.stage}: off by {self.largest:.3g} at {where}"
 
 
-AXES = {2: ("example",), 3: ("example", "token"), 4: ("example", "head", "query", "key")}
+AXES = {3: ("example", "token"), 4: ("example", "head", "query", "key")}  # of tensors with so many
 
 
 def difference(stage: str, ours: Tensor, theirs: Tensor) -> Difference:
-    """Return the largest difference |ours - theirs| of a stage as `trace` returns it, and where it is."""
+    """Return the largest difference |ours - theirs| of a stage as `trace` returns it, and where it is: of
+    (B, L, ...), (B, A, L, L) or (B, H). Equal infinities and two NaNs are no difference."""
     shapes = tuple(ours.shape), tuple(theirs.shape)
     if ours.shape != theirs.shape:
         return Difference(stage, math.inf, 1.0, {}, shapes)
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # infinities too
-    distance = (ours - theirs).abs().nan_to_num(math.inf).masked_fill(same, 0)
+    distance = (ours - theirs).abs().nan_to_num(math.inf, posinf=math.inf).masked_fill(same, 0)
     indices = torch.unravel_index(distance.argmax(), distance.shape)
-    position = dict(zip(AXES[ours.ndim], map(int, indices), strict=False))
+    position = dict(zip(AXES.get(ours.ndim, ("example",)), map(int, indices), strict=False))
     scale = theirs.abs().nan_to_num(0, posinf=0).max().clamp(min=1).item()
     return Difference(stage, distance.max().item(), scale, position, shapes)
 
@@ -268,7 +305,7 @@ class Comparison:
     """What `compare` found. `str` is a table of the stages, and the first that differs."""
 
     differences: tuple[Difference, ...]  # of each stage that both have, in the order of computation
-    unseen: tuple[str, ...]  # the stages that only one of them shows
+    unseen: tuple[str, ...]  # what only one of them shows, in whatever layer
     tolerance: float
 
     @property
@@ -284,8 +321,7 @@ class Comparison:
         ]
         if self.unseen:
             lines.append(f"not compared, because only one of them shows it: {', '.join(self.unseen)}")
-        first = self.first
-        lines.append("no stage differs" if first is None else f"the first that differs is {first}")
+        lines.append(f"the first that differs is {self.first}" if self.first else "no stage differs")
         return "\n".join(lines)
 
 
@@ -303,12 +339,99 @@ def compare(
     >>> compare(model, model, {"input_ids": torch.tensor([[2, 5, 3]])}).first is None
     True
     """
-    for field in SHAPE:
-        values = [getattr(one.config, field, None) for one in (model, other)]
-        if values[0] != values[1]:
+    for name, mine, its in zip(SHAPE, _shape(model), _shape(other), strict=True):
+        if mine != its:
             raise InputError(
-                f"{field} is {values[0]} in one model and {values[1]} in the other: they must agree"
+                f"{name} is {mine} in one model and {its} in the other; compare models of one shape"
             )
     ours, theirs = trace(model, batch), trace(other, batch)
     differences = tuple(difference(stage, ours[stage], theirs[stage]) for stage in ours if stage in theirs)
-    return Comparison(differences, tuple(sorted(ours.keys() ^ theirs.keys())), tolerance)
+    unseen = sorted({stage.rpartition(", ")[2] for stage in ours.keys() ^ theirs.keys()})
+    return Comparison(differences, tuple(unseen), tolerance)
+
+
+def _shape(model: nn.Module) -> list[int]:
+    _is_ours(model)  # or there may be no config
+    return [getattr(model.config, name) for name in SHAPE]
+
+
+# The command
+
+
+TEXTS = ["A man is eating.", "The film was long, and the end of it surprised nobody at all."]
+PAIRS = ["Someone eats something.", "It was short."]
+THEIRS = "hf:"
+
+
+def load(name: str, allow_pickle: bool) -> Any:
+    """Load a checkpoint into minbert's BertModel or, if it is called hf:NAME, into that of transformers.
+
+    Raises InputError if there is no such checkpoint, or no transformers.
+    """
+    if not name.startswith(THEIRS):
+        return BertModel.from_pretrained(name, allow_pickle)
+    folder = hub.resolve(name.removeprefix(THEIRS), allow_pickle)
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(f'{name}: transformers is missing; run: pip install "transformers>=4.48"') from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    loader: Any = transformers.BertModel
+    settings = {"attn_implementation": "eager", "use_safetensors": None if allow_pickle else True}
+    try:
+        model, keys = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **settings
+        )
+    except Exception as error:  # it reads many formats, each of which fails in its own ways
+        raise InputError(f"{name}: transformers cannot load it ({short_line(error)})") from None
+    if keys["missing_keys"]:
+        raise InputError(f"{name}: lacks {short_line(', '.join(sorted(keys['missing_keys'])))}")
+    return model
+
+
+def compare_checkpoints(given: argparse.Namespace) -> bool:
+    """Print where two checkpoints part on some texts. Return whether they are the same."""
+    first, second = (load(name, given.allow_pickle) for name in given.checkpoints)
+    tokenizer = BertTokenizer.from_pretrained(given.checkpoints[0].removeprefix(THEIRS))
+    pairs = given.pair or (None if given.text else PAIRS)
+    batch = tokenizer(given.text or TEXTS, pairs, max_length=first.config.max_position_embeddings)
+    found = compare(first, second, batch, given.tolerance)
+    print(found)
+    return found.first is None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare two checkpoints, or make the sanity check. Return the exit status: 0 if all is the same, 1 if
+    not, 2 after a mistake in the input."""
+    parser = argparse.ArgumentParser(
+        "python -m minbert.comparison", description="Print where two BERTs part, or check this one."
+    )
+    name = f"a name, a folder or ORG/NAME; with {THEIRS} before it, transformers runs it"
+    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help=f"two of them: {name}")
+    parser.add_argument("--text", nargs="+", help="texts to run them on (default: two pairs)")
+    parser.add_argument("--pair", nargs="+", help="a partner for each text")
+    tolerance = f"the largest difference, relative to a stage's largest number (default: {TOLERANCE})"
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=tolerance)
+    parser.add_argument("--allow-pickle", action="store_true", help=f"accept a {hub.PICKLE} (can run code)")
+    sanity = "instead, check this BERT against recorded outputs of Hugging Face's, offline"
+    parser.add_argument("--sanity", action="store_true", help=sanity)
+    given = parser.parse_args(arguments)
+    if len(given.checkpoints) != (0 if given.sanity else 2):
+        parser.error("name two checkpoints, or --sanity alone")
+    if given.pair and not given.text:
+        parser.error("--pair needs --text")
+    if not given.tolerance >= 0:
+        parser.error("--tolerance is a number, at least 0")
+    with guarded() as output:
+        try:
+            same = print_sanity() if given.sanity else compare_checkpoints(given)
+            if output.lost is not None:
+                raise output.lost
+            return 0 if same else 1
+        except (Exception, KeyboardInterrupt) as error:
+            return explain(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,13 @@ from minbert.reading import load_json
 class BertConfig:
     """The shape of a BERT, with Hugging Face's names; the defaults are BERT-base, uncased. The bounds lie far
     beyond any real BERT: they are what a config.json may ask for before its weights have been looked at.
-    Raises InputError for a value outside them."""
+    Raises InputError for a value outside them.
+
+    >>> BertConfig(hidden_size=10)
+    Traceback (most recent call last):
+    ...
+    minbert.errors.InputError: hidden_size 10 is not a multiple of num_attention_heads 12
+    """
 
     vocab_size: int = field(30522, low=1, most=10**8)
     hidden_size: int = field(768, low=1, most=2**16)

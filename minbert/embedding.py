@@ -17,13 +17,19 @@ from torch.autograd.function import once_differentiable
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` with the same values and gradients; on the CPU, float32 gradients reuse memory."""
+    """`nn.Embedding` with the same values and gradients; on the CPU, float32 gradients reuse memory.
+
+    >>> Embedding(9, 8)(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 8])
+    """
 
     def reset_parameters(self) -> None:
+        """Draw fresh weights, unless there is no memory for them."""
         if not self.weight.is_meta:  # on meta, torch imports 800 modules (one second) to do nothing
             super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the rows of these ids: (...,) -> (..., H)."""
         if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
             return super().forward(input)
         rows: Tensor = _Lookup.apply(self.weight, input.flatten(), self.padding_idx)

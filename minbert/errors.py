@@ -14,7 +14,11 @@ class InputError(ValueError):
 
 
 def visible(text: str) -> str:
-    """Return the text with Python's escapes in place of all that is not printable, but for line breaks."""
+    """Return the text with Python's escapes in place of all that is not printable, but for line breaks.
+
+    >>> print(visible("red\\x1b[31m"))
+    red\\x1b[31m
+    """
     return "".join(
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
         for character in text
@@ -37,11 +41,18 @@ def short_line(reason: object, width: int = 300) -> str:
     """Return another library's message on one line, cut after `width` characters.
 
     If the message is empty, return the name of the error's type.
+
+    >>> short_line(OSError("no\\n  space")), short_line(KeyError())
+    ('no space', 'KeyError')
     """
     text = " ".join(str(reason).split()) or type(reason).__name__
     return text if len(text) <= width else f"{text[:width]}..."
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with what it counts: 1 epoch, 2,000 updates."""
+    """Return a number with what it counts.
+
+    >>> counted(1, "epoch"), counted(2000, "update")
+    ('1 epoch', '2,000 updates')
+    """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

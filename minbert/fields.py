@@ -148,7 +148,11 @@ def check_table(
 
 
 def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
-    """Return the end of a message about an unknown name: the closest known one, if any is close."""
+    """Return the end of a message about an unknown name: the closest known one, if any is close.
+
+    >>> did_you_mean("epoch", ["epochs", "steps"])
+    '; did you mean epochs?'
+    """
     close = difflib.get_close_matches(name[:100], known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 

@@ -28,6 +28,14 @@ class AdamW(Optimizer):
     every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
     torch.compile fuses the update's eight passes over memory into one.
+
+    With the moments corrected, a first step is of size lr, whatever the size of the gradient:
+
+    >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> (theta * torch.tensor([5.0, -0.01])).sum().backward()
+    >>> AdamW([theta], lr=0.1).step()
+    >>> theta.data
+    tensor([0.9000, 1.1000])
     """
 
     def __init__(
@@ -147,6 +155,11 @@ def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> float:
     It is NaN or 0 if that norm is not finite. Pass it to `AdamW.step`, which saves the extra pass in which
     torch's `clip_grad_norm_` rewrites all gradients. Source: Pascanu et al. 2013, algorithm 1
     (https://arxiv.org/abs/1211.5063).
+
+    >>> theta = torch.ones(2, requires_grad=True)
+    >>> (theta * torch.tensor([3.0, 4.0])).sum().backward()  # a gradient of norm 5
+    >>> round(clip_scale([theta], max_norm=1.0), 4)
+    0.2
     """
     norms = [vector_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return (max_norm / (vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0).item() if norms else 1.0
@@ -168,6 +181,9 @@ def constant_schedule(step: int, warmup_steps: int = 0) -> float:
     """Return the factor on the learning rate at `step`, counted from 0.
 
     It rises linearly to 1 over the warm-up and stays there.
+
+    >>> [constant_schedule(step, warmup_steps=3) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
     """
     return min(1.0, (step + 1) / (warmup_steps + 1))
 
@@ -176,6 +192,9 @@ def linear_schedule(step: int, total_steps: int, warmup_steps: int = 0) -> float
     """Return the factor on the learning rate at `step`, counted from 0.
 
     It rises linearly to 1 over the warm-up, then falls linearly and would reach 0 at `total_steps`.
+
+    >>> [linear_schedule(step, total_steps=6, warmup_steps=1) for step in range(6)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     if step < warmup_steps:
         return constant_schedule(step, warmup_steps)

@@ -50,7 +50,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T real tokens of a padded batch stand, and which examples attend in one group."""
+    """Where the T real tokens of a padded batch stand, and which examples attend in one group.
+
+    >>> packing = Packing.from_mask(torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    >>> packing.pack(torch.tensor([[1, 2, 3], [4, 5, 0]]))
+    tensor([1, 2, 3, 4, 5])
+    >>> packing.positions, packing.first
+    (tensor([0, 1, 2, 0, 1]), tensor([0, 3]))
+    >>> packing.unpack(torch.tensor([6, 7, 8, 9, 10]))
+    tensor([[ 6,  7,  8],
+            [ 9, 10,  0]])
+    """
 
     mask: Tensor  # (B, L) bool, True at real tokens
     tokens: Tensor  # (T,) int64, their places in the flattened batch, row after row
@@ -146,8 +156,13 @@ def _in_groups(
 
 
 def added_to_scores(mask: Tensor) -> Tensor:
-    """Return an attention mask as what is added to the scores. A float mask is that already; of a boolean (or
-    0/1) one, True says that a key may be seen. Raises InputError if a query may see no key."""
+    """Return an attention mask as what is added to the scores, in its own shape. A float mask is that
+    already; of a boolean (or 0/1) one, True says that a key may be seen. Raises InputError if a query may see
+    no key.
+
+    >>> added_to_scores(torch.tensor([True, False]))
+    tensor([0., -inf])
+    """
     if mask.is_floating_point():
         return mask
     if not mask.bool().any(dim=-1).all():
@@ -156,5 +171,5 @@ def added_to_scores(mask: Tensor) -> Tensor:
 
 
 def minus_infinity_at(hidden: Tensor) -> Tensor:
-    """Return -inf where `hidden` is True and 0 elsewhere, float32."""
+    """Return -inf where `hidden` is True and 0 elsewhere, float32, in its shape."""
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -math.inf)

@@ -48,7 +48,8 @@ _adopted: dict[int, Table] = {}  # likewise; these come first, and are never wri
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return a b^T + bias by oneDNN, without a gradient; a and b may be transposed views."""
+    """Return a b^T + bias by oneDNN, without a gradient: a (n, in), which may be a transposed view as b (out,
+    in) may, and bias (out,) -> (n, out)."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return product
 

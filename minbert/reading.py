@@ -64,9 +64,11 @@ class Gunzip(RawIOBase):
         self.rest = b""  # what has been taken and not yet expanded
 
     def readable(self) -> bool:
+        """Return True: it is there to be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a part of the buffer, and return how much of it; 0 at the end."""
         while True:
             self.rest = self.rest or self._take()
             if not self.rest and self.inflate.eof:
@@ -93,6 +95,7 @@ class Gunzip(RawIOBase):
         return part
 
     def close(self) -> None:
+        """Close it, and the file that it reads."""
         self.file.close()
         super().close()
 

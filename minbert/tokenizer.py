@@ -46,11 +46,21 @@ COMPONENTS = {
 
 
 def first_tokens(ids: list[int], room: int) -> list[int]:
+    """Return as many of a text's first tokens as there is room for."""
     return ids[:room]
 
 
 class BertTokenizer:
-    """Turns text into token ids: `tokenizer(...)` returns padded tensors, `token_ids` plain lists."""
+    """Turns text into token ids: `tokenizer(...)` returns padded tensors, `token_ids` plain lists.
+
+    >>> tokenizer = BertTokenizer.from_pretrained("minilm-l6")
+    >>> batch = tokenizer(["The train was late.", "Why?"])
+    >>> batch["attention_mask"]
+    tensor([[1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 0, 0, 0]])
+    >>> tokenizer.tokens(batch["input_ids"][1])
+    ['[CLS]', 'why', '?', '[SEP]', '[PAD]', '[PAD]', '[PAD]']
+    """
 
     def __init__(self, backend: Tokenizer, lowercase: bool):
         self.backend = backend
@@ -80,6 +90,7 @@ class BertTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens it knows; ids are 0 ... vocab_size - 1."""
         return self.backend.get_vocab_size()
 
     def token_ids(
@@ -130,8 +141,8 @@ class BertTokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def tokens(self, input_ids: Sequence[int] | Tensor) -> list[str]:
-        """Return the tokens of one row of ids as they stand in the vocabulary, such as `play`, `##ing` and
-        `[SEP]`. Raises InputError for an id that the vocabulary does not have."""
+        """Return the tokens of one row of ids, (L,), as they stand in the vocabulary, such as `play`, `##ing`
+        and `[SEP]`. Raises InputError for an id that the vocabulary does not have."""
         tokens = []
         for number in map(int, input_ids):
             token = self.backend.id_to_token(number) if number >= 0 else None
@@ -161,7 +172,11 @@ class BertTokenizer:
 
 def rooms(first: int, second: int, room: int) -> tuple[int, int]:
     """Return how many tokens of a pair are kept of each text, given how many each has and how many there is
-    room for: the longer one is cut first."""
+    room for: the longer one is cut first.
+
+    >>> rooms(3, 50, room=20), rooms(40, 50, room=20)
+    ((3, 17), (10, 10))
+    """
     short = min(first, second, room // 2)
     kept = short if first <= second else room - short
     return kept, room - kept

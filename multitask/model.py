@@ -107,6 +107,7 @@ class MultitaskBert(nn.Module, Predictor):
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.encoder.pooler.weight.device
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:

@@ -249,7 +249,14 @@ def test_the_first_commands_run(place: Path, tmp_path: Path, tiny: Path, monkeyp
     assert (tmp_path / "runs" / "finetune-1" / "result.json").is_file()  # of the recipe, which names no --out
 
 
-TOOLS = sorted({tool for page in TIMELESS for tool in re.findall(r"python (tools/[\w/]+\.py)", read(page))})
+TOOLS = sorted(
+    {tool for page in TIMELESS for tool in re.findall(r"python (tools/[\w/]+\.py)", read(page))}
+    | {
+        f"minbert/{name}.py"
+        for page in TIMELESS
+        for name in re.findall(r"python -m minbert\.(\w+)", read(page))
+    }
+)
 
 
 def help_of(tool: str, monkeypatch, capsys) -> str:

@@ -26,11 +26,10 @@ from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor
 
 from minbert import BertConfig, BertModel, BertTokenizer
+from minbert.sanity import REFERENCE, TINY, reference_loss
 from minbert.tokenizer import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ROOT / "weights" / "tiny"
-REFERENCE = ROOT / "tests" / "reference.safetensors"
 
 SENTENCES = [
     "The train was late.",
@@ -71,7 +70,7 @@ def main() -> None:
 def read_sample() -> list[str]:
     """Return every sentence of the shipped sample, our own text in the public domain."""
     texts = []
-    for path in sorted((ROOT / "multitask" / "sample").glob("*.csv")):
+    for path in sorted((ROOT / "multitask" / "data" / "sample").glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as table:
             for row in csv.DictReader(table, delimiter="\t"):
                 texts += [text for column, text in row.items() if column.startswith("sentence")]
@@ -133,15 +132,10 @@ def make_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
             found |= {f"attentions.{i}": weights for i, weights in enumerate(output.attentions)}
         if case == "pair":
             model.zero_grad()
-            loss(output.last_hidden_state, output.pooler_output, batch["attention_mask"]).backward()
+            reference_loss(output.last_hidden_state, output.pooler_output, batch["attention_mask"]).backward()
             found |= {f"gradients.{name}": model.get_parameter(name).grad for name in GRADIENTS}
         tensors |= {f"{case}.{name}": tensor.detach().clone() for name, tensor in (batch | found).items()}
     return tensors
-
-
-def loss(last_hidden_state: Tensor, pooler_output: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return a scalar to differentiate: every output at a real token counts, hidden states not linearly."""
-    return last_hidden_state[attention_mask.bool()].sin().sum() + pooler_output.sum()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ class Task:
     The kinds are "classification" (cross-entropy), "binary" (two classes, one logit, binary cross-entropy)
     and "regression" (labels are numbers from low to high, squared error). Classes are named by `labels`, or
     else numbered from 0. Raises InputError if the fields do not make a valid task.
+
+    >>> task = Task("spam", "binary", ("text",), "kind", files="{split}.csv", labels=("ham", "spam"))
+    >>> task.outputs, task.classes, task.parse_label("spam")
+    (1, 2, 1.0)
     """
 
     name: str
@@ -243,6 +247,7 @@ class Task:
 
     @property
     def submission(self) -> str:
+        """What the names of submission files begin with."""
         return self.output or self.name
 
     def training_loss(self, labels: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:

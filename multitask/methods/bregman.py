@@ -19,7 +19,16 @@ from torch import nn
 
 
 class MomentumTeacher:
-    """The exponential moving average of a model's weights. Call it like the model; no gradient flows."""
+    """The exponential moving average of a model's weights. Call it like the model; no gradient flows.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> teacher = MomentumTeacher(model, beta=0.75)
+    >>> with torch.no_grad():
+    ...     change = model.weight.add_(1.0)
+    >>> teacher.update()
+    >>> round((model(torch.ones(1, 1)) - teacher(torch.ones(1, 1))).item(), 4)
+    0.75
+    """
 
     def __init__(self, model: nn.Module, beta: float):
         if not 0 <= beta <= 1:
@@ -40,5 +49,9 @@ class MomentumTeacher:
 
 
 def beta_at(step: int, total_steps: int, beta: float, later: float | None = None) -> float:
-    """Return beta, or `later` after the first tenth of training (Jiang et al.: .99, then .999)."""
+    """Return beta, or `later` after the first tenth of training (Jiang et al.: .99, then .999).
+
+    >>> [beta_at(step, 100, 0.99, later=0.999) for step in (0, 9, 10)]
+    [0.99, 0.99, 0.999]
+    """
     return beta if later is None or step < total_steps // 10 else later

@@ -31,7 +31,17 @@ FOLDS = 5
 
 
 def fit_temperature(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature at which the negative log-likelihood, the `loss`, is least."""
+    """Return the temperature at which the negative log-likelihood, the `loss`, is least. Logits (N, C),
+    labels (N,).
+
+    Of four rows at 98% for class 0, one is of class 1; log 3 instead of 4 would give the right 75%:
+
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy
+    >>> logits, labels = torch.tensor([[4.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1])
+    >>> abs(fit_temperature(cross_entropy, logits, labels) - 4 / math.log(3)) < 0.01
+    True
+    """
     from scipy.optimize import minimize_scalar
 
     def nll(log_temperature: float) -> float:
@@ -44,7 +54,11 @@ def fit_temperature(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, la
 
 def best_f1_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the probability above which to predict class 1 for the highest F1: in the middle between the
-    logits (N,) of two rows. 1/2 if no row is of class 1."""
+    logits (N,) of two rows; labels (N,). 1/2 if no row is of class 1.
+
+    >>> best_f1_threshold(np.array([-3.0, -1.0, 1.0, 3.0]), np.array([0, 0, 1, 1]))
+    0.5
+    """
     from scipy.special import expit
     from sklearn.metrics import precision_recall_curve
 
@@ -79,7 +93,12 @@ class Reliability:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
-    """Return the expected calibration error of probabilities (N, classes), in bins of equally many rows."""
+    """Return the expected calibration error of probabilities (N, classes), in bins of equally many rows.
+    Labels (N,).
+
+    >>> round(reliability(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])).error, 4)
+    0.15
+    """
     confidences, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.array_split(np.argsort(confidences, kind="stable"), min(BINS, len(labels)))
     confidence, accuracy = ([float(values[rows].mean()) for rows in bins] for values in (confidences, right))

@@ -32,6 +32,10 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 KL(q(teacher) || q(student)), a scalar: the mean over the batch.
 
     Logits (B, C) each; a single column is the logit of a Bernoulli distribution.
+
+    >>> teacher = torch.tensor([[2.0, 0.0, -1.0]])
+    >>> softened_kl(teacher + 5, teacher, temperature=2.0).abs() < 1e-6  # the same probabilities
+    tensor(True)
     """
     check_pair(student, teacher)
     log_q, log_p = (_log_probabilities(z / temperature) for z in (teacher.detach(), student))

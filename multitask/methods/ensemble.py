@@ -29,6 +29,9 @@ def members(task: str, scores: Mapping[str, float], threshold: float, or_best: b
     """Return the runs whose score reaches the threshold.
 
     If there is none, return the best run if `or_best`, else raise InputError with every run's score.
+
+    >>> members("sentiment", {"a": 0.51, "b": 0.47, "c": 0.52}, threshold=0.5)
+    ['a', 'c']
     """
     chosen = [run for run, score in scores.items() if score >= threshold]
     if not chosen and or_best:
@@ -48,7 +51,12 @@ def average(
     weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Return the `mean` of the members' logits, (N, C) each, in float64: one of the means below, with these
-    weights, which need not sum to 1."""
+    weights, which need not sum to 1.
+
+    >>> logits = [torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log()]
+    >>> average(mean_probabilities, logits, weights=[3, 1]).exp()
+    tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
     stacked = torch.stack(list(logits)).double()
     given = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64)
     return mean(stacked, (given / given.sum())[:, None, None])

@@ -19,6 +19,9 @@ def cross_entropy(
 
     `class_weights` (C,) multiply the losses of the rows of each class. `label_smoothing` takes this share of
     a label and divides it over all classes.
+
+    >>> cross_entropy(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([0]))  # log 2
+    tensor(0.6931)
     """
     _check(logits, labels)
     labels = labels.long()
@@ -34,6 +37,9 @@ def binary_cross_entropy(
     """Return -log sigmoid(+logit) for label 1, -log sigmoid(-logit) for 0. Logits (B, 1), labels (B,).
 
     `class_weights` (2,) and `label_smoothing` are as in `cross_entropy`.
+
+    >>> binary_cross_entropy(torch.zeros(1, 1), torch.tensor([1]))  # log 2
+    tensor(0.6931)
     """
     _check(logits, labels, columns=1)
     targets = labels.to(logits.dtype)
@@ -54,6 +60,10 @@ def symmetric_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
     Over the classes this is sum_c (p_c - q_c) (log p_c - log q_c). A single column is the logit of a
     Bernoulli distribution, whose two classes give (p - q) (logit_p - logit_q). Gradient flows to both sides.
+
+    >>> p, q = torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
+    >>> symmetric_kl(p, q)  # (3/4 - 1/2) log 3
+    tensor(0.2747)
     """
     check_pair(logits_p, logits_q)
     if logits_p.shape[1] == 1:

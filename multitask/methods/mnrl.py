@@ -26,6 +26,10 @@ def multiple_negatives_ranking_loss(a: Tensor, b: Tensor, scale: float = 20.0) -
     """Return the loss, a scalar, of a and b (K, H), of which only a_i and b_i match.
 
     The rows are normalised here; `scale` is C. Raises ValueError if the shapes differ.
+
+    >>> same = torch.ones(4, 8)  # every b matches every a: no better than chance, log 4
+    >>> multiple_negatives_ranking_loss(same, same)
+    tensor(1.3863)
     """
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"needs two (K, H) of the same shape, not {tuple(a.shape)} and {tuple(b.shape)}")
@@ -42,8 +46,13 @@ def group_loss(vectors: Tensor, groups: int, scale: float = 20.0) -> Tensor:
 
 
 def draw_groups(labels: np.ndarray, groups: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw the rows of `groups` groups, flat: for each group one row a of every class, then another row b of
-    every class. Raises InputError if a class has fewer than two rows."""
+    """Draw the rows of `groups` groups from those with labels (N,), flat: for each group one row a of every
+    class, then another row b of every class. Raises InputError if a class has fewer than two rows.
+
+    >>> labels = np.array([0, 1, 0, 1, 1])
+    >>> labels[draw_groups(labels, groups=2, generator=np.random.default_rng(0))]
+    array([0, 1, 0, 1, 0, 1, 0, 1])
+    """
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if min(map(len, classes), default=0) < 2:
         raise InputError("every class needs at least two sentences")

@@ -50,12 +50,19 @@ def annealed_alpha(epoch: int, epochs: int) -> float:
     """Return alpha = 1 - 0.8 (e - 1) / (E - 1) for epoch e of E, counted from 1 (Stickland & Murray 2019).
 
     A single epoch has alpha 1.
+
+    >>> [round(annealed_alpha(epoch, epochs=5), 2) for epoch in (1, 2, 3, 4, 5)]
+    [1.0, 0.8, 0.6, 0.4, 0.2]
     """
     return 1.0 if epochs == 1 else 1 - 0.8 * (epoch - 1) / (epochs - 1)
 
 
 def task_probabilities(sizes: Sequence[int], alpha: float) -> np.ndarray:
-    """Return p_i proportional to N_i ** alpha, where `sizes` has each task's number of rows N_i."""
+    """Return p_i proportional to N_i ** alpha, (tasks,), where `sizes` has each task's number of rows N_i.
+
+    >>> task_probabilities([900, 100], alpha=1), task_probabilities([900, 100], alpha=0.5)
+    (array([0.9, 0.1]), array([0.75, 0.25]))
+    """
     weights = np.asarray(sizes) ** alpha
     return weights / weights.sum()
 
@@ -87,12 +94,19 @@ def pass_updates(sizes: Sequence[int], rows: Sequence[float]) -> list[int]:
     """Return how many updates each task needs to pass over its rows, at `rows` per update.
 
     The last update is filled up with rows of the next pass.
+
+    >>> pass_updates([141_498, 8_544, 6_040], rows=[16, 16, 16])
+    [8844, 534, 378]
     """
     return [math.ceil(round(size / taken, 6)) for size, taken in zip(sizes, rows, strict=True)]
 
 
 def turn_order(updates: Sequence[int]) -> np.ndarray:
-    """Return the tasks in turn, (sum of updates,): task i drops out after `updates[i]` turns."""
+    """Return the tasks in turn, (sum of updates,): task i drops out after `updates[i]` turns.
+
+    >>> turn_order([4, 2, 1])
+    array([0, 1, 2, 0, 1, 0, 0])
+    """
     tasks = np.repeat(np.arange(len(updates)), updates)
     rounds = np.concatenate([np.arange(count) for count in updates])
     return tasks[np.argsort(rounds, kind="stable")]
@@ -133,6 +147,7 @@ class RowBatches:
 
     @property
     def mean_rows(self) -> float:
+        """The number of rows in every batch."""
         return self.batch_size
 
     def __call__(self, number: int) -> np.ndarray:
@@ -152,6 +167,7 @@ class TokenBatches:
 
     @property
     def mean_rows(self) -> float:
+        """The mean number of rows in a batch of the first pass."""
         return len(self.lengths) / len(self.cut(0))
 
     def __call__(self, number: int) -> np.ndarray:
@@ -223,6 +239,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
+        """How many updates the run has."""
         return self.epochs * self.steps_per_epoch
 
     @property
@@ -234,6 +251,7 @@ class Plan:
         return np.bincount(tasks, minlength=len(self.sizes))
 
     def task(self, step: int) -> int:
+        """Return the number of the task that an update trains."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return int(self.tasks_of(epoch + 1)[place])
 

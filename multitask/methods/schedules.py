@@ -23,7 +23,12 @@ Objective = Mapping[str, Mapping[str, float]]  # task -> mean, variance and numb
 
 
 def halve_on_rise(epochs: Sequence[Objective], rises: int = 3) -> float:
-    """Return the factor on the learning rate after these epochs: it halves at `rises` rises in a row."""
+    """Return the factor on the learning rate after these epochs: it halves at `rises` rises in a row.
+
+    >>> epochs = [{"sentiment": {"mean": mean, "variance": 0.01, "updates": 100}} for mean in (1, 2, 3, 4)]
+    >>> halve_on_rise(epochs[:3]), halve_on_rise(epochs)
+    (1.0, 0.5)
+    """
     factor, in_a_row = 1.0, 0
     for before, after in pairwise(carried_forward(epochs)):
         in_a_row = in_a_row + 1 if has_risen(before, after) else 0
