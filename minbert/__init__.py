@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from minbert.comparison import compare
     from minbert.config import BertConfig
     from minbert.errors import InputError
+    from minbert.mlm import BertForMaskedLM, fill, mask_tokens
     from minbert.optim import AdamW
     from minbert.tokenizer import BertTokenizer
 
@@ -21,18 +22,24 @@ _HOME = {
     "attention": "bert",
     "compare": "comparison",
     "InputError": "errors",
+    "BertForMaskedLM": "mlm",
+    "fill": "mlm",
+    "mask_tokens": "mlm",
     "AdamW": "optim",
     "BertTokenizer": "tokenizer",
 }
 __all__ = [
     "AdamW",
     "BertConfig",
+    "BertForMaskedLM",
     "BertModel",
     "BertOutput",
     "BertTokenizer",
     "InputError",
     "attention",
     "compare",
+    "fill",
+    "mask_tokens",
 ]
 
 

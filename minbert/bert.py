@@ -155,7 +155,7 @@ class BertOutput:
     """
 
     last_hidden_state: Tensor  # (B, L, H)
-    pooler_output: Tensor  # (B, H)
+    pooler_output: Tensor | None  # (B, H); None if the checkpoint has no pooler
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's: (B, L, H)
     attentions: tuple[Tensor, ...] | None = None  # one (B, A, L, L) for each layer
 
@@ -179,7 +179,9 @@ class BertModel(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.pooler: Linear | None = Linear(
+            config.hidden_size, config.hidden_size
+        )  # None: see from_pretrained
         self.apply(self._initialize)
 
     def forward(
@@ -204,7 +206,8 @@ class BertModel(nn.Module):
             states = tuple(packing.unpack(state) for state in (embeddings, *(state for state, _ in trace)))
         if output_attentions:
             attentions = tuple(packing.unpack_weights(weights) for _, (weights,) in trace)
-        return BertOutput(packing.unpack(last), self.pool(last, packing, "cls"), states, attentions)
+        pooler_output = None if self.pooler is None else self.pool(last, packing, "cls")
+        return BertOutput(packing.unpack(last), pooler_output, states, attentions)
 
     def pooled(
         self,
@@ -250,7 +253,7 @@ class BertModel(nn.Module):
         """(T, H) -> (B, H). "cls": tanh(W x + b) of the first token; "mean": the mean over an example's
         tokens."""
         if pooling == "cls":
-            return torch.tanh(self.pooler(hidden_states[packing.first]))
+            return self._pool_first(hidden_states[packing.first])
         if pooling == "mean":
             return packing.unpack(hidden_states).sum(dim=1) / packing.mask.sum(dim=1, keepdim=True)
         raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
@@ -260,9 +263,15 @@ class BertModel(nn.Module):
         examples of like lengths in groups; for "cls" the last layer computes only the rows that are used."""
         packing = packing.by_length()
         with fast_products():
-            if pooling == "cls":  # as in `pool`, from rows (B, H)
-                return torch.tanh(self.pooler(self.encode(embeddings, packing, first_only=True)))
+            if pooling == "cls":
+                return self._pool_first(self.encode(embeddings, packing, first_only=True))
             return self.pool(self.encode(embeddings, packing), packing, pooling)
+
+    def _pool_first(self, first: Tensor) -> Tensor:
+        """tanh(W x + b) of first tokens (B, H)."""
+        if self.pooler is None:
+            raise InputError("this checkpoint has no pooler, which pooling cls needs; use pooling mean")
+        return torch.tanh(self.pooler(first))
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> None:
         shape, most = input_ids.shape, self.config.max_position_embeddings
@@ -303,14 +312,18 @@ class BertModel(nn.Module):
         `save_pretrained` or Hugging Face wrote, or a hub repository "org/name" at a `revision`: a branch, a
         tag or a commit (default: main). `pytorch_model.bin` is read only with `allow_pickle`, and then with
         `weights_only=True`. `config_changes` replace fields of its config, such as hidden_dropout_prob.
-        Raises InputError that lists the keys that are missing, unexpected or misshapen.
+        A checkpoint without a pooler, such as a BertForMaskedLM, gives a model without one: its `pooler` and
+        `pooler_output` are None, and only "mean" pools. Raises InputError that lists the keys that are
+        missing, unexpected or misshapen.
         """
         directory = hub.resolve(name_or_directory, allow_pickle, revision)
         config = replace(BertConfig.from_pretrained(directory), **config_changes)
         with torch.device("meta"):  # shapes without memory, until the file is known to hold them all
             model = cls(config)
+        stored = checkpoint.find(directory, model.state_dict(), allow_pickle)  # raises if it does not fit
+        if "pooler.dense.weight" not in stored:
+            model.pooler = None
         shapes = model.state_dict()
-        stored = checkpoint.find(directory, shapes, allow_pickle)  # raises if the file does not fit them
         weights = {name: torch.empty(shape.shape, device="cpu") for name, shape in shapes.items()}
         checkpoint.fill(weights, stored, directory)
         model.load_state_dict(weights, assign=True)

@@ -33,12 +33,16 @@ MODULES = {
     "layers.{}.output": "encoder.layer.{}.output.dense",
     "layers.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
     "pooler": "pooler.dense",
+    "head": "cls.predictions",  # that of mlm.py, which is the only one with a bias of its own
+    "head.dense": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
 }
+OPTIONAL = ("pooler.", "cls.predictions.")  # parts that a checkpoint may lack, but then as a whole
 
 REPORTED = 20  # problems spelled out in one report
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-# A constant buffer of old versions, and the pre-training heads that an encoder does not have.
+# A constant buffer of old versions, and the pre-training heads, unless they are asked for.
 IGNORED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
 
 
@@ -79,11 +83,14 @@ def canonical_name(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
-def find(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = False) -> dict[str, Stored]:
-    """What this folder's checkpoint has for a model's own state dict, of which only names and shapes count.
+def find(
+    directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = False, within: str = ""
+) -> dict[str, Stored]:
+    """What this folder's checkpoint has for a model's own state dict, of which only names and shapes count;
+    with `within`, only the part of the checkpoint whose names begin so.
 
     InputError lists the keys that are missing, unexpected, given twice, misshapen or not of floats, as the
-    file's own table of contents says, before any tensor is read.
+    file's own table of contents says, before any tensor is read. Parts that are `OPTIONAL` may be missing.
     """
     path, stored = _open(directory, allow_pickle)
     found: dict[str, Stored] = {}
@@ -92,18 +99,21 @@ def find(directory: Path, state: Mapping[str, Tensor], allow_pickle: bool = Fals
         name = canonical_name(key)
         if name in found:
             problems.append(f"{shown(key)[1:-1]} is given twice")
-        if not IGNORED.fullmatch(name):
+        if name.startswith(within):
             found[name] = tensor
     places = to_hugging_face(state)
+    begun = [part for part in OPTIONAL if any(name.startswith(part) for name in found.keys() & places.keys())]
     for name, place in places.items():
         given = found.get(name)
         if given is None:
-            problems.append(f"{name} is missing")
+            if not name.startswith(OPTIONAL) or name.startswith(tuple(begun)):
+                problems.append(f"{name} is missing")
         elif given.shape != place.shape:
             problems.append(f"{name} has shape {shown(given.shape)}, config.json wants {tuple(place.shape)}")
         elif given.dtype not in FLOATS.values():
             problems.append(f"{name} holds {given.dtype}, not floats")
-    problems += [f"{shown(name)[1:-1]} is unexpected" for name in found if name not in places]
+    unexpected = [name for name in found if name not in places and not IGNORED.fullmatch(name)]
+    problems += [f"{shown(name)[1:-1]} is unexpected" for name in unexpected]
     if problems:
         more = [f"... and {len(problems) - REPORTED} more"] if len(problems) > REPORTED else []
         listed = "; ".join(problems[:REPORTED] + more)

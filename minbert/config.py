@@ -64,7 +64,7 @@ class BertConfig:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
-    def save_pretrained(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path, architecture: str = "BertModel") -> None:
         """Write a `config.json` that `transformers` reads."""
-        values = {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu"} | asdict(self)
+        values = {"model_type": "bert", "architectures": [architecture], "hidden_act": "gelu"} | asdict(self)
         write_text(resolved(directory) / "config.json", json.dumps(values, indent=2) + "\n")

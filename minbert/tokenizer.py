@@ -65,7 +65,8 @@ class BertTokenizer:
     def __init__(self, backend: Tokenizer, lowercase: bool):
         self.backend = backend
         self.lowercase = lowercase
-        self.pad_token_id = backend.get_vocab()["[PAD]"]
+        vocabulary = backend.get_vocab()
+        self.pad_token_id, self.mask_token_id = vocabulary["[PAD]"], vocabulary["[MASK]"]
 
     @classmethod
     def from_pretrained(cls, name_or_directory: str | Path, revision: str | None = None) -> BertTokenizer:

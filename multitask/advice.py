@@ -13,6 +13,11 @@ def command(*words: object) -> str:
     return shlex.join([*_program(), *map(str, words)])
 
 
+def python(module: str, *words: object) -> str:
+    """Return a command line that runs a module with this Python."""
+    return shlex.join([sys.orig_argv[0], "-m", module, *map(str, words)])
+
+
 def resume(run: str | Path) -> str:
     """Return the command that resumes a run."""
     return command("--resume", "--out", run)

@@ -102,7 +102,9 @@ class Training(Group):
 
 
 @dataclass(frozen=True)
-class Batches(Group):
+class Rows(Group):
+    """The part of `Batches` that decides which rows an update takes."""
+
     title = "training"
     batch_size: int = field(16, "rows in a batch", low=1, below=10**5)
     max_tokens: int | None = field(
@@ -115,6 +117,10 @@ class Batches(Group):
         "how an update's task is chosen (docs/methods.md)",
         choices=SAMPLINGS,
     )
+
+
+@dataclass(frozen=True)
+class Batches(Rows):
     head_dropout: float = field(0.0, "dropout before the heads", below=1)
     choose_by: str = field("score", "dev score that picks the best epoch: mean or worst", choices=SCORES)
 
@@ -179,6 +185,14 @@ class Mnrl(Group):
     title = "MNRL"
     groups: int = field(3, "groups in a batch, each of two sentences of every class", low=1, below=10**5)
     scale: float = field(20.0, "C, the scale of the similarities")
+
+
+@dataclass(frozen=True)
+class Mlm(Group):
+    title = "masked language modelling"
+    mask_rate: float = field(0.15, "fraction of a text's tokens to be guessed", low=1e-3, most=1)
+    whole_words: bool = field(False, "choose all tokens of a word together")
+    held_out: float = field(0.05, "fraction of plain text that perplexity is measured on", low=1e-6, below=1)
 
 
 @dataclass(frozen=True)
@@ -319,6 +333,10 @@ OPTIONS = {
         "train an encoder so that sentences of one class are close, for --init or --weights",
         (Encoder, Mnrl, *_TRAINING),
     ),
+    "mlm": Option(
+        "train an encoder further to guess masked words of your texts, for --init or --weights",
+        (Encoder, Mlm, Rows, *_TRAINING),
+    ),
     "finetune": Option("train encoder and heads together: the main job", (Encoder, *_TASKS)),
     "distill": Option(
         "train one model on the outputs of a run or an ensemble, beside the labels",
@@ -353,7 +371,10 @@ FOLDERS = tuple(  # the options that write a run's folder, or that of an export
     name for name, option in OPTIONS.items() if Output in option.groups and Inspection not in option.groups
 )
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
-DEFAULTS = {"pretrain": {"lr": 1e-3}}  # of one option, if it differs from the others
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretrain": {"lr": 1e-3},
+    "mlm": {"sampling": "proportional"},
+}  # of one option, if it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces the second
 PATHS = ("data", "task_file", "weights", "init")
 # What a resumed run may change without changing its result: where it runs, what it saves and prints, and the
@@ -379,6 +400,7 @@ class Config:
     bppo: Bppo = Bppo()
     distillation: Distillation = Distillation()
     mnrl: Mnrl = Mnrl()
+    mlm: Mlm = Mlm()
     runs: Runs = Runs()
     choice: Choice = Choice()
     output: Output = Output()

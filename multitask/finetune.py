@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minbert.packing import Packing
 from multitask import evaluate
-from multitask.config import Batches, Bppo, Distillation, Smart, Training
+from multitask.config import Bppo, Distillation, Rows, Smart, Training
 from multitask.data.tasks import Task
 from multitask.data.tokens import Examples
 from multitask.distributed import Part
@@ -308,7 +308,7 @@ class Finetuning:
         return f"rows {', '.join(map(str, rows))} of {self.names[self.plan.task(step)]}"
 
 
-def plan_over(train: Mapping[str, Examples], batches: Batches, training: Training) -> Plan:
+def plan_over(train: Mapping[str, Examples], batches: Rows, training: Training) -> Plan:
     """Return the updates of a run on these rows, in the epochs that the settings ask for."""
     sizes = [len(examples) for examples in train.values()]
     walks: list[Walk] = [

@@ -8,11 +8,13 @@ from typing import Any
 
 from minbert.errors import InputError
 from minbert.files import is_real_folder
-from multitask.advice import command
+from multitask.advice import command, python
 from multitask.config import Config
+from multitask.data.texts import is_plain_text
 from multitask.layout import BEST, CONFIG, METRICS, PREDICTIONS, REPORT, RESULT, STATE
 from multitask.messages import warn
 from multitask.model import MultitaskBert
+from multitask.preparation import tasks_of
 from multitask.progress import Progress
 from multitask.recipes import read_settings
 from multitask.runs import claim_folder, result_of
@@ -88,14 +90,18 @@ def print_end(config: Config, run: Path, selected: Collection[str], progress: Pr
 
 
 def next_commands(config: Config, run: Path, selected: Collection[str]) -> Iterator[str]:
-    """Yield what one may do with a run that has trained these tasks, or none, as mnrl does."""
+    """Yield what one may do with a run that has trained these tasks, or none, as mnrl and mlm do."""
     if selected:
         task = ("--task", next(iter(selected)))
         yield command("predict", "--run", run, *task)
         yield command("serve", "--run", run)
         yield command("export", "--run", run, *task, "--to", "hf", "--out", f"{run}-hf")
     else:
-        data = [] if config.tables.data is None else ["--data", config.tables.data]
-        yield command("finetune", "--init", run, *data)
+        data = config.tables.data
+        if data is not None and is_plain_text(Path(data), tasks_of(config).values()):
+            data = "DIR"  # with tables
+        yield command("finetune", "--init", run, *(["--data", data] if data else []))
+        if config.option == "mlm":
+            yield python("minbert.mlm", run / BEST, "A [MASK] film.")
         yield command("report", "--run", run)
         yield command("export", "--run", run, "--to", "hf", "--out", f"{run}-hf")

@@ -10,8 +10,8 @@ import numpy as np
 
 from multitask import machine
 from multitask.config import Config
-from multitask.data.tables import SPLITS, read_splits
-from multitask.preparation import prepare, tasks_of
+from multitask.data.tables import SPLITS
+from multitask.preparation import prepare, read_rows, tasks_of
 from multitask.ranking import sentence_vectors
 from multitask.train import TrainingRun, train_step
 
@@ -39,7 +39,7 @@ def measure(config: Config) -> Cost:
     """Carry out some updates of the run, and part of an evaluation, without writing anything of it."""
     started = time.perf_counter()
     selected = tasks_of(config)
-    rows = read_splits(config.tables.data, SPLITS[:2], selected, config.reading.skip_bad_rows)
+    rows = read_rows(config, SPLITS[:2], selected)
     run = prepare(config, selected, rows, machine.set_up(config.machine, config.products))
     start = time.perf_counter() - started
     update_seconds = mean(_tried_updates(run)[1:])  # the first one warms up

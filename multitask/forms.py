@@ -266,9 +266,10 @@ def encoder_modules(model: MultitaskBert, source: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
     length = {"model_max_length": model.max_length}
-    width, pooler = model.encoder.config.hidden_size, model.encoder.pooler
+    width = model.encoder.config.hidden_size
     modules: list[Any] = [Transformer(str(source), processor_kwargs=length), Pooling(width, model.pooling)]
-    if model.pooling == "cls":
+    pooler = model.encoder.pooler
+    if model.pooling == "cls" and pooler is not None:
         weight, bias = pooler.weight.detach().cpu(), pooler.bias.detach().cpu()
         modules.append(Dense(width, width, init_weight=weight, init_bias=bias, activation_function=nn.Tanh()))
     return modules

@@ -18,7 +18,6 @@ from multitask.config import PATHS, Config, Tsne
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
-from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
@@ -26,7 +25,7 @@ from multitask.folder import check_held
 from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
-from multitask.model import MultitaskBert, best_folder, read_definitions, write_calibrations
+from multitask.model import MultitaskBert, write_calibrations
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
@@ -44,6 +43,7 @@ from multitask.runs import (
     print_scores,
     read_and_print_notes,
     set_up,
+    settings_of,
     write_all_predictions,
     write_result,
 )
@@ -109,9 +109,8 @@ def run_distillation(config: Config) -> None:
     predict_with_best(config, run, device, selected, rows, progress, of_teacher)
 
 
-def run_ranking(config: Config) -> None:
-    """mnrl: train an encoder in which sentences of one class are close, on the first task of single texts in
-    classes."""
+def run_encoder_training(config: Config) -> None:
+    """mnrl and mlm: train an encoder, which has no heads."""
     print_if_sample(config)
     selected = tasks_of(config)
     rows = read_and_print_notes(config, SPLITS[:2], selected)
@@ -286,7 +285,7 @@ def run_report(config: Config) -> None:
         run = run.parent
     run = place_of_run(run)
     device = set_up(config)
-    if config.tsne != Tsne() and (is_ensemble(run) or read_definitions(best_folder(run) / "tasks.toml")[1]):
+    if config.tsne != Tsne() and settings_of(run).get("option") != "mnrl":
         raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")
     data = config.tables.data or data_of(run)
     print(f"report {write_report(run, data, device, config.reading.skip_bad_rows, config.tsne)}")
@@ -304,7 +303,8 @@ def run_prediction(config: Config) -> None:
 JOBS: dict[str, Callable[[Config], None]] = {
     "inspect": run_inspection,
     "pretrain": unless_done(run_training),
-    "mnrl": unless_done(run_ranking),
+    "mnrl": unless_done(run_encoder_training),
+    "mlm": unless_done(run_encoder_training),
     "finetune": unless_done(run_training),
     "distill": unless_done(run_distillation),
     "evaluate": run_evaluation,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from multitask import distributed
 from multitask.config import Machine, Products
 from multitask.messages import warn
 from multitask.model import MultitaskBert
+
+Model = TypeVar("Model", bound=MultitaskBert)
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 DEVICES = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
@@ -49,7 +51,7 @@ def set_up(machine: Machine, products: Products = Products(), resume: bool = Fal
     return device
 
 
-def place(model: MultitaskBert, products: Products, device: torch.device) -> MultitaskBert:
+def place(model: Model, products: Products, device: torch.device) -> Model:
     """Return the model on its device, in the run's precision, with its layers compiled if --compile is set.
 
     They are not compiled if that would replace faster matrix products with torch's. Layers are compiled in

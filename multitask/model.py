@@ -85,6 +85,8 @@ class MultitaskBert(nn.Module, Predictor):
             raise InputError(f"invalid task name: {error.args[0]}; choose another") from None
         if pooling not in POOLINGS:
             raise InputError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
+        if pooling == "cls" and encoder.pooler is None:
+            raise InputError("the encoder's checkpoint has no pooler, which --pooling cls needs; use mean")
         if long not in LONG:
             raise InputError(f"long is one of {', '.join(LONG)}, not {long!r}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
@@ -103,12 +105,12 @@ class MultitaskBert(nn.Module, Predictor):
     @property
     def frozen(self) -> bool:
         """Whether only the heads are trained."""
-        return not self.encoder.pooler.weight.requires_grad
+        return not self.encoder.embeddings.word.weight.requires_grad
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.encoder.pooler.weight.device
+        return self.encoder.embeddings.word.weight.device
 
     def forward(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) of a padded batch, as `tokenizer.pad` makes it."""
@@ -125,9 +127,13 @@ class MultitaskBert(nn.Module, Predictor):
 
     def pooled_from_embeddings(self, embeddings: Tensor, packing: Packing) -> Tensor:
         """(T, H) -> (B, H), through the encoder in the model's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.autocast():
             pooled = self.encoder.pooled_from_embeddings(embeddings, packing, self.pooling)
         return pooled.to(embeddings.dtype)
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which matrix products have the model's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def logits(self, task: str, texts: Texts, batch_size: int = EVALUATION_BATCH) -> Tensor:
         tokens = Tokens.join([self.token_ids(task, texts)], self.tokenizer.vocab_size)
@@ -210,7 +216,7 @@ class MultitaskBert(nn.Module, Predictor):
         """Write a Hugging Face directory of the encoder, and beside it the heads and the tasks'
         definitions."""
         directory = named_folder(directory)
-        self.encoder.save_pretrained(directory)
+        self.save_encoder(directory)
         self.tokenizer.save_pretrained(directory)
         write_tensors(directory / "heads.safetensors", self.heads.state_dict())
         settings = {
@@ -222,6 +228,10 @@ class MultitaskBert(nn.Module, Predictor):
         tables = {name: task_to_toml(task) for name, task in self.tasks.items()}
         write_text(directory / "tasks.toml", tomli_w.dumps(settings | {"tasks": tables}))
         write_calibrations(directory, self.calibrations)
+
+    def save_encoder(self, directory: Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        self.encoder.save_pretrained(directory)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> MultitaskBert:

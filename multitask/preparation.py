@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,21 +14,26 @@ from minbert import hub
 from minbert.bert import BertModel
 from minbert.errors import InputError
 from minbert.memory import check_memory
+from minbert.mlm import BertForMaskedLM, Masking
 from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
-from multitask.config import Batches, Config, Start
+from multitask.config import Config, Mlm, Rows, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
-from multitask.data.tables import SPLITS, Splits, fingerprint
+from multitask.data.tables import SPLITS, Splits, fingerprint, read_splits
 from multitask.data.tasks import Task
+from multitask.data.texts import is_plain_text, read_texts
 from multitask.data.tokens import Examples
 from multitask.finetune import Finetuning, plan_over
+from multitask.language import LanguageModel, MaskedLanguageModelling, log_frequencies
 from multitask.layout import BEST
 from multitask.methods.sampling import random_seed
 from multitask.model import MultitaskBert, best_folder, load_heads
 from multitask.ranking import Ranking
 from multitask.train import Method, TrainingRun, epoch_steps
+
+Pretrained = TypeVar("Pretrained", BertModel, BertForMaskedLM)
 
 
 def tasks_of(config: Config) -> dict[str, Task]:
@@ -40,6 +45,17 @@ def tasks_of(config: Config) -> dict[str, Task]:
         return selected
     task = tasks.first_of_single_texts_in_classes(selected)
     return {task.name: task}
+
+
+def read_rows(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
+    """Return the checked tables of these splits; for mlm the plain text of the data folder, if it has no
+    tables."""
+    data, skip_bad_rows = config.tables.data, config.reading.skip_bad_rows
+    if config.option == "mlm" and data is not None and is_plain_text(Path(data), selected.values()):
+        return read_texts(Path(data), config.mlm.held_out, skip_bad_rows)
+    if config.mlm.held_out != Mlm().held_out:
+        raise InputError("--held-out is for plain text, .txt files in --data; tables have dev rows")
+    return read_splits(data, splits, selected, skip_bad_rows)
 
 
 def with_commit(config: Config) -> Config:
@@ -61,6 +77,8 @@ def prepare(
     (N, C) on the training rows."""
     if config.option == "mnrl":
         return _prepare_ranking(config, selected, rows, device)
+    if config.option == "mlm":
+        return _prepare_language(config, rows, device)
     return _prepare_finetuning(config, selected, rows, device, taught)
 
 
@@ -85,7 +103,7 @@ def _prepare_finetuning(
     return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
 
 
-def check_batches_fit(model: MultitaskBert, train: Mapping[str, Examples], batches: Batches) -> None:
+def check_batches_fit(model: MultitaskBert, train: Mapping[str, Examples], batches: Rows) -> None:
     """Raise InputError if a batch with the longest row of a task would not fit into a processor's memory."""
     if model.device.type != "cpu":
         return
@@ -109,6 +127,34 @@ def _prepare_ranking(
     steps = epoch_steps(len(train), rows_per_step, training.steps_per_epoch)
     summary = f"{task.name}: {len(train):,} rows; {mnrl.groups} groups of sentences a batch"
     return _assemble(config, method, steps, rows_per_step, summary, rows)
+
+
+def _prepare_language(config: Config, rows: Splits, device: torch.device) -> TrainingRun:
+    with distributed.first_on_machine():
+        model = build_language_model(config.start, config.encoder.dropout)
+    train, dev = (
+        {name: model.tokenize_and_print_cuts(table, model.long) for name, table in rows[split].items()}
+        for split in SPLITS[:2]
+    )
+    train, dev = (
+        {name: one.in_windows(model.max_length) for name, one in some.items()} for some in (train, dev)
+    )
+    check_batches_fit(model, train, config.batches)
+    start_bias(model, train)
+    masking = Masking(model.tokenizer, config.mlm.mask_rate, config.mlm.whole_words)
+    plan = plan_over(train, config.batches, config.training)
+    method = MaskedLanguageModelling(machine.place(model, config.products, device), train, dev, plan, masking)
+    summary = plan.describe(list(train))
+    return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
+
+
+def start_bias(model: LanguageModel, train: Mapping[str, Examples]) -> None:
+    """Start a fresh head's bias from the tokens' frequencies: a small learning rate would take long to move
+    it there. One that is trained is never all zeros."""
+    bias = model.language_head.bias
+    if not bias.any():
+        tokens = (examples.tokens for examples in train.values())
+        bias.data.copy_(log_frequencies(tokens, len(bias)))
 
 
 def _build(config: Config, selected: Mapping[str, Task], device: torch.device) -> MultitaskBert:
@@ -148,19 +194,27 @@ def build_model(
     head_dropout: float = 0.0,
 ) -> MultitaskBert:
     """Return a model with a pretrained encoder, or --init's encoder, and randomly initialised heads."""
+    encoder, tokenizer = load_start(BertModel, start, encoder_dropout)
+    torch.manual_seed(random_seed(seed, "heads"))
+    return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length, start.long)
+
+
+def build_language_model(start: Start, dropout: float = 0.0) -> LanguageModel:
+    """Return the pretrained encoder, or --init's, with its head for masked tokens, or a fresh one."""
+    model, tokenizer = load_start(BertForMaskedLM, start, dropout)
+    return LanguageModel(
+        model, tokenizer, pooling=start.pooling, max_length=start.max_length, long=start.long
+    )
+
+
+def load_start(kind: type[Pretrained], start: Start, dropout: float) -> tuple[Pretrained, BertTokenizer]:
+    """Load what a run starts from, and its tokenizer."""
     source = start.weights if start.init is None else best_folder(start.init)
     if (Path(source) / BEST / "config.json").is_file():  # --weights names a run
         source = Path(source) / BEST
-    encoder = BertModel.from_pretrained(
-        source,
-        start.allow_pickle,
-        start.revision,
-        hidden_dropout_prob=encoder_dropout,
-        attention_probs_dropout_prob=encoder_dropout,
-    )
-    tokenizer = BertTokenizer.from_pretrained(source, start.revision)
-    torch.manual_seed(random_seed(seed, "heads"))
-    return MultitaskBert(encoder, tokenizer, tasks, start.pooling, head_dropout, start.max_length, start.long)
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    model = kind.from_pretrained(source, start.allow_pickle, start.revision, **dropouts)
+    return model, BertTokenizer.from_pretrained(source, start.revision)
 
 
 def start_heads(model: MultitaskBert, train: Mapping[str, Examples], init: str | None) -> None:

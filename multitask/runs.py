@@ -16,13 +16,14 @@ from minbert.reading import load_json
 from multitask import distributed, evaluate, folder, machine
 from multitask.config import TRAINING, Config
 from multitask.data.calibration import UNCHANGED
-from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread, read_splits
+from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
 from multitask.judgement import Calibrations, Judgement, describe, judge
 from multitask.layout import CONFIG, RESULT
 from multitask.model import MultitaskBert, best_folder
 from multitask.predictor import Predictor
+from multitask.preparation import read_rows
 from multitask.recipes import read_settings
 
 Outputs = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C)
@@ -57,7 +58,7 @@ def print_if_sample(config: Config) -> None:
 def read_and_print_notes(config: Config, splits: Sequence[str], selected: Mapping[str, Task]) -> Splits:
     """Return the checked tables of these splits. Print how many bad rows were left out, which rows are held
     out, and which files that look meant are not read."""
-    rows = read_splits(config.tables.data, splits, selected, config.reading.skip_bad_rows)
+    rows = read_rows(config, splits, selected)
     for tables in rows.values():
         print_dropped(tables.values())
     print_held_out(rows)
@@ -144,10 +145,10 @@ def load_run(run: Path, config: Config, device: torch.device) -> Predictor:
 
 
 def load_single(run: Path, config: Config, device: torch.device) -> MultitaskBert:
-    """Load a run's best model onto the device. Raises InputError if it has no heads, as after mnrl."""
+    """Load a run's best model onto the device. Raises InputError if it has no heads."""
     model = machine.place(MultitaskBert.load(run), config.products, device)
     if not model.tasks:
         raise InputError(
-            f"{run}: is an encoder trained with mnrl and has no heads; fine-tune from it with --init"
+            f"{run}: is an encoder and has no heads, as after mnrl and mlm; fine-tune from it with --init"
         )
     return model

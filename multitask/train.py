@@ -37,7 +37,9 @@ SCORED = ("dev", "dev_loss", "train", "teacher")  # the parts of a record that m
 class Method(Protocol):
     """What the loop asks of a way to train: `finetune.py` and `ranking.py` have one each."""
 
-    model: MultitaskBert
+    @property
+    def model(self) -> MultitaskBert:
+        """What is trained, or whose encoder is."""
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:

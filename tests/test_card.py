@@ -134,6 +134,7 @@ def test_many_classes_are_counted():
         "--option finetune --tasks similarity,sentiment --skip-bad-rows --no-report --max-tokens 512",
         "--option finetune --smart-weight 1.5 --smart-norm 2 --bregman-weight 1 --bregman-beta 0.99:0.999",
         "--option mnrl --groups 2 --weights bert-tiny --lr 5e-06",
+        "--option mlm --whole-words --mask-rate 0.2 --sampling proportional",
         "--option distill --run {0}/both --distill-weight 0.5",
     ],
 )

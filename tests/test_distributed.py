@@ -249,7 +249,12 @@ def test_every_sampling_and_mode(words, tmp_path, processes, sampling, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "option, changes",
-    [("pretrain", []), ("mnrl", ["--groups", "3", "--accumulate", "2"]), ("mnrl", ["--groups", "1"])],
+    [
+        ("pretrain", []),
+        ("mlm", []),
+        ("mnrl", ["--groups", "3", "--accumulate", "2"]),
+        ("mnrl", ["--groups", "1"]),
+    ],
 )
 def test_the_other_ways_to_train(words, tmp_path, option, changes):
     words = [*words, *changes, "--option", option]

@@ -68,7 +68,7 @@ def program_lines(page: str) -> Iterator[tuple[str, list[str]]]:
 def test_the_pages_are_found() -> None:
     assert {"README.md", "docs/running.md", "docs/log.md"} <= {*PAGES}
     assert anchors("docs/running.md") >= {"the-options", "more-than-one-process-or-machine"}
-    assert len(list(program_lines("docs/running.md"))) == 10
+    assert len(list(program_lines("docs/running.md"))) == 12
 
 
 # What the pages name

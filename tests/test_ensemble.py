@@ -167,6 +167,6 @@ def test_a_run_of_mnrl_has_nothing_to_evaluate(runs, tiny, tmp_path, capsys):
         ["predict", "--task", "sentiment"],
     ):
         assert main(["--option", *words, "--run", str(tmp_path / "mnrl")]) == 2
-        assert "is an encoder trained with mnrl and has no heads" in capsys.readouterr().err
+        assert "is an encoder and has no heads, as after mnrl and mlm" in capsys.readouterr().err
     start = ["--option", "pretrain", "--weights", str(tmp_path / "mnrl"), "--epochs", "1"]
     assert main([*start, "--steps-per-epoch", "1", "--out", str(tmp_path / "heads")]) == 0

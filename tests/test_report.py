@@ -673,6 +673,6 @@ def test_a_missing_table_model_or_kind_of_run_is_named(finished, tmp_path):
     shutil.copy(finished / "metrics.jsonl", run)
     assert "config.toml" in refusal(run)
     (run / "config.toml").write_text('option = "evaluate"\ncompile = false\n')
-    assert "config.toml: its option must be pretrain or mnrl or finetune or distill" in refusal(run)
+    assert "config.toml: its option must be pretrain or mnrl or mlm or finetune or distill" in refusal(run)
     shutil.copy(finished / "config.toml", run)
     assert "best" in refusal(run)

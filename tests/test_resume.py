@@ -30,6 +30,7 @@ VARIANTS = {
     "early stopping": f"{FINETUNE} --patience 1",
     "pretrain": "--option pretrain --batch-size 4",
     "mnrl": "--option mnrl --accumulate 2",
+    "mlm": "--option mlm --batch-size 4 --accumulate 2 --whole-words",
 }
 GOLDEN = ROOT / "tests" / "golden.json"
 

@@ -2,7 +2,8 @@
 
     python tools/make_reference.py
 
-The weights are random; the reference holds the outputs of `transformers.BertModel` (eager attention) on them.
+The weights are random; the reference holds the outputs of `transformers.BertModel` (eager attention) on them,
+and under `masked.` those of `transformers.BertForMaskedLM` with a random head, which is there as well.
 Two runs on one machine with the same versions give the same bytes. Needs the extra `test` (transformers).
 """
 
@@ -59,7 +60,7 @@ def main() -> None:
     tokenizer = make_tokenizer(read_sample())
     tokenizer.save_pretrained(TINY)
     make_model(tokenizer.vocab_size).save_pretrained(TINY)
-    tensors = make_reference(tokenizer)
+    tensors = make_reference(tokenizer) | make_masked_reference(tokenizer)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     # Only one key: safetensors writes several in random order, and the bytes should always be the same.
     save_file(tensors, REFERENCE, metadata={"made_by": json.dumps(versions)})
@@ -136,6 +137,22 @@ def make_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
             found |= {f"gradients.{name}": model.get_parameter(name).grad for name in GRADIENTS}
         tensors |= {f"{case}.{name}": tensor.detach().clone() for name, tensor in (batch | found).items()}
     return tensors
+
+
+def make_masked_reference(tokenizer: BertTokenizer) -> dict[str, Tensor]:
+    """Return the input, the head's weights and the logits of a masked language model on the tiny encoder."""
+    model = transformers.BertForMaskedLM.from_pretrained(TINY, attn_implementation="eager").eval()
+    head = model.cls.predictions
+    with torch.no_grad():
+        for parameter in (*head.transform.parameters(), head.bias):
+            parameter.normal_(std=0.2)
+    batch = tokenizer(["The train was [MASK].", "[MASK]?"])
+    logits = model(**batch).logits.detach()
+    names = [f"transform.{layer}.{name}" for layer in ("dense", "LayerNorm") for name in ("weight", "bias")]
+    weights = {
+        f"cls.predictions.{name}": head.get_parameter(name).detach().clone() for name in ("bias", *names)
+    }
+    return {f"masked.{name}": tensor for name, tensor in (batch | weights | {"logits": logits}).items()}
 
 
 if __name__ == "__main__":

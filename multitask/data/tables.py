@@ -199,14 +199,14 @@ class Source:
         problems: list[Problem] = []
         bad, taken, hasher = 0, 0, hashlib.sha256()
         with opened(self.path) as file:
-            lines = _hashed(lines_of(file, str(self.path)), hasher)
+            lines = hashed(lines_of(file, str(self.path)), hasher)
             for item in parse(lines, str(self.path), self.task, self.labelled):
                 if isinstance(item, Row):
                     line = lines_of_ids.setdefault(item.id, item.line)
                     if line != item.line:
                         message = f"{self.task.id} {short_line(item.id)} duplicates line {line}"
                         item = Problem(item.line, message)
-                    elif not self._takes(item):
+                    elif not self.takes(item):
                         continue
                     else:
                         taken += 1
@@ -226,15 +226,20 @@ class Source:
         if not taken:
             held_out = f"dev_fraction = {self.task.dev_fraction:g} leaves none of its rows for {self.part}"
             raise InputError(f"{self.path}: {held_out}; choose another fraction")
+        self.check_unchanged(hasher)
+
+    def check_unchanged(self, hasher: hashlib._Hash) -> None:
+        """Raise InputError unless all that was read now is what was read at first."""
         if hasher.hexdigest() != self.digest:
             raise InputError(f"{self.path}: has changed since this run first read it; start again")
 
-    def _takes(self, row: Row) -> bool:
+    def takes(self, row: Row) -> bool:
+        """Whether a row is in the part."""
         held_out = self.part is not None and is_held_out(row.texts, self.task.dev_fraction)
         return self.part is None or held_out == (self.part == "dev")
 
 
-def _hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
+def hashed(lines: Iterable[bytes], hasher: hashlib._Hash) -> Iterator[bytes]:
     for line in lines:
         hasher.update(line)
         yield line
@@ -292,11 +297,16 @@ Splits = dict[str, dict[str, Table]]  # split -> task -> checked table
 
 
 def source_of(
-    path: Path, task: Task, labelled: bool, skip_bad_rows: bool = False, part: str | None = None
+    path: Path,
+    task: Task,
+    labelled: bool,
+    skip_bad_rows: bool = False,
+    part: str | None = None,
+    kind: type[Source] = Source,
 ) -> Source:
     """Return a table's file as it is now. Raises InputError if it cannot be read."""
     with opened(path) as file:
-        return Source(path, _digest(file, path), task, labelled, skip_bad_rows, part)
+        return kind(path, _digest(file, path), task, labelled, skip_bad_rows, part)
 
 
 def read_table(
@@ -307,7 +317,11 @@ def read_table(
 
     Raises InputError if the table has bad rows, unless `skip_bad_rows` drops them.
     """
-    source = source_of(path, task, labelled, skip_bad_rows, part)
+    return checked(source_of(path, task, labelled, skip_bad_rows, part))
+
+
+def checked(source: Source) -> Table:
+    """Return the table in a file, checked now or before. Raises InputError as `Source.items` does."""
     kept = cached(source.key, lambda: check(source))
     return Table(source, Strings(kept["ids"], kept["id_ends"]), kept["labels"], int(kept["dropped"]))
 
@@ -404,7 +418,8 @@ def print_held_out(splits: Splits) -> None:
             print(f"{name}: {fraction:.0%} of {train.source.path.name} is held out as dev")
             for part in ("train", "dev"):
                 table = splits[part][name]
-                print(f"  {part:5} {counted(len(table), 'row')}: {shares(table)}")
+                labels = f": {shares(table)}" if table.source.labelled else ""
+                print(f"  {part:5} {counted(len(table), 'row')}{labels}")
 
 
 def shares(table: Table) -> str:

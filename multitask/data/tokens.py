@@ -159,6 +159,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def in_windows(self, most: int) -> Examples:
+        """Return the examples with the windows of those that are longer in their place: see `Tokens`."""
+        tokens, rows = self.tokens.windows(most)
+        return (
+            self
+            if tokens is self.tokens
+            else Examples([self.ids[row] for row in rows], tokens, self.labels[rows])
+        )
+
     def take(self, rows: np.ndarray) -> Examples:
         """Return only these rows, in the order given."""
         return Examples([self.ids[row] for row in rows], self.tokens.take(rows), self.labels[rows])

@@ -109,6 +109,12 @@ def write_card(run: Path, found: Mapping[str, Any]) -> None:
 
 def usage_of_run(subject: Subject) -> Usage:
     """Return how a run's best/ is used."""
+    if subject.settings.get("option") == "mlm":
+        load = """from minbert import BertForMaskedLM, BertTokenizer, fill
+
+model, tokenizer = BertForMaskedLM.from_pretrained("FOLDER"), BertTokenizer.from_pretrained("FOLDER")
+fill(model, tokenizer, "A [MASK] film.")"""
+        return Usage("minbert", "fill-mask", load)
     if not subject.tasks:
         load = 'from minbert import BertModel\n\nencoder = BertModel.from_pretrained("FOLDER")  # this folder'
         return Usage("minbert", "feature-extraction", load)
@@ -177,6 +183,8 @@ def description(subject: Subject) -> str:
         f"A BERT encoder ({shape.num_hidden_layers} layers, width {shape.hidden_size}, pooling "
         f"{code(subject.pooling)}, inputs of up to {subject.max_length} tokens)"
     )
+    if subject.settings.get("option") == "mlm":
+        return f"{what}, trained further with minbert to guess masked words, with the head that does so."
     if not subject.trained:
         return f"{what}, trained with minbert so that texts of one class are close to each other."
     if not subject.tasks:
@@ -215,7 +223,7 @@ def scores_table(subject: Subject) -> str:
 
 def what_score_is(subject: Subject) -> str:
     """Return how the figures over all tasks are made, if they are shown."""
-    if not any(not name for name, *_ in subject.scores):
+    if not subject.tasks or not any(not name for name, *_ in subject.scores):
         return ""
     kinds = {task.kind.metric: task.kind.scoring.formula for task in subject.tasks.values()}
     formulas = ", ".join(f"{code(metric)} as {formula}" for metric, formula in kinds.items() if formula)

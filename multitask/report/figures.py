@@ -42,6 +42,7 @@ ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # for ordered
 PANELS = {  # part of a record, or one term of it -> title, y label
     "loss": ("Training loss", "mean over the epoch"),
     "dev": ("Dev scores", ""),
+    "dev/perplexity": ("Perplexity", "of the masked tokens of held-out text"),
     "distill": ("Distillation", "distance to the teacher's outputs"),
     "smart/r": ("SMART", "R"),
     "smart/gradient_ratio": ("SMART's strength", "gradient relative to the task loss's"),
@@ -152,7 +153,9 @@ def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
     names = list(dict.fromkeys(name for values in flat for name in values))
     names = [name for name in names if name not in ("worst", "spread")]
     if term:
-        names = [name for name in names if name.endswith(f"/{term}")]
+        names = [name for name in names if f"/{name}".endswith(f"/{term}")]
+    else:
+        names = [name for name in names if f"{part}/{name}" not in PANELS]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names[:MOST_LINES]}
     for whole in ("all", "score"):  # with a single task they would hide its own line
         others = [values for name, values in curves.items() if name != whole]

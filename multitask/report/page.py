@@ -102,6 +102,11 @@ def run_parts(
     folder = SAMPLE if data is None else Path(data)
     if model.tasks:
         yield from task_sections(model, config, records, folder, run / FIGURES)
+    elif config.option == "mlm":
+        yield embed(
+            learning_curves(records), run / FIGURES, "learning-curves", "loss, perplexity and rate by epoch"
+        )
+        yield epochs_table(records)
     else:
         yield from embedding_section(model, config, records, folder, run / FIGURES, embedding)
 
@@ -289,17 +294,18 @@ def _beside(train: float, dev: float) -> list[str]:
 def epochs_table(records: Records) -> str:
     """Return a table with one row per epoch: overall scores on dev and training rows, rate, beta and time.
 
-    Older runs lack some of these columns.
+    Runs lack some of these columns.
     """
     head = {"epoch": "epoch", "step": "updates", "minutes": "minutes", "dev/score": "score",
-            "dev/worst": "worst task", "dev/spread": "spread", "train/score": "training rows",
+            "dev/worst": "worst task", "dev/spread": "spread", "dev/perplexity": "perplexity",
+            "dev/accuracy": "masked tokens guessed", "train/score": "training rows",
             "teacher/score": "averaged weights", "lr": "rate", "beta": "beta"}  # fmt: skip
     lines = []
     for record in records:
         parts = {
             f"{part}/{name}": record[part][name]
             for part in ("dev", *BESIDE)
-            for name in OVERALL
+            for name in (*OVERALL, "perplexity", "accuracy")
             if is_number(record.get(part, {}).get(name))
         }
         lines.append({**record, **parts, "minutes": record.get("seconds", 0) / 60})

@@ -54,6 +54,7 @@ VARIANTS = {  # whose states are compared where they are kept, and otherwise gon
     "--lr 1e-2 --sampling sqrt --keep-state",
     "heads alone": "--option pretrain --batch-size 4 --sampling proportional --schedule constant",
     "mnrl": "--option mnrl --accumulate 2 --keep-state",
+    "mlm": "--option mlm --batch-size 4 --accumulate 2 --keep-state",
     "a recipe of stages": "--recipe {recipe}",
 }
 EVERYWHERE = (

@@ -34,6 +34,7 @@ CASES = {  # a name and the command; OUT is the folder of the runs, a run of it 
     "tokens": f"--option finetune {TRAINED.replace('--batch-size 8', '--max-tokens 200')} --skip-bad-rows",
     "pretrain": f"--option pretrain {TRAINED} --smart-weight 1",
     "mnrl": f"--option mnrl {TRAINED.replace('--batch-size 8', '--groups 2')}",
+    "mlm": f"--option mlm {TRAINED}",
     "from-mnrl": f"--option finetune {TRAINED} --init OUT/mnrl".replace("--weights weights/tiny ", ""),
     "ensemble": "--option ensemble --run OUT/finetune OUT/tokens --copy",
     "distill": f"--option distill {TRAINED} --run OUT/ensemble --smart-weight 1.5",
