@@ -31,7 +31,7 @@ from assignment.grading import (
 )
 from assignment.making import check_that_mistakes_differ, emptied, make, record
 from assignment.parts import TASKS, Mistake, Task
-from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, Verdict, judge, read_record, run
+from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, explain, judge, read_record, run
 from checks.predictions import expected_files, problems, read_predictions
 from checks.probes import Steps
 from checks.submission import MOST_FILES, Refused, pack, unpack
@@ -203,7 +203,8 @@ PART = Part("a", "", 1, "a in b.py", "think", {"second": "is it so?"})
 
 
 def test_the_first_difference_is_told_with_its_place() -> None:
-    right = Known(steps(first=1.0, second=[[1.0, 2.0], [3.0, 4.0]], third=0.0), {})
+    given = steps(first=1.0, second=[[1.0, 2.0], [3.0, 4.0]], third=0.0)
+    right = Known(given, {}, given.axes)
     wrong = steps(first=1.0, second=[[1.0, 2.0], [3.31, 4.0]], third=9.0)
     assert judge(PART, Outcome(wrong), right).lines == (
         "second: off by 0.31, in 1 of 4 numbers",
@@ -227,10 +228,10 @@ def test_one_mistake_is_named_where_a_second_follows() -> None:
 def test_an_exception_is_told_with_the_students_line() -> None:
     """Not with a mistake or a question: the exception says more."""
     right = Known(steps(first=1.0), {"when halved": steps()})
-    error = ValueError("no\nsuch thing")
-    assert judge(PART, Outcome(steps(), error), right).lines == ("ValueError: no such thing",)
-    assert judge(PART, Outcome(steps(), NotImplementedError()), right).state == TO_DO
-    assert judge(PART, Outcome(steps(first=1.0), error), right).state == WRONG
+    told = tuple(explain(ValueError("no\nsuch thing")))
+    assert judge(PART, Outcome(steps(), told), right).lines == told == ("ValueError: no such thing",)
+    assert judge(PART, Outcome(steps(), to_do=True), right).state == TO_DO
+    assert judge(PART, Outcome(steps(first=1.0), told), right).state == WRONG
 
 
 @pytest.mark.slow
@@ -409,8 +410,7 @@ def test_answers_that_are_not_answers_are_wrong(tmp_path: Path) -> None:
     large.write_bytes(bytes(2 << 20))
     text.write_text("passes")
     for path in (link, large, text, tmp_path, tmp_path / "missing"):
-        answer = read_answer(path)
-        assert isinstance(answer, Verdict) and answer.state == WRONG
+        assert read_answer(path).stopped
 
 
 def test_a_process_that_ends_itself_is_told(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ def main(arguments: list[str]) -> None:
     (Path(folder) / "started").touch()
     for part in parts:
         outcome = run(part, int(seed))
-        error = outcome.error
-        said = "" if error is None else f"{type(error).__name__}: {' '.join(str(error).split())}"
         tensors = {f"{place:03}/{name}": tensor for place, (name, tensor) in enumerate(outcome.steps.items())}
+        said = {"stopped": "\n".join(outcome.stopped), "to do": "yes" * outcome.to_do}
         partial = Path(folder) / "partial"
-        save_file(tensors, partial, metadata={"error": said[:300]})
+        save_file(tensors, partial, metadata=said)
         partial.rename(Path(folder) / f"{part}.safetensors")
 
 

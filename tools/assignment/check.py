@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.judging import FIRST_SEED, PASSES, WIDTH, check, read_record, report
+from checks.judging import FIRST_SEED, PASSES, WIDTH, check, read_record, report, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{part.name:{WIDTH}}{part.points:4}  {part.where or part.title}")
         return 0
 
-    verdicts = check(record, chosen.parts or list(parts), FIRST_SEED)
+    verdicts = check(record, chosen.parts or parts, lambda name: run(name, FIRST_SEED))
     for name, verdict in verdicts.items():
         print("\n".join(report(parts[name], verdict)))
     passed = [name for name, verdict in verdicts.items() if verdict.state == PASSES]

@@ -25,10 +25,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from assignment.making import HERE, write_checks, write_packages
-from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, Verdict, judge, report
+from checks.judging import PASSES, TO_DO, Known, Outcome, Part, Verdict, check, report
 from checks.predictions import expected_files, problems
 from checks.probes import Steps
 from checks.submission import PREDICTIONS, Refused, unpack
+from minbert.errors import short_line, visible
 from minbert.files import write_bytes
 
 STARTING = 120  # seconds that importing torch may take
@@ -71,10 +72,7 @@ def grade(source: Path, record: Mapping[Part, Known], seed: int, data: Path, lim
         answers.mkdir()
         write_work(folder, files)
         outcomes = run_parts(folder, answers, [part.name for part in record], seed, limits)
-    verdicts: dict[str, Verdict] = {}
-    for part, known in record.items():
-        answer = outcomes[part.name]
-        verdicts[part.name] = answer if isinstance(answer, Verdict) else judge(part, answer, known)
+    verdicts = check(record, outcomes, outcomes.__getitem__)
     return Grade(source.stem, verdicts, judge_predictions(files, data))
 
 
@@ -93,10 +91,10 @@ def write_work(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def run_parts(
     folder: Path, answers: Path, parts: Sequence[str], seed: int, limits: Limits
-) -> dict[str, Outcome | Verdict]:
-    """Return what each part computes, or a verdict if it does not come to an end. A process runs the parts in
+) -> dict[str, Outcome]:
+    """Return what each part computes. A process runs the parts in
     turn; if one ends it, or takes too long, another process goes on behind that part."""
-    found: dict[str, Outcome | Verdict] = {}
+    found: dict[str, Outcome] = {}
     left = list(parts)
     while left:
         ended = run_process(folder, answers, left, seed, limits)
@@ -104,7 +102,7 @@ def run_parts(
             part = left.pop(0)
             found[part] = read_answer(answers / f"{part}.safetensors")
         if left:
-            found[left.pop(0)] = Verdict(WRONG, (ended,))
+            found[left.pop(0)] = Outcome(Steps(), (ended,))
     return found
 
 
@@ -164,21 +162,20 @@ def confine(limits: Limits, parts: int) -> None:
             resource.setrlimit(what, (most, most))
 
 
-def read_answer(path: Path) -> Outcome | Verdict:
+def read_answer(path: Path) -> Outcome:
     """Return what a part has noted, from a file that the submission may have written itself."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST_ANSWER:
-            return Verdict(WRONG, ("its answers are no plain file, or too large",))
+            return Outcome(Steps(), ("its answers are no plain file, or too large",))
         steps = Steps()
         with safe_open(path, "pt") as file:
             for key in sorted(file.keys()):
                 steps.note(key.partition("/")[2], file.get_tensor(key))
-            said = (file.metadata() or {}).get("error", "")
+            said = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        return Verdict(WRONG, (f"its answers cannot be read ({error})",))
-    if said.startswith("NotImplementedError"):
-        return Outcome(steps, NotImplementedError())
-    return Outcome(steps, RuntimeError(said) if said else None)
+        return Outcome(Steps(), (f"its answers cannot be read ({short_line(error)})",))
+    stopped = [short_line(line) for line in visible(said.get("stopped", "")).splitlines()[:3]]
+    return Outcome(steps, tuple(stopped), bool(said.get("to do")))
 
 
 def judge_predictions(files: Mapping[str, bytes], data: Path) -> str:

@@ -92,13 +92,13 @@ def record(tasks: Sequence[Task], seed: int) -> dict[Part, Known]:
     for task in tasks:
         with own_weights(), np.errstate(all="ignore"):
             right = run(task.name, seed)
-            if right.error is not None:
-                raise Drift(f"part {task.name}: the library itself fails") from right.error
+            if right.stopped or right.to_do:
+                raise Drift(f"part {task.name}: the library fails: {' '.join(right.stopped)}")
             made = {}
             for mistake in task.mistakes:
                 with planted(task.path, mistake.function, mistake.old, mistake.new):
                     made[mistake.text] = run(task.name, seed).steps
-        found[task.part] = Known(right.steps, made)
+        found[task.part] = Known(right.steps, made, right.steps.axes)
     return found
 
 

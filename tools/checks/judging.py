@@ -6,7 +6,7 @@ import json
 import linecache
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from checks.probes import PROBES, Draw, Steps
+from checks.probes import PROBES, Draw, Steps, Unfit
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # differences up to these are rounding
 FIRST_SEED = 0  # of the inputs that students check with; a grader draws others
@@ -44,9 +44,10 @@ class Known:
 
     right: Mapping[str, Tensor]
     mistakes: Mapping[str, Mapping[str, Tensor]]
+    axes: Mapping[str, str] = field(default_factory=dict)  # the names of each step's dimensions
 
 
-PASSES, TO_DO, WRONG, WAITS = "passes", "to do", "not yet", "waits for others"
+PASSES, TO_DO, WRONG, WAITS = "passes", "to do:", "not yet", "waits for"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a probe noted, and the exception that ended it, if one did."""
+    """What a probe noted, and how it ended."""
 
     steps: Steps
-    error: Exception | None = None
+    stopped: tuple[str, ...] = ()  # what there is to say about the exception that ended it, if one did
+    to_do: bool = False  # whether it met a body that is still to be filled in
 
 
 def run(part: str, seed: int) -> Outcome:
@@ -70,8 +72,10 @@ def run(part: str, seed: int) -> Outcome:
     random = torch.get_rng_state()
     try:
         PROBES[part](Draw(seed, part), steps)
+    except NotImplementedError:
+        return Outcome(steps, to_do=True)
     except Exception as error:
-        return Outcome(steps, error)
+        return Outcome(steps, tuple(explain(error)))
     finally:
         torch.set_rng_state(random)
     return Outcome(steps)
@@ -91,17 +95,17 @@ def first_wrong(steps: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str
 
 def judge(part: Part, outcome: Outcome, known: Known) -> Verdict:
     """Say whether a part computes what is right and, if not, where it first goes wrong."""
-    steps, error = outcome.steps, outcome.error
-    if isinstance(error, NotImplementedError):
+    steps = outcome.steps
+    if outcome.to_do:
         return Verdict(TO_DO, (part.where,))
     wrong = first_wrong(steps, known.right)
     if wrong is None:
-        return Verdict(PASSES) if error is None else Verdict(WRONG, tuple(explain(error)))
-    stopped = error is not None and wrong not in steps
+        return Verdict(WRONG, outcome.stopped) if outcome.stopped else Verdict(PASSES)
+    stopped = bool(outcome.stopped) and wrong not in steps
     if stopped:
-        lines = explain(error)
+        lines = [*outcome.stopped]
     elif wrong in steps:
-        lines = difference(wrong, steps, known.right[wrong])
+        lines = difference(wrong, steps[wrong], known.right[wrong], known.axes.get(wrong, ""))
     else:
         lines = [f"{wrong}: never computed: is its module called?"]
     if before := list(known.right).index(wrong):
@@ -119,7 +123,7 @@ def report(part: Part, verdict: Verdict) -> list[str]:
     score = f"{part.points if verdict.state == PASSES else 0:3} of {part.points:2}" if part.points else ""
     head = f"{part.name:{WIDTH}}{score:9}  {verdict.state}"
     if verdict.state in (TO_DO, WAITS):
-        return [f"{head}: {', '.join(verdict.lines)}"]
+        return [f"{head} {', '.join(verdict.lines)}"]
     return [head, *(f"    {line}" for line in verdict.lines)]
 
 
@@ -143,9 +147,8 @@ def agree(steps: Mapping[str, Tensor], made: Mapping[str, Tensor], name: str | N
     return same(steps[name], made[name])
 
 
-def difference(name: str, steps: Steps, right: Tensor) -> list[str]:
+def difference(name: str, ours: Tensor, right: Tensor, axes: str) -> list[str]:
     """Say how much a step differs, and at which place first."""
-    ours = steps[name]
     if ours.shape != right.shape:
         return [f"{name}: has the shape {tuple(ours.shape)}, not {tuple(right.shape)}"]
     if right.dtype == torch.bool:
@@ -157,20 +160,22 @@ def difference(name: str, steps: Steps, right: Tensor) -> list[str]:
     numbers = f"is {ours[tuple(place)]:.4g}, should be {right[tuple(place)]:.4g}"
     if not place:
         return [f"{name}: off by {off:.2g}: {numbers}"]
-    where = ", ".join(f"{axis} {index}" for axis, index in zip(steps.axes[name].split(), place, strict=False))
+    where = ", ".join(f"{axis} {index}" for axis, index in zip(axes.split(), place, strict=False))
     size = f"off by {off:.2g}" if math.isfinite(off) else "not finite"
     return [f"{name}: {size}, in {wrong.sum()} of {wrong.numel()} numbers", f"first at {where}: {numbers}"]
 
 
-def explain(error: Exception | None) -> list[str]:
+def explain(error: Exception) -> list[str]:
     """Return an exception, and the last line of the student's code that it came through; or the line that
     calls the code, if what it returns does not fit."""
+    if isinstance(error, Unfit):
+        return [str(error)]
     if isinstance(error, SyntaxError) and error.filename:
         place = Path(error.filename)
         place = place.relative_to(FOLDER) if FOLDER in place.parents else place
         return [f"{type(error).__name__} in {place}:{error.lineno}: {error.msg}", (error.text or "").strip()]
     lines = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-    frames = traceback.extract_tb(error.__traceback__) if error else []
+    frames = traceback.extract_tb(error.__traceback__)
     places = [(Path(one.filename), one.lineno or 0) for one in frames if FOLDER in Path(one.filename).parents]
     theirs = [(path, line) for path, line in places if path.parent != FOLDER / "checks"]
     for path, number in (theirs or places)[-1:]:
@@ -187,7 +192,7 @@ def record_to_files(record: Mapping[Part, Known]) -> tuple[str, dict[str, Tensor
     """Return a record as the text of a JSON file and the tensors of a safetensors file."""
     parts, tensors = [], {}
     for part, known in record.items():
-        parts.append({**asdict(part), "mistakes": list(known.mistakes)})
+        parts.append({**asdict(part), "mistakes": list(known.mistakes), "axes": dict(known.axes)})
         for number, steps in enumerate([known.right, *known.mistakes.values()]):
             for place, (name, tensor) in enumerate(steps.items()):
                 tensors[f"{part.name}/{number}/{place:03}/{name}"] = tensor
@@ -202,20 +207,22 @@ def read_record(folder: Path) -> dict[Part, Known]:
         found.setdefault(name, {}).setdefault(int(number), {})[step] = tensor
     record = {}
     for values in json.loads((folder / f"{RECORD}.json").read_text(encoding="utf-8")):
-        mistakes = values.pop("mistakes")
+        mistakes, axes = values.pop("mistakes"), values.pop("axes")
         steps = found[values["name"]]
         part = Part(**{**values, "needs": tuple(values["needs"])})
         made = {text: steps.get(number, {}) for number, text in enumerate(mistakes, start=1)}
-        record[part] = Known(steps[0], made)
+        record[part] = Known(steps[0], made, axes)
     return record
 
 
-def check(record: Mapping[Part, Known], chosen: Sequence[str], seed: int) -> dict[str, Verdict]:
-    """Judge the chosen parts on the code that is here; one that needs others only if those pass."""
+def check(
+    record: Mapping[Part, Known], chosen: Collection[str], outcome_of: Callable[[str], Outcome]
+) -> dict[str, Verdict]:
+    """Judge the chosen parts; one that needs others only if those pass, as far as they are chosen."""
     verdicts: dict[str, Verdict] = {}
     for part, known in record.items():
         if part.name in chosen:
-            missing = [one for one in part.needs if verdicts.get(one, Verdict(PASSES)).state != PASSES]
-            waits = Verdict(WAITS, (", ".join(missing),))
-            verdicts[part.name] = waits if missing else judge(part, run(part.name, seed), known)
+            missing = [one for one in part.needs if one in verdicts and verdicts[one].state != PASSES]
+            waits = Verdict(WAITS, tuple(missing))
+            verdicts[part.name] = waits if missing else judge(part, outcome_of(part.name), known)
     return verdicts

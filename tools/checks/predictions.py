@@ -82,13 +82,16 @@ def wrong_value(value: str, task: Task) -> str:
 
 def read_predictions(folder: Path, expected: Mapping[str, tuple[Task, list[str]]]) -> dict[str, bytes]:
     """Return the prediction files in a folder. Raises InputError with a list of all that is wrong."""
-    files, found = {}, []
+    files: dict[str, bytes] = {}
+    found: list[str] = []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a run's, such as runs/finetune-1")
     for name, (task, ids) in expected.items():
         try:
             with open_regular(folder / name) as file:
                 files[name] = file.read(LARGEST_FILE + 1)
         except OSError as error:
-            found.append(f"{folder / name}: {error.strerror}; `--option evaluate --run RUN` writes it again")
+            found.append(f"{folder / name}: {error.strerror}; write it with --option evaluate --run RUN")
             continue
         found += problems(str(folder / name), files[name], task, ids)
     if found:

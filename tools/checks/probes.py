@@ -25,6 +25,10 @@ from torch import Tensor, nn
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"  # in the assignment's folder
 
 
+class Unfit(Exception):
+    """What a part returns, or keeps, is not what its docstring says; the message says how."""
+
+
 class Steps(dict[str, Tensor]):
     """What a part computes, by name, in the order of computation; `axes` names the dimensions of each."""
 
@@ -33,11 +37,11 @@ class Steps(dict[str, Tensor]):
         self.axes: dict[str, str] = {}
 
     def note(self, name: str, value: Any, axes: str = "") -> None:
-        """Add a step: a tensor or a number. Raises TypeError if it is something else."""
+        """Add a step: a tensor or a number. Raises Unfit if it is something else."""
         if isinstance(value, bool | int | float | np.ndarray | np.number):
             value = torch.as_tensor(value)
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is of type {type(value).__name__}, not a tensor")
+            raise Unfit(f"{name}: is of type {type(value).__name__}, not a tensor")
         self[name] = value.detach().clone()
         self.axes[name] = axes
 
@@ -205,7 +209,7 @@ def adamw(draw: Draw, steps: Steps) -> None:
             step = f"update {number}{' (scale .5)' if number == 3 else ''}{case}"
             for key in ("exp_avg", "exp_avg_sq"):
                 if key not in state:
-                    raise KeyError(f"the parameter's state has no {key} after {step}")
+                    raise Unfit(f"self.state[parameter] has no {key!r} after {step}: see the docstring")
                 steps.note(f"{key} after {step}", state[key], "row column")
             steps.note(f"the parameter after {step}", parameter, "row column")
             steps.note(f"the gradient after {step}", parameter.grad, "row column")
