@@ -31,11 +31,14 @@ from assignment.grading import (
 )
 from assignment.making import check_that_mistakes_differ, emptied, make, record
 from assignment.parts import TASKS, Mistake, Task
+from checks import judging
 from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, explain, judge, read_record, run
 from checks.predictions import expected_files, problems, read_predictions
 from checks.probes import Steps
 from checks.submission import MOST_FILES, Refused, pack, unpack
+from minbert import BertConfig, BertModel
 from minbert.errors import InputError
+from minbert.packing import Packing
 from multitask.data.tables import SAMPLE
 from multitask.data.tasks import SENTIMENT, SIMILARITY
 
@@ -232,6 +235,18 @@ def test_an_exception_is_told_with_the_students_line() -> None:
     assert judge(PART, Outcome(steps(), told), right).lines == told == ("ValueError: no such thing",)
     assert judge(PART, Outcome(steps(), to_do=True), right).state == TO_DO
     assert judge(PART, Outcome(steps(first=1.0), told), right).state == WRONG
+
+
+def test_an_exception_is_told_with_its_lines_in_the_two_packages(monkeypatch) -> None:
+    """Where a student's code was entered, and where it failed; nothing of torch."""
+    monkeypatch.setattr(judging, "FOLDER", ROOT)
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(RuntimeError) as found:
+        BertModel(config).pool(torch.ones(2, 7), Packing.from_mask(torch.ones(1, 2)), "cls")
+    told = explain(found.value)
+    assert len(told) == 3 and told[0].startswith("RuntimeError: mat1 and mat2")
+    assert re.fullmatch(r"in minbert/bert\.py:\d+: return self\._pool_first\(.*", told[1])
+    assert told[2].startswith("in minbert/linear.py:")
 
 
 @pytest.mark.slow

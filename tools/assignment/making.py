@@ -140,7 +140,7 @@ def handout() -> str:
     total = sum(task.points for task in TASKS)
     sections = [
         f"### {task.title}\n\n`python check.py {task.name}`"
-        + (f", {task.points} points, in {places(task)}" if task.functions else "")
+        + (f", {task.points} points: {places(task)}" if task.functions else "")
         + f"\n{task.about.rstrip()}\n"
         for task in TASKS
     ]

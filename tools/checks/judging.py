@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from checks.probes import PROBES, Draw, Steps, Unfit
+from checks.submission import PACKAGES
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # differences up to these are rounding
 FIRST_SEED = 0  # of the inputs that students check with; a grader draws others
@@ -166,8 +167,8 @@ def difference(name: str, ours: Tensor, right: Tensor, axes: str) -> list[str]:
 
 
 def explain(error: Exception) -> list[str]:
-    """Return an exception, and the last line of the student's code that it came through; or the line that
-    calls the code, if what it returns does not fit."""
+    """Return an exception, and the first and the last line of the two packages that it came through; or, if
+    what they return does not fit, the line that calls them."""
     if isinstance(error, Unfit):
         return [str(error)]
     if isinstance(error, SyntaxError) and error.filename:
@@ -175,13 +176,16 @@ def explain(error: Exception) -> list[str]:
         place = place.relative_to(FOLDER) if FOLDER in place.parents else place
         return [f"{type(error).__name__} in {place}:{error.lineno}: {error.msg}", (error.text or "").strip()]
     lines = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [(Path(one.filename), one.lineno or 0) for one in frames if FOLDER in Path(one.filename).parents]
-    theirs = [(path, line) for path, line in places if path.parent != FOLDER / "checks"]
-    for path, number in (theirs or places)[-1:]:
-        text = linecache.getline(str(path), number).strip()
-        inside = f"in {path.relative_to(FOLDER)}:{number}" if theirs else "where it is called"
-        lines.append(f"{inside}: {text}")
+    called, within = [], []
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        top = path.relative_to(FOLDER).parts[0] if FOLDER in path.parents else ""
+        text = linecache.getline(frame.filename, frame.lineno or 0).strip()
+        if top in PACKAGES:
+            within.append(f"in {path.relative_to(FOLDER)}:{frame.lineno}: {text}")
+        elif top == "checks":
+            called.append(f"where it is called: {text}")
+    lines += dict.fromkeys([within[0], within[-1]]) if within else called[-1:]
     return lines
 
 
