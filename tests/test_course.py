@@ -30,7 +30,7 @@ from assignment.grading import (
     run_process,
 )
 from assignment.making import check_that_mistakes_differ, emptied, make, record
-from assignment.parts import TASKS, Mistake, Task
+from assignment.parts import EXERCISES, Exercise, Mistake
 from checks import judging
 from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, explain, judge, read_record, run
 from checks.predictions import expected_files, problems, read_predictions
@@ -42,7 +42,7 @@ from minbert.packing import Packing
 from multitask.data.tables import SAMPLE
 from multitask.data.tasks import SENTIMENT, SIMILARITY
 
-TO_FILL = {task.name: task for task in TASKS if task.functions}
+TO_FILL = {one.name: one for one in EXERCISES if one.functions}
 NAMES = [
     "attention", "embed", "layer", "model", "adamw", "heads",
     "annealed", "symmetric-kl", "smart", "mnrl", "teacher", "mlm",
@@ -61,7 +61,7 @@ def assignment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def known() -> dict[Part, Known]:
     """What the library computes with a seed that is not the assignment's."""
-    return record(TASKS, 7)
+    return record(EXERCISES, 7)
 
 
 def filled(assignment: Path, folder: Path, names: Collection[str]) -> Path:
@@ -96,8 +96,8 @@ def zipped(folder: Path, target: Path, **more: bytes) -> Path:
 
 def test_the_names_of_the_parts_are_stable() -> None:
     """The lessons' exercises refer to them."""
-    assert [task.name for task in TASKS] == NAMES
-    assert sum(task.points for task in TASKS) == 100
+    assert [task.name for task in EXERCISES] == NAMES
+    assert sum(task.points for task in EXERCISES) == 100
 
 
 def test_a_blank_assignment_scores_nothing_and_says_what_to_do(assignment: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_blank_assignment_scores_nothing_and_says_what_to_do(assignment: Path)
 
 def test_the_handout_names_every_part_and_place(assignment: Path) -> None:
     text = (assignment / "README.md").read_text()
-    for task in TASKS:
+    for task in EXERCISES:
         assert f"python check.py {task.name}" in text and task.about.strip() in text
         assert all(f"`{name}`" in text for name in task.functions)
     assert "torch==" in (assignment / "requirements.txt").read_text()
@@ -161,7 +161,7 @@ def test_a_table_that_does_not_fit_the_library_is_an_error() -> None:
     with pytest.raises(Drift, match=r"part teacher, .*MomentumTeacher\.forget"):
         emptied(
             (ROOT / task.path).read_text(),
-            Task("teacher", "", 1, task.path, ("MomentumTeacher.forget",), "", ""),
+            Exercise("teacher", "", 1, task.path, ("MomentumTeacher.forget",), "", ""),
         )
     with (
         pytest.raises(Drift, match="0 times 'gone'"),
@@ -169,7 +169,7 @@ def test_a_table_that_does_not_fit_the_library_is_an_error() -> None:
     ):
         pass
     idle = Mistake("when nothing is wrong", "MomentumTeacher.update", "1 - self.beta", "(1 - self.beta)")
-    changed = Task("teacher", "", 1, task.path, task.functions, "", "", mistakes=(idle,))
+    changed = Exercise("teacher", "", 1, task.path, task.functions, "", "", mistakes=(idle,))
     with pytest.raises(Drift, match="would be taken for ''"):
         check_that_mistakes_differ(record([changed], 0))
 
@@ -429,7 +429,7 @@ def test_answers_that_are_not_answers_are_wrong(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_itself_is_told(tmp_path: Path) -> None:
-    for code, told in (("import os; os._exit(0)", "with status 0"), ("import os; os.abort()", "by signal 6")):
+    for code, told in (("import os; os._exit(0)", "status 0"), ("import os; os.abort()", "by signal 6")):
         (tmp_path / "answer.py").write_text(code)
         assert told in run_process(tmp_path, tmp_path, ["attention"], 0, LIMITS)
 

@@ -64,7 +64,7 @@ def grade_all(chosen: argparse.Namespace) -> None:
     """Grade the submissions one by one, and print the table."""
     from assignment.grading import Limits, as_csv, as_text, cells, feedback, grade
     from assignment.making import record
-    from assignment.parts import TASKS
+    from assignment.parts import EXERCISES
     from multitask.data.tables import SAMPLE
 
     names = [path.stem for path in chosen.zips]
@@ -74,7 +74,7 @@ def grade_all(chosen: argparse.Namespace) -> None:
         raise InputError("--seconds and --memory must be at least 1")
     folder = named_folder(chosen.feedback) if chosen.feedback else None
     seed = secrets.randbelow(2**31)
-    recorded = record(TASKS, seed)
+    recorded = record(EXERCISES, seed)
     limits = Limits(chosen.seconds, chosen.memory << 30)
     grades = []
     for path in chosen.zips:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from assignment.making import HERE, write_checks, write_packages
 from checks.judging import PASSES, TO_DO, Known, Outcome, Part, Verdict, check, report
@@ -92,8 +92,8 @@ def write_work(folder: Path, files: Mapping[str, bytes]) -> None:
 def run_parts(
     folder: Path, answers: Path, parts: Sequence[str], seed: int, limits: Limits
 ) -> dict[str, Outcome]:
-    """Return what each part computes. A process runs the parts in
-    turn; if one ends it, or takes too long, another process goes on behind that part."""
+    """Return what each part computes. A process runs the parts in turn; if one of them ends it, or takes too
+    long, another process goes on behind that part."""
     found: dict[str, Outcome] = {}
     left = list(parts)
     while left:
@@ -127,12 +127,11 @@ def run_process(folder: Path, answers: Path, parts: Sequence[str], seed: int, li
         preexec_fn=lambda: confine(limits, len(parts)),
     )
     try:
+        expected = ("started", *(f"{part}.safetensors" for part in parts))
         signs, deadline = 0, time.monotonic() + STARTING
         while process.poll() is None:
             time.sleep(0.05)
-            seen = sum(
-                (answers / name).exists() for name in ("started", *(f"{part}.safetensors" for part in parts))
-            )
+            seen = sum((answers / name).exists() for name in expected)
             if seen > signs:
                 signs, deadline = seen, time.monotonic() + limits.seconds
             if time.monotonic() > deadline:
@@ -142,9 +141,7 @@ def run_process(folder: Path, answers: Path, parts: Sequence[str], seed: int, li
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     status = process.returncode
-    return (
-        f"ended the process by signal {-status}" if status < 0 else f"ended the process, with status {status}"
-    )
+    return f"ended the process by signal {-status}" if status < 0 else f"ended the process, status {status}"
 
 
 def confine(limits: Limits, parts: int) -> None:
@@ -172,7 +169,7 @@ def read_answer(path: Path) -> Outcome:
             for key in sorted(file.keys()):
                 steps.note(key.partition("/")[2], file.get_tensor(key))
             said = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # whatever the readers of such files raise
         return Outcome(Steps(), (f"its answers cannot be read ({short_line(error)})",))
     stopped = [short_line(line) for line in visible(said.get("stopped", "")).splitlines()[:3]]
     return Outcome(steps, tuple(stopped), bool(said.get("to do")))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from assignment.blanking import Drift, blanked, planted, without
-from assignment.parts import TASKS, Task
+from assignment.parts import EXERCISES, Exercise
 from checks import probes
 from checks.judging import FIRST_SEED, RECORD, Known, Part, recognise, record_to_files, run
 from checks.submission import PACKAGES
@@ -44,7 +44,7 @@ def write_folder(folder: Path) -> None:
     """Write everything that the assignment holds into an empty folder."""
     write_packages(folder)
     write_checks(folder)
-    recorded = record(TASKS, FIRST_SEED)
+    recorded = record(EXERCISES, FIRST_SEED)
     check_that_mistakes_differ(recorded)
     text, numbers = record_to_files(recorded)
     write_text(folder / "checks" / f"{RECORD}.json", text)
@@ -60,10 +60,10 @@ def write_packages(folder: Path) -> None:
     """Copy the two packages with every part emptied, and the weights that come with them."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=NOT_COPIED)
-    for task in TASKS:
-        if task.functions:
-            path = folder / task.path
-            write_text(path, emptied(path.read_text(encoding="utf-8"), task))
+    for exercise in EXERCISES:
+        if exercise.functions:
+            path = folder / exercise.path
+            write_text(path, emptied(path.read_text(encoding="utf-8"), exercise))
     shutil.copytree(ROOT / "weights" / "tiny", folder / "weights" / "tiny")
     shutil.copyfile(ROOT / "weights" / "README.md", folder / "weights" / "README.md")
 
@@ -73,32 +73,32 @@ def write_checks(folder: Path) -> None:
     shutil.copytree(ROOT / "tools" / "checks", folder / "checks", ignore=NOT_COPIED)
 
 
-def emptied(source: str, task: Task) -> str:
+def emptied(source: str, exercise: Exercise) -> str:
     """Return the source of a part's file with its functions emptied. Raises Drift if one is not there."""
     try:
-        for name in task.functions:
-            source = blanked(source, name, f"TODO {task.name}")
-        for name in task.removed:
+        for name in exercise.functions:
+            source = blanked(source, name, f"TODO {exercise.name}")
+        for name in exercise.removed:
             source = without(source, name)
     except Drift as error:
-        raise Drift(f"part {task.name}, {task.path}: {error}") from None
+        raise Drift(f"part {exercise.name}, {exercise.path}: {error}") from None
     return source
 
 
-def record(tasks: Sequence[Task], seed: int) -> dict[Part, Known]:
+def record(exercises: Sequence[Exercise], seed: int) -> dict[Part, Known]:
     """Return what the library computes in each part, and what it would with each mistake. Raises Drift if it
     fails in a part."""
     found = {}
-    for task in tasks:
+    for exercise in exercises:
         with own_weights(), np.errstate(all="ignore"):
-            right = run(task.name, seed)
+            right = run(exercise.name, seed)
             if right.stopped or right.to_do:
-                raise Drift(f"part {task.name}: the library fails: {' '.join(right.stopped)}")
+                raise Drift(f"part {exercise.name}: the library fails: {' '.join(right.stopped)}")
             made = {}
-            for mistake in task.mistakes:
-                with planted(task.path, mistake.function, mistake.old, mistake.new):
-                    made[mistake.text] = run(task.name, seed).steps
-        found[task.part] = Known(right.steps, made, right.steps.axes)
+            for mistake in exercise.mistakes:
+                with planted(exercise.path, mistake.function, mistake.old, mistake.new):
+                    made[mistake.text] = run(exercise.name, seed).steps
+        found[exercise.part] = Known(right.steps, made, right.steps.axes)
     return found
 
 
@@ -135,14 +135,17 @@ def requirements() -> str:
 
 def handout() -> str:
     """Return the handout, in Markdown: its text, with the table and the sections of the parts."""
-    rows = [f"| `{task.name}` | {task.title} | {places(task)} | {task.points or ''} |" for task in TASKS]
+    rows = [
+        f"| `{exercise.name}` | {exercise.title} | {places(exercise)} | {exercise.points or ''} |"
+        for exercise in EXERCISES
+    ]
     table = ["| part | what it is | to fill in | points |", "|---|---|---|---|", *rows]
-    total = sum(task.points for task in TASKS)
+    total = sum(exercise.points for exercise in EXERCISES)
     sections = [
-        f"### {task.title}\n\n`python check.py {task.name}`"
-        + (f", {task.points} points: {places(task)}" if task.functions else "")
-        + f"\n{task.about.rstrip()}\n"
-        for task in TASKS
+        f"### {exercise.title}\n\n`python check.py {exercise.name}`"
+        + (f", {exercise.points} points: {places(exercise)}" if exercise.functions else "")
+        + f"\n{exercise.about.rstrip()}\n"
+        for exercise in EXERCISES
     ]
     text = (HERE / "handout.md").read_text(encoding="utf-8")
     for name, value in {"table": "\n".join(table), "total": str(total), "parts": "\n".join(sections)}.items():
@@ -152,6 +155,6 @@ def handout() -> str:
     return text
 
 
-def places(task: Task) -> str:
-    names = ", ".join(f"`{name}`" for name in task.functions)
-    return f"{names} in `{task.path.as_posix()}`" if names else "nothing"
+def places(exercise: Exercise) -> str:
+    names = ", ".join(f"`{name}`" for name in exercise.functions)
+    return f"{names} in `{exercise.path.as_posix()}`" if names else "nothing"

@@ -30,7 +30,7 @@ class Mistake:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Exercise:
     """A part as the teacher sees it."""
 
     name: str
@@ -55,7 +55,7 @@ class Task:
 SCALE = " * (1 / math.sqrt(query.shape[-1]))"
 ADD_MASK = "scores = scores + added_to_scores(mask)"
 
-ATTENTION = Task(
+ATTENTION = Exercise(
     "attention", "Scaled dot-product attention", 15, BERT, ("attention",),
     """
     softmax(Q K^T / sqrt(d) + mask) V
@@ -99,7 +99,7 @@ which the values are averaged. `added_to_scores` turns any mask into what is add
 )  # fmt: skip
 
 SUM = "words + types + self.position(packing.positions)"
-EMBED = Task(
+EMBED = Exercise(
     "embed", "Embeddings", 10, BERT, ("BertEmbeddings.forward",),
     """
     dropout(LayerNorm(word + position + token type))
@@ -141,7 +141,7 @@ FIRST_SUBLAYER = f"""context, weights = self.attention(hidden_states, packing, f
 PRE_NORM = """context, weights = self.attention(self.attention_norm(hidden_states), packing, first_only)
         rows = hidden_states[packing.first] if first_only else hidden_states
         rows = rows + self.dropout(self.attention_output(context))"""
-LAYER = Task(
+LAYER = Exercise(
     "layer", "The transformer layer", 15, BERT, ("BertLayer.forward",),
     """
     y = LayerNorm(x + dropout(W_o attention(x)))
@@ -195,7 +195,7 @@ GELU is the exact one, without the tanh approximation.""",
     ),
 )  # fmt: skip
 
-ADAMW = Task(
+ADAMW = Exercise(
     "adamw", "AdamW", 15, OPTIM, ("AdamW._update",),
     """
     m = b1 m + (1 - b1) g                        v = b2 v + (1 - b2) g^2
@@ -270,7 +270,7 @@ One parameter, in place, at its own step t = 1, 2, ...; both theta on the right 
 )  # fmt: skip
 
 LOGITS = "self.heads[task](self.dropout(pooled)) * self.tasks[task].unit"
-HEADS = Task(
+HEADS = Exercise(
     "heads", "The heads", 5, MODEL, ("MultitaskBert.logits_from_embeddings",),
     """
     logits = unit (W_task dropout(pooled) + b_task)
@@ -297,7 +297,7 @@ every example. `self.tasks[task].unit` is how much of a label one unit of the he
     ),
 )  # fmt: skip
 
-ANNEALED = Task(
+ANNEALED = Exercise(
     "annealed", "Annealed sampling", 5, SAMPLING, ("annealed_alpha", "task_probabilities"),
     """
     p_i = N_i^alpha / sum_j N_j^alpha,    alpha = 1 - 0.8 (e - 1) / (E - 1)
@@ -340,7 +340,7 @@ KL_SUM = "((log_p.exp() - log_q.exp()) * (log_p - log_q))"
 KL_COLUMN = "((logits_p.sigmoid() - logits_q.sigmoid()) * (logits_p - logits_q)).mean()"
 KL_ONE = "logits_p.sigmoid() * (F.logsigmoid(logits_p) - F.logsigmoid(logits_q)) + (-logits_p).sigmoid() * " \
     "(F.logsigmoid(-logits_p) - F.logsigmoid(-logits_q))"  # fmt: skip
-SYMMETRIC_KL = Task(
+SYMMETRIC_KL = Exercise(
     "symmetric-kl", "Symmetric KL divergence", 5, LOSSES, ("symmetric_kl",),
     """
     KL(P||Q) + KL(Q||P),    KL(P||Q) = sum_c p_c (log p_c - log q_c)
@@ -385,7 +385,7 @@ column is the logit of a Bernoulli distribution, sigmoid(logit) against 1 - sigm
 
 BALL = "return project(noise + step_size * steepest(gradient, p), epsilon, p), gradient"
 NORMALIZE = "return stepped / (token_norm(stepped, p) + epsilon), gradient"
-SMART_STEP = Task(
+SMART_STEP = Exercise(
     "smart", "SMART's inner step", 10, SMART, ("ascend", "steepest", "project"),
     """
     "ball":       noise = project(noise + step_size steepest(g))      onto ||noise||_p <= epsilon
@@ -446,7 +446,7 @@ that of one token, see `token_norm`. No graph may stay attached to the noise tha
 
 SCORES = "scale * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T"
 TARGETS = "torch.arange(len(a), device=a.device)"
-MNRL_LOSS = Task(
+MNRL_LOSS = Exercise(
     "mnrl", "Multiple negatives ranking loss", 10, MNRL, ("multiple_negatives_ranking_loss",),
     """
     S = C A B^T,      loss = mean over i of cross-entropy(S_i, i)
@@ -494,7 +494,7 @@ A and B are the unit vectors of the rows of a and b, C is `scale`: a_i has to fi
 )  # fmt: skip
 
 LERP = "mine.lerp_(theirs, 1 - self.beta)"
-TEACHER = Task(
+TEACHER = Exercise(
     "teacher", "BPPO's teacher", 5, BREGMAN, ("MomentumTeacher.update",),
     """
     teacher = (1 - beta) student + beta teacher
@@ -526,7 +526,7 @@ student's those of `self.student`.""",
 
 MASKED = "masked = input_ids.masked_fill(chosen & (lots < 0.8), mask_token_id)"
 REPLACED = "torch.where(chosen & (lots >= 0.9), replacements, masked)"
-MASKING = Task(
+MASKING = Exercise(
     "mlm", "Masking for masked language modelling", 5, MLM, ("mask_tokens",),
     """
 Of each row's tokens that may be chosen (`words` is not -1), a fraction `rate`, rounded, and at least one.
@@ -581,7 +581,7 @@ result, and `input_ids` stays as it is.""",
     ),
 )  # fmt: skip
 
-WHOLE = Task(
+WHOLE = Exercise(
     "model", "The whole encoder", 0, BERT, (),
     """
 The tiny checkpoint in `weights/tiny` on three sentences, stage by stage. It waits for `attention`, `embed`
@@ -594,7 +594,7 @@ and `layer`, and has no points of its own.""",
     needs=("attention", "embed", "layer"),
 )  # fmt: skip
 
-TASKS = (
+EXERCISES = (
     ATTENTION, EMBED, LAYER, WHOLE, ADAMW, HEADS,
     ANNEALED, SYMMETRIC_KL, SMART_STEP, MNRL_LOSS, TEACHER, MASKING,
 )  # fmt: skip

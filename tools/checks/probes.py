@@ -74,25 +74,22 @@ class Dropping(nn.Module):
         return x * (2 + torch.arange(x.shape[-1]) % 2)
 
 
+TAKES, MAKES = "takes", "makes"
+
+
 @contextmanager
-def noting(steps: Steps, **watched: tuple[nn.Module, str, str]) -> Iterator[None]:
-    """Note what modules take or make while the context lasts: for each "takes" or "makes" and a number, the
-    module, the step's name and its axes."""
-    hooks = []
-    for way, (module, name, axes) in watched.items():
-        takes = way.startswith("takes")
-        hooks.append(module.register_forward_hook(partial(_note, steps, takes, name, axes)))
+def noting(steps: Steps, *watched: tuple[str, nn.Module, str]) -> Iterator[None]:
+    """Note what modules take or make, each under a name, while the context lasts. It is packed, (T, ...)."""
+
+    def note(way: str, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        steps.note(name, inputs[0] if way == TAKES else output, "token dimension")
+
+    hooks = [module.register_forward_hook(partial(note, way, name)) for way, module, name in watched]
     try:
         yield
     finally:
-        for registered in hooks:
-            registered.remove()
-
-
-def _note(
-    steps: Steps, takes: bool, name: str, axes: str, module: nn.Module, inputs: Any, output: Any
-) -> None:
-    steps.note(name, inputs[0] if takes else output, axes)
+        for hook in hooks:
+            hook.remove()
 
 
 # The encoder
@@ -132,7 +129,7 @@ def embed(draw: Draw, steps: Steps) -> None:
     ids = torch.tensor([[2, 7, 5, 9, 3], [2, 8, 3, 0, 0]])
     types = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
     packing = Packing.from_mask(ids != 0)
-    with noting(steps, takes=(embeddings.norm, "the sum, before the norm", "token dimension")):
+    with noting(steps, (TAKES, embeddings.norm, "the sum, before the norm")):
         result = embeddings(ids, types, packing)
     steps.note("the result", result, "token dimension")
 
@@ -154,17 +151,16 @@ def layer(draw: Draw, steps: Steps) -> None:
     layer.attention = Context()  # type: ignore[assignment]
     layer.dropout = Dropping()  # type: ignore[assignment]
     packing = Packing.from_mask(torch.tensor([[1, 1, 1], [1, 1, 0]]))
-    axes = "token dimension"
     with noting(
         steps,
-        makes0=(layer.attention_output, "attention output", axes),
-        takes1=(layer.intermediate, "add-and-norm", axes),
-        takes2=(layer.output, "intermediate, after GELU", axes),
-        makes3=(layer.output, "feed-forward output", axes),
+        (MAKES, layer.attention_output, "attention output"),
+        (TAKES, layer.intermediate, "add-and-norm"),
+        (TAKES, layer.output, "intermediate, after GELU"),
+        (MAKES, layer.output, "feed-forward output"),
     ):
         result, weights = layer(draw.normal(5, 8), packing)
-    steps.note("second add-and-norm", result, axes)
-    steps.note("attention weights", weights[0], axes)
+    steps.note("second add-and-norm", result, "token dimension")
+    steps.note("attention weights", weights[0], "token dimension")
     first, _ = layer(draw.normal(5, 8), packing, first_only=True)
     steps.note("the result with first_only", first, "example dimension")
 
