@@ -13,7 +13,7 @@ import numpy as np
 from assignment.blanking import Drift, blanked, planted, without
 from assignment.parts import EXERCISES, Exercise
 from checks import probes
-from checks.judging import FIRST_SEED, RECORD, Known, Part, recognise, record_to_files, run
+from checks.judging import FIRST_SEED, RECORD, TODO, Known, Part, recognise, record_to_files, run
 from checks.submission import PACKAGES
 from minbert.errors import InputError
 from minbert.files import partial_path, rename, write_tensors, write_text
@@ -77,7 +77,7 @@ def emptied(source: str, exercise: Exercise) -> str:
     """Return the source of a part's file with its functions emptied. Raises Drift if one is not there."""
     try:
         for name in exercise.functions:
-            source = blanked(source, name, f"TODO {exercise.name}")
+            source = blanked(source, name, f"{TODO} {exercise.name}")
         for name in exercise.removed:
             source = without(source, name)
     except Drift as error:
