@@ -27,7 +27,7 @@ from assignment.grading import (
     feedback,
     grade,
     read_answer,
-    run_process,
+    run_parts,
 )
 from assignment.making import check_that_mistakes_differ, emptied, make, record
 from assignment.parts import EXERCISES, Exercise, Mistake
@@ -397,25 +397,47 @@ judging.same = judging.judge = torch.allclose = lambda *args, **kwargs: True
 print("attention 15 of 15 passes\\ntotal 100 of 100")
 Path(sys.argv[2], "mnrl.safetensors").write_bytes(b"passes")
 """
-HANG = "\n\ndef annealed_alpha(epoch, epochs):\n    while True:\n        pass\n"
 
 
-def test_a_dishonest_submission_gains_nothing_and_a_hanging_part_costs_only_itself(
-    assignment: Path, tmp_path: Path, known
-) -> None:
-    """`teacher` is solved, after parts that claim points and hang."""
+def test_a_dishonest_submission_gains_nothing(assignment: Path, tmp_path: Path, known) -> None:
+    """`teacher` is solved, and `attention` claims all the rest."""
     folder = filled(assignment, tmp_path / "cheat", ["teacher"])
-    for path, code in (("minbert/bert.py", CHEAT), ("multitask/methods/sampling.py", HANG)):
-        with (folder / path).open("a") as file:
-            file.write(code)
-    chosen = ("attention", "annealed", "mnrl", "teacher")
-    some = {part: found for part, found in known.items() if part.name in chosen}
-    one = grade(zipped(folder, tmp_path / "bob.zip"), some, 7, SAMPLE, Limits(4, 8 << 30))
-    states = {name: verdict.state for name, verdict in one.verdicts.items()}
-    assert [name for name, state in states.items() if state == PASSES] == ["teacher"]
-    assert one.verdicts["annealed"].lines == ("took longer than 4 seconds",)
+    with (folder / "minbert/bert.py").open("a") as file:
+        file.write(CHEAT)
+    some = {part: found for part, found in known.items() if part.name in ("attention", "mnrl", "teacher")}
+    one = grade(zipped(folder, tmp_path / "bob.zip"), some, 7, SAMPLE, LIMITS)
+    assert [name for name, verdict in one.verdicts.items() if verdict.state == PASSES] == ["teacher"]
     assert one.predictions == "0 of 6 (sst-dev-output.csv is missing)"
-    assert "took longer than 4 seconds" in feedback(one, list(some))
+    assert "mnrl            0 of 10  to do: multiple_negatives" in feedback(one, list(some))
+
+
+PARTS_WITH_FAULTS = """
+import os, sys, time
+from pathlib import Path
+_, _, out, *parts = sys.argv
+Path(out, "started").touch()
+for part in parts:
+    if part == "hangs":
+        time.sleep(600)
+    if part == "ends":
+        os._exit(0)
+    if part == "crashes":
+        os.abort()
+    Path(out, "partial").write_bytes((2).to_bytes(8, "little") + b"{}")  # safetensors without tensors
+    Path(out, "partial").rename(Path(out, f"{part}.safetensors"))
+"""
+
+
+def test_a_part_that_hangs_or_ends_the_process_costs_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "answer.py").write_text(PARTS_WITH_FAULTS)
+    parts = ["one", "hangs", "two", "ends", "crashes", "three"]
+    outcomes = run_parts(tmp_path, tmp_path, parts, 0, Limits(seconds=3, memory=8 << 30))
+    assert {part: outcome.stopped for part, outcome in outcomes.items()} == {
+        **dict.fromkeys(("one", "two", "three"), ()),
+        "hangs": ("took longer than 3 seconds",),
+        "ends": ("ended the process, status 0",),
+        "crashes": ("ended the process by signal 6",),
+    }
 
 
 def test_answers_that_are_not_answers_are_wrong(tmp_path: Path) -> None:
@@ -426,12 +448,6 @@ def test_answers_that_are_not_answers_are_wrong(tmp_path: Path) -> None:
     text.write_text("passes")
     for path in (link, large, text, tmp_path, tmp_path / "missing"):
         assert read_answer(path).stopped
-
-
-def test_a_process_that_ends_itself_is_told(tmp_path: Path) -> None:
-    for code, told in (("import os; os._exit(0)", "status 0"), ("import os; os.abort()", "by signal 6")):
-        (tmp_path / "answer.py").write_text(code)
-        assert told in run_process(tmp_path, tmp_path, ["attention"], 0, LIMITS)
 
 
 def test_the_table_of_a_class() -> None:
