@@ -179,9 +179,7 @@ class BertModel(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-        self.pooler: Linear | None = Linear(
-            config.hidden_size, config.hidden_size
-        )  # None: see from_pretrained
+        self.pooler: Linear | None = Linear(config.hidden_size, config.hidden_size)
         self.apply(self._initialize)
 
     def forward(

@@ -102,12 +102,11 @@ def find(
         if name.startswith(within):
             found[name] = tensor
     places = to_hugging_face(state)
-    begun = [part for part in OPTIONAL if any(name.startswith(part) for name in found.keys() & places.keys())]
+    lacked = tuple(part for part in OPTIONAL if not any(name.startswith(part) for name in found))
     for name, place in places.items():
         given = found.get(name)
         if given is None:
-            if not name.startswith(OPTIONAL) or name.startswith(tuple(begun)):
-                problems.append(f"{name} is missing")
+            problems += [] if name.startswith(lacked) else [f"{name} is missing"]
         elif given.shape != place.shape:
             problems.append(f"{name} has shape {shown(given.shape)}, config.json wants {tuple(place.shape)}")
         elif given.dtype not in FLOATS.values():

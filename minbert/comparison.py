@@ -315,10 +315,10 @@ class Comparison:
 
     def __str__(self) -> str:
         width = max(len(one.stage) for one in self.differences)
-        lines = [
-            f"{one.stage:{width}}  {one.largest:8.1e}  {'differs' if one.exceeds(self.tolerance) else 'same'}"
-            for one in self.differences
-        ]
+        lines = [f"{'stage':{width}}  largest difference"]
+        for one in self.differences:
+            verdict = "differs" if one.exceeds(self.tolerance) else "same"
+            lines.append(f"{one.stage:{width}}  {one.largest:18.1e}  {verdict}")
         if self.unseen:
             lines.append(f"not compared, because only one of them shows it: {', '.join(self.unseen)}")
         lines.append(f"the first that differs is {self.first}" if self.first else "no stage differs")

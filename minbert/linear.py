@@ -52,13 +52,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
-        if torch.compiler.is_compiling() or not _fast.get() or self.bias is None or not _suits_onednn(x):
-            return super().forward(x)
-        choice = chosen(self.in_features, self.out_features, len(x))
-        if not choice:
-            return super().forward(x)
-        product: Tensor = _Product.apply(_pad(x), self.weight, self.bias, choice)
-        return product[: len(x)]
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b, with the faster library inside `fast_products`: (..., inputs) -> (..., outputs)."""
+    if torch.compiler.is_compiling() or not _fast.get() or bias is None or not _suits_onednn(x):
+        return F.linear(x, weight, bias)
+    outputs, inputs = weight.shape
+    choice = chosen(inputs, outputs, len(x))
+    if not choice:
+        return F.linear(x, weight, bias)
+    product: Tensor = _Product.apply(_pad(x), weight, bias, choice)
+    return product[: len(x)]
 
 
 def _suits_onednn(x: Tensor) -> bool:

@@ -29,7 +29,7 @@ from minbert.command import explain, guarded
 from minbert.config import BertConfig
 from minbert.errors import InputError
 from minbert.files import named_folder, write_tensors
-from minbert.linear import Linear, fast_products
+from minbert.linear import Linear, fast_products, linear
 from minbert.tokenizer import SPECIAL_TOKENS, BertTokenizer
 
 # Masking
@@ -50,6 +50,11 @@ def mask_tokens(
     look. `words` (B, L) has the position of the first token of each token's word, and -1 where nothing may be
     chosen; see `words_in`. Words are chosen whole, so the last one may go beyond the rate. The result is a
     function of the arguments and the generator's state alone.
+
+    >>> ids, words = torch.full((1, 8), 7), torch.tensor([[-1, 1, 2, 2, 4, 5, 6, -1]])  # 3 belongs to 2
+    >>> masked, chosen = mask_tokens(ids, words, 4, 1000, torch.Generator().manual_seed(0), rate=1.0)
+    >>> chosen.long()
+    tensor([[0, 1, 1, 1, 1, 1, 1, 0]])
     """
     draws = torch.rand(input_ids.shape, generator=generator)
     lots = torch.rand(input_ids.shape, generator=generator)
@@ -70,6 +75,10 @@ def words_in(input_ids: Tensor, special: Tensor, continues: Tensor | None = None
 
     `special` and `continues` (V,) bool say of each token of the vocabulary whether it is special, and whether
     it continues a word, like ##ing. Without `continues`, each token is a word of its own.
+
+    >>> special, continues = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    >>> words_in(torch.tensor([[0, 1, 2, 1, 0]]), special, continues)
+    tensor([[-1,  1,  1,  3, -1]])
     """
     positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
     if continues is not None:
@@ -114,11 +123,17 @@ class MaskedLanguageHead(nn.Module):
     def forward(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
         """(N, H) and (V, H) -> logits (N, V)"""
         directions = self.norm(F.gelu(self.dense(hidden_states)))
-        return F.linear(directions, word_embeddings, self.bias)
+        return linear(directions, word_embeddings, self.bias)
 
 
 class BertForMaskedLM(nn.Module):
-    """An encoder and the head that guesses its masked tokens: a fresh one, if none is given."""
+    """An encoder and the head that guesses its masked tokens: a fresh one, if none is given.
+
+    >>> encoder = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2))
+    >>> ids = torch.tensor([[2, 4, 3]])
+    >>> BertForMaskedLM(encoder).guesses(ids == 4, ids).shape  # of the token that is 4
+    torch.Size([1, 9])
+    """
 
     def __init__(self, bert: BertModel, head: MaskedLanguageHead | None = None):
         super().__init__()
@@ -158,15 +173,15 @@ class BertForMaskedLM(nn.Module):
         """Load encoder and head, in evaluation mode, as `BertModel.from_pretrained` does. A checkpoint
         without the head, such as minilm-l6, gets a fresh one. Raises InputError if a part of the head is
         missing or misshapen, or if its decoder is not the word embeddings."""
-        bert = BertModel.from_pretrained(name_or_directory, allow_pickle, revision, **config_changes)
         directory = hub.resolve(name_or_directory, allow_pickle, revision)
-        model = cls(bert)
+        model = cls(BertModel.from_pretrained(directory, allow_pickle, **config_changes))
         state = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
         stored = checkpoint.find(directory, state, allow_pickle, within="cls.predictions.")
         if "cls.predictions.bias" in stored:
             checkpoint.fill(state, stored, directory)
+        table = model.bert.embeddings.word.weight
         decoder = stored.get("cls.predictions.decoder.weight")
-        if decoder is not None and not torch.equal(decoder.read().float(), bert.embeddings.word.weight):
+        if decoder and not (decoder.shape == table.shape and torch.equal(decoder.read().float(), table)):
             raise InputError(f"{directory}: its decoder is not its word embeddings, which is not supported")
         return model.eval()
 
@@ -189,7 +204,13 @@ def fill(
     model: BertForMaskedLM, tokenizer: BertTokenizer, text: str, k: int = 5
 ) -> list[list[tuple[str, float]]]:
     """Return for each [MASK] in a text the k most likely tokens with their probabilities, best first. Leaves
-    the model in evaluation mode. Raises InputError if there is no [MASK], or none before the text is cut."""
+    the model in evaluation mode. Raises InputError if there is no [MASK], or none before the text is cut.
+
+    >>> model = BertForMaskedLM.from_pretrained("minilm-l6")
+    >>> ((first, second),) = fill(model, BertTokenizer.from_pretrained("minilm-l6"), "A [MASK] film.", k=2)
+    >>> first[1] > second[1]  # each is a token and its probability
+    True
+    """
     model.eval()
     batch = tokenizer([text], max_length=model.bert.config.max_position_embeddings)
     chosen = batch["input_ids"] == tokenizer.mask_token_id
@@ -203,7 +224,7 @@ def fill(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the guesses for each text. Return the exit status."""
+    """Load a checkpoint, and print its guesses for each text. Return the exit status."""
     parser = argparse.ArgumentParser("python -m minbert.mlm", description="Guess the words behind [MASK].")
     parser.add_argument("weights", help="a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub")
     parser.add_argument("texts", nargs="+", metavar="text", help='such as "A [MASK] film."')
@@ -222,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_guesses(weights: str, texts: Sequence[str], k: int) -> None:
+    """Print each text, and below it a line of the k best guesses for each [MASK]."""
     model, tokenizer = BertForMaskedLM.from_pretrained(weights), BertTokenizer.from_pretrained(weights)
     if not model.head.bias.any():
         print(f"{weights}: has no trained head for masked tokens, so these are poor guesses", file=sys.stderr)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minbert.bert import BertModel, BertOutput
 from minbert.checkpoint import contents, to_hugging_face
 from minbert.errors import InputError, short_line
+from minbert.mlm import BertForMaskedLM
 from minbert.optim import AdamW
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ TINY = CHECKOUT / "weights" / "tiny"
 REFERENCE = CHECKOUT / "tests" / "reference.safetensors"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EXACT = 2e-6  # on every number of the encoder, in float32
+LOGITS = 1e-5  # sums over the width of a head whose weights are random
 GRADIENT = 1e-5  # relative to a parameter's largest gradient
 ALL_THE_SAME = "all the same as Hugging Face's BERT and torch's AdamW"
 UPDATES, UPDATED = 1000, 1e-6  # of AdamW: how many, and how far its parameters may be off then
@@ -69,7 +71,7 @@ def reference_loss(last_hidden_state: Tensor, pooler_output: Tensor, attention_m
 
 def check_encoder(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
     """Compare embeddings, attention weights, layers and pooler with those recorded, at real tokens."""
-    largest: dict[str, float] = {}
+    off: dict[str, list[Tensor]] = {}  # by the stage, in each case
     for case in ("single", "pair", "one"):
         batch = {name: recorded[f"{case}.{name}"] for name in INPUTS}
         real = batch["attention_mask"].bool()
@@ -79,26 +81,34 @@ def check_encoder(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[
             theirs = recorded[f"{case}.{name}"]
             if name.startswith("attentions"):  # (B, A, L, L): the queries are the rows that are real or not
                 ours, theirs = ours.transpose(1, 2), theirs.transpose(1, 2)
-            off = (ours - theirs) if name == "pooler_output" else (ours - theirs)[real]
-            largest[stage] = max(largest.get(stage, 0.0), off.abs().max().item())
-    for stage, most in largest.items():
-        yield Check(stage, most, EXACT)
+            distance = (ours - theirs).abs() if name == "pooler_output" else (ours - theirs).abs()[real]
+            off.setdefault(stage, []).append(distance.max())
+    for stage, found in off.items():
+        yield Check(stage, _largest(found), EXACT)
+
+
+def _largest(found: list[Tensor]) -> float:
+    """Return the largest of these scalars, or NaN if one is; Python's max passes over NaN."""
+    return torch.stack(found).max().item()
 
 
 def _outputs(output: BertOutput) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (stage, name in the reference, tensor) in the order of computation."""
-    embeddings, *states = output.hidden_states or ()
+    assert output.hidden_states is not None and output.attentions is not None  # they were asked for
+    embeddings, *states = output.hidden_states
     yield "embeddings", "hidden_states.0", embeddings
-    for layer, (attended, state) in enumerate(zip(output.attentions or (), states, strict=True)):
+    for layer, (attended, state) in enumerate(zip(output.attentions, states, strict=True)):
         yield f"layer {layer}, weights", f"attentions.{layer}", attended
         yield f"layer {layer}", f"hidden_states.{layer + 1}", state
-    yield "pooler", "pooler_output", output.pooler_output
+    if output.pooler_output is not None:
+        yield "pooler", "pooler_output", output.pooler_output
 
 
 def check_gradients(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
     """Compare the gradients of `reference_loss` with those recorded, relative to each parameter's largest."""
     batch = {name: recorded[f"pair.{name}"] for name in INPUTS}
     output = model(**batch)
+    assert output.pooler_output is not None
     loss = reference_loss(output.last_hidden_state, output.pooler_output, batch["attention_mask"])
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # 0 where there is none
@@ -106,7 +116,7 @@ def check_gradients(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterato
     prefix = "pair.gradients."
     theirs = {name.removeprefix(prefix): grad for name, grad in recorded.items() if name.startswith(prefix)}
     off = [(found[name] - grad).abs().max() / grad.abs().max() for name, grad in theirs.items()]
-    yield Check("gradients", torch.stack(off).max().item(), GRADIENT)
+    yield Check("gradients", _largest(off), GRADIENT)
 
 
 def check_adamw(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
@@ -116,17 +126,30 @@ def check_adamw(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Ch
     start, truth = torch.randn(2, 4, 3, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = AdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)
-    largest = 0.0
+    off = []
     for _ in range(UPDATES):
         x = torch.randn(8, 3, generator=generator)
         for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
             weight.grad = 2 * (x @ (weight.detach() - truth).T).T @ x / len(x)
             optimizer.step()
-        largest = max(largest, (ours - theirs).abs().max().item())
-    yield Check("AdamW", largest, UPDATED)
+        off.append((ours - theirs).detach().abs().max())
+    yield Check("AdamW", _largest(off), UPDATED)
 
 
-CHECKS = (check_encoder, check_gradients, check_adamw)
+@torch.no_grad()
+def check_masked(model: BertModel, recorded: Mapping[str, Tensor]) -> Iterator[Check]:
+    """Compare the logits of masked tokens with those recorded, given the head that is recorded with them."""
+    masked = BertForMaskedLM(model)
+    for name, parameter in masked.head.named_parameters():
+        (theirs,) = to_hugging_face({f"head.{name}": parameter})
+        parameter.copy_(recorded[f"masked.{theirs}"])
+    batch = {name: recorded[f"masked.{name}"] for name in INPUTS}
+    real = batch["attention_mask"].bool()
+    off = (masked(**batch) - recorded["masked.logits"]).abs()[real]
+    yield Check("masked tokens", off.max().item(), LOGITS)
+
+
+CHECKS = (check_encoder, check_gradients, check_adamw, check_masked)
 
 
 def print_sanity() -> bool:

@@ -23,8 +23,13 @@ def resume(run: str | Path) -> str:
     return command("--resume", "--out", run)
 
 
+def program() -> str:
+    """Return how this program is called: as the console script, or as a module."""
+    return "multitask" if Path(sys.argv[0]).stem == "multitask" else "python -m multitask.run"
+
+
 def _program() -> list[str]:
     script = Path(sys.argv[0])
-    if script.stem == "multitask":  # the console script
+    if program() == "multitask":
         return ["multitask" if shutil.which("multitask") == str(script) else str(script)]
     return [sys.orig_argv[0], "-m", "multitask.run"]

@@ -14,6 +14,7 @@ from minbert.errors import InputError, short_line, shown
 from minbert.fields import Field, check, did_you_mean, from_text
 from minbert.hub import CHECKPOINTS, COMMIT
 from minbert.reading import load_toml
+from multitask import advice
 from multitask.config import (
     DEFAULTS,
     FIELDS,
@@ -233,8 +234,8 @@ def _parser(option: str | None = None) -> argparse.ArgumentParser:
         f"--option is one of\n{explained}\n\n--option OPTION --help lists the flags of one option."
     )
     parser = _Parser(
-        prog="python -m multitask.run",
-        usage=f"python -m multitask.run --option {option or 'OPTION'} [--flag VALUE ...]",
+        prog=advice.program(),
+        usage=f"{advice.program()} {option or 'OPTION'} [--flag VALUE ...]",
         description=whole if option is None else f"--option {option}: {OPTIONS[option].meaning}.",
         epilog="A flag beats the recipe, and the recipe beats the defaults.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

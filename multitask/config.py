@@ -92,7 +92,7 @@ class Training(Group):
         low=1,
     )
     accumulate: int = field(1, "batches in an update, all of one task", low=1, below=10**5)
-    lr: float = field(5e-5, "highest learning rate")
+    lr: float = field(5e-5, "highest learning rate", most=1)
     schedule: str = field("linear", "the rate after its warm-up", choices=SCHEDULES)
     warmup: float = field(0.06, "fraction of all updates in which the rate rises", below=1)
     weight_decay: float = field(1e-4, "AdamW's decay; biases and LayerNorm have none")
@@ -199,7 +199,7 @@ class Mlm(Group):
 class Runs(Group):
     title = "run"
     run: tuple[str, ...] = field(
-        (), "finished run or ensemble to use; for an ensemble, its runs", separator=" "
+        (), "finished run or ensemble to use; ensemble and report take several", separator=" "
     )
 
 
@@ -231,7 +231,8 @@ class Output(Group):
     out: str | None = field(
         None,
         "folder of this run (default: the next free runs/OPTION-N), or of an export; "
-        "inspect: task file to write (default: tasks.toml)",
+        "inspect: task file to write (default: tasks.toml); "
+        "report of several runs: HTML file, or folder (default: comparison.html in the first run's folder)",
     )
 
 
@@ -266,6 +267,12 @@ class Tsne(Group):
     title = "report"
     perplexity: float = field(50.0, "t-SNE's perplexity, about each sentence's neighbours (mnrl only)", low=1)
     iterations: int = field(4000, "t-SNE's iterations (mnrl only)", low=250, below=10**6)
+
+
+@dataclass(frozen=True)
+class Baseline(Group):
+    title = "report"
+    baseline: str | None = field(None, "run or ensemble to compare a single --run with")
 
 
 @dataclass(frozen=True)
@@ -351,8 +358,8 @@ OPTIONS = {
         (Tables, Selection, Runs, Choice, Output, Products, *_EVERY), ("run",),
     ),
     "report": Option(
-        "write the report of a run or an ensemble: report.html and its figures",
-        (Tables, Runs, Tsne, *_EVERY), ("run",), one_run=True,
+        "write the report of a run or an ensemble, or of several side by side, the first as the baseline",
+        (Tables, Runs, Output, Replacing, Baseline, Tsne, *_EVERY), ("run",),
     ),
     "predict": Option(
         "read texts from a file or standard input, write predictions as it goes",
@@ -368,7 +375,7 @@ OPTIONS = {
     ),
 }  # fmt: skip
 FOLDERS = tuple(  # the options that write a run's folder, or that of an export
-    name for name, option in OPTIONS.items() if Output in option.groups and Inspection not in option.groups
+    name for name, option in OPTIONS.items() if Output in option.groups and Replacing not in option.groups
 )
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -407,6 +414,7 @@ class Config:
     saving: Saving = Saving()
     machine: Machine = Machine()
     products: Products = Products()
+    baseline: Baseline = Baseline()
     tsne: Tsne = Tsne()
     one_task: OneTask = OneTask()
     prediction: Prediction = Prediction()

@@ -101,7 +101,8 @@ def next_commands(config: Config, run: Path, selected: Collection[str]) -> Itera
         if data is not None and is_plain_text(Path(data), tasks_of(config).values()):
             data = "DIR"  # with tables
         yield command("finetune", "--init", run, *(["--data", data] if data else []))
+        yield command("report", "--run", run)
         if config.option == "mlm":
             yield python("minbert.mlm", run / BEST, "A [MASK] film.")
-        yield command("report", "--run", run)
-        yield command("export", "--run", run, "--to", "hf", "--out", f"{run}-hf")
+        else:
+            yield command("export", "--run", run, "--to", "hf", "--out", f"{run}-hf")

@@ -14,7 +14,7 @@ from minbert.errors import InputError, counted
 from minbert.files import write_text
 from multitask import distributed, machine, targets
 from multitask.advice import command, resume
-from multitask.config import PATHS, Config, Tsne
+from multitask.config import PATHS, Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
@@ -31,8 +31,9 @@ from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
 from multitask.progress import Progress
 from multitask.report.card import write_card
-from multitask.report.figures import can_plot
+from multitask.report.drawing import can_plot
 from multitask.report.page import write_report
+from multitask.reporting import run_report
 from multitask.runs import (
     claim_folder,
     data_of,
@@ -43,12 +44,12 @@ from multitask.runs import (
     print_scores,
     read_and_print_notes,
     set_up,
-    settings_of,
     write_all_predictions,
     write_result,
 )
 from multitask.serve import run_server
 from multitask.state import States
+from multitask.streams import check_paths
 from multitask.train import TrainingRun, fit
 
 # Training
@@ -278,26 +279,13 @@ def run_evaluation(config: Config) -> None:
     print(f"predictions {run / PREDICTIONS}")
 
 
-def run_report(config: Config) -> None:
-    """Write the report of a run: report.html, self-contained, and the figures beside it."""
-    run = Path(config.runs.run[0])
-    if not (run / CONFIG).is_file() and (run.parent / CONFIG).is_file():  # the best/ of a run
-        run = run.parent
-    run = place_of_run(run)
-    device = set_up(config)
-    if config.tsne != Tsne() and settings_of(run).get("option") != "mnrl":
-        raise InputError(f"--perplexity and --iterations are for t-SNE of a run of mnrl, not for {run}")
-    data = config.tables.data or data_of(run)
-    print(f"report {write_report(run, data, device, config.reading.skip_bad_rows, config.tsne)}")
-
-
 def run_prediction(config: Config) -> None:
     """Read a stream of texts, write predictions."""
-    device = set_up(config)
-    model = load_run(Path(config.runs.run[0]), config, device)
-    given, name = config.prediction, config.one_task.task
+    given, name, force = config.prediction, config.one_task.task, config.replacing.force
+    check_paths(given.input, given.output, force)
+    model = load_run(Path(config.runs.run[0]), config, set_up(config))
     task = tasks.select([name], model.tasks)[name]
-    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, config.replacing.force)
+    predict(model, task, given.input, given.output, config.reading.skip_bad_rows, force)
 
 
 JOBS: dict[str, Callable[[Config], None]] = {

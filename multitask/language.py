@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,11 @@ class LanguageModel(MultitaskBert):
     @property
     def language(self) -> BertForMaskedLM:
         return BertForMaskedLM(self.encoder, self.language_head)
+
+    @property
+    def layer_shapes(self) -> set[tuple[int, int]]:
+        decoder = self.encoder.config.hidden_size, self.encoder.config.vocab_size
+        return super().layer_shapes | {decoder}
 
     def guesses(self, chosen: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits (N, V) of a batch's chosen tokens, through encoder and head in the model's
@@ -77,7 +81,7 @@ class MaskedLanguageModelling:
         for batch, masked, chosen in self.masked(tokens, self.plan.batches(step), generator):
             part, weight = part_of(len(chosen))
             total, _ = self.summed({name: x[part] for name, x in batch.items()}, masked[part], chosen[part])
-            loss = total * math.ceil(weight) / chosen.sum().clamp(min=1).item()
+            loss = total * (weight > 0) / max(1, int(chosen.sum()))
             yield loss, {"objective/all": loss.item()}
 
     def masked(
@@ -133,8 +137,10 @@ class MaskedLanguageModelling:
         return f"{name}, rows {', '.join(map(str, np.concatenate(self.plan.batches(step)) + 1))}"
 
 
-def log_frequencies(tokens: Iterable[Tokens], vocab_size: int) -> Tensor:
+def log_frequencies(tokens: Iterable[Tokens], never: np.ndarray, vocab_size: int) -> Tensor:
     """Return the logarithm of each token's share of these texts, (V,), as if each token of the vocabulary
-    stood once more in them: where a fresh head's bias starts."""
+    stood once more in them: where a fresh head's bias starts. The ids in `never`, which are never to be
+    guessed, do not count."""
     counts = sum(np.bincount(some.ids, minlength=vocab_size) for some in tokens) + np.ones(vocab_size)
+    counts[never] = 1
     return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -86,8 +86,7 @@ def _choices(model: MultitaskBert, precision: str, device: torch.device) -> dict
     """Return which of the encoder's products oneDNN is to compute: none on a GPU, in bf16, or without it."""
     if device.type != "cpu" or precision != "float32" or not onednn_is_here():
         return {}
-    layers = [module for module in model.encoder.modules() if isinstance(module, Linear)]
-    return libraries.choices({(layer.in_features, layer.out_features) for layer in layers})
+    return libraries.choices(model.layer_shapes)
 
 
 def describe_products(record: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -10,10 +11,15 @@ from tqdm import tqdm
 from minbert.command import unguarded
 
 
+def has_room(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that is known to have columns for a bar."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+
+
 def progress_bar(items: Any = None, *, shown: bool = True, **settings: Any) -> tqdm:
     """Return tqdm's bar over these items, on a terminal, or else no more than the items."""
     bar = unguarded(sys.stderr)  # its carriage returns are to be obeyed
-    hidden = not shown or not sys.stderr.isatty()
+    hidden = not shown or not has_room(sys.stderr)
     return tqdm(items, disable=hidden, file=bar, dynamic_ncols=True, leave=False, **settings)
 
 

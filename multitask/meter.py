@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 from minbert.command import unguarded
+from multitask.messages import has_room
 from multitask.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10
@@ -29,7 +30,7 @@ class Meter:
         """Show the state after a step."""
         if self.first_step < 0:
             self.first_step = progress.step - 1
-            if sys.stderr.isatty():
+            if has_room(sys.stderr):
                 self.bar = tqdm(
                     total=self.total,
                     initial=self.first_step,

@@ -24,6 +24,7 @@ from minbert.checkpoint import FLOATS, contents
 from minbert.errors import InputError, counted, short_line, shown
 from minbert.fields import check_table, field, fields_of
 from minbert.files import named_folder, write_tensors, write_text
+from minbert.linear import Linear
 from minbert.packing import Packing
 from minbert.reading import load_toml
 from minbert.tokenizer import BertTokenizer
@@ -106,6 +107,12 @@ class MultitaskBert(nn.Module, Predictor):
     def frozen(self) -> bool:
         """Whether only the heads are trained."""
         return not self.encoder.embeddings.word.weight.requires_grad
+
+    @property
+    def layer_shapes(self) -> set[tuple[int, int]]:
+        """The (inputs, outputs) of the layers whose products may be those of another library."""
+        layers = [module for module in self.encoder.modules() if isinstance(module, Linear)]
+        return {(layer.in_features, layer.out_features) for layer in layers}
 
     @property
     def device(self) -> torch.device:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -33,8 +32,6 @@ def predict(
     is complete. Prints how many texts were cut. Raises InputError if a file cannot be read or written, if the
     output exists, unless `force` replaces it, or at a bad row, unless `skip_bad_rows` drops it.
     """
-    if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
-        raise InputError(f"{target}: is also the input; name another --output")
     rows = cut = 0
     with (
         open_input(source) as given,

@@ -21,7 +21,7 @@ from multitask import distributed, machine
 from multitask.config import Config, Mlm, Rows, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
-from multitask.data.tables import SPLITS, Splits, fingerprint, read_splits
+from multitask.data.tables import SPLITS, Splits, Table, fingerprint, read_splits
 from multitask.data.tasks import Task
 from multitask.data.texts import is_plain_text, read_texts
 from multitask.data.tokens import Examples
@@ -132,29 +132,30 @@ def _prepare_ranking(
 def _prepare_language(config: Config, rows: Splits, device: torch.device) -> TrainingRun:
     with distributed.first_on_machine():
         model = build_language_model(config.start, config.encoder.dropout)
-    train, dev = (
-        {name: model.tokenize_and_print_cuts(table, model.long) for name, table in rows[split].items()}
-        for split in SPLITS[:2]
-    )
-    train, dev = (
-        {name: one.in_windows(model.max_length) for name, one in some.items()} for some in (train, dev)
-    )
+    model = machine.place(model, config.products, device)
+
+    def texts(table: Table) -> Examples:
+        return model.tokenize_and_print_cuts(table, model.long).in_windows(model.max_length)
+
+    train, dev = ({name: texts(table) for name, table in rows[split].items()} for split in SPLITS[:2])
     check_batches_fit(model, train, config.batches)
-    start_bias(model, train)
     masking = Masking(model.tokenizer, config.mlm.mask_rate, config.mlm.whole_words)
+    start_bias(model, train, masking)
     plan = plan_over(train, config.batches, config.training)
-    method = MaskedLanguageModelling(machine.place(model, config.products, device), train, dev, plan, masking)
+    method = MaskedLanguageModelling(model, train, dev, plan, masking)
     summary = plan.describe(list(train))
     return _assemble(config, method, plan.steps_per_epoch, plan.rows_per_step, summary, rows)
 
 
-def start_bias(model: LanguageModel, train: Mapping[str, Examples]) -> None:
-    """Start a fresh head's bias from the tokens' frequencies: a small learning rate would take long to move
-    it there. One that is trained is never all zeros."""
+def start_bias(model: LanguageModel, train: Mapping[str, Examples], masking: Masking) -> None:
+    """Start a fresh head's bias, which is all zeros, from the tokens' frequencies, and say so: a small
+    learning rate would take long to move it there."""
     bias = model.language_head.bias
     if not bias.any():
+        print("the checkpoint has no head for masked tokens: a fresh one starts from its word embeddings")
         tokens = (examples.tokens for examples in train.values())
-        bias.data.copy_(log_frequencies(tokens, len(bias)))
+        never = masking.special.nonzero().squeeze(1).numpy()
+        bias.data.copy_(log_frequencies(tokens, never, len(bias)))
 
 
 def _build(config: Config, selected: Mapping[str, Task], device: torch.device) -> MultitaskBert:

@@ -20,6 +20,7 @@ from minbert.reading import GZIP, Gunzip, expanded
 from multitask.data.formats import lines_of
 
 PATIENCE = 0.02  # seconds in which lines that were sent together arrive
+NOT_WRITTEN = (".json", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 CAN_WAIT = os.name != "nt"  # Windows cannot tell whether a pipe holds more
 
 
@@ -152,6 +153,28 @@ def _standard_output() -> TextIO:
     return stdout
 
 
+def check_paths(source: str, target: str, force: bool) -> None:
+    """Raise InputError for what is wrong at first sight, before a model is loaded: an input that is missing,
+    an output that exists, is the input or has no folder, or a form that is not written."""
+    if source != "-" and not Path(source).exists():
+        raise InputError(f"{source}: no such file; correct --input")
+    if target == "-":
+        return
+    if Path(target).suffix in NOT_WRITTEN:
+        written = "tab-separated text, CSV (.csv) and JSON lines (.jsonl)"
+        raise InputError(f"{target}: predictions are {written}; give --output another ending")
+    if source != "-" and Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"{target}: is also the input; name another --output")
+    if not Path(target).parent.is_dir():
+        raise InputError(f"{Path(target).parent}: no such folder; make it, or name another --output")
+    _check_replaceable(target, force)
+
+
+def _check_replaceable(target: str, force: bool) -> None:
+    if Path(target).is_file() and not force:
+        raise InputError(f"{target}: exists; replace it with --force, or name another --output")
+
+
 def _create(target: str, force: bool) -> tuple[BinaryIO, Path, Path]:
     """Open a file for the predictions. Return it, its path, and where it is until it is complete: a pipe or a
     device is written directly."""
@@ -159,8 +182,7 @@ def _create(target: str, force: bool) -> tuple[BinaryIO, Path, Path]:
     try:
         if path.exists() and not path.is_file():
             return open(path, "wb"), path, path
-        if path.exists() and not force:
-            raise InputError(f"{target}: exists; replace it with --force, or name another --output")
+        _check_replaceable(target, force)
         partial = partial_path(path)
         return create(partial), path, partial
     except OSError as error:

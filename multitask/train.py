@@ -35,7 +35,7 @@ SCORED = ("dev", "dev_loss", "train", "teacher")  # the parts of a record that m
 
 
 class Method(Protocol):
-    """What the loop asks of a way to train: `finetune.py` and `ranking.py` have one each."""
+    """What the loop asks of a way to train: `finetune.py`, `ranking.py` and `language.py` have one each."""
 
     @property
     def model(self) -> MultitaskBert:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ WORDS = [
     "the", "film", "was", "good", "a", "bad", "movie", "is", "very", "man",
     "plays", "and", "guitar", "woman", "eats", "how", "do", "i", "learn", "what",
 ]  # fmt: skip
+HOSTILE = (
+    "<script>document.title = 1</script><img src=x onerror='document.title = 2'> \" onload=\"alert(3) </td>"
+    " https://evil.example"
+)
 
 
 def sentence(seed: int) -> str:
@@ -121,3 +126,35 @@ def collate(
     rows = np.asarray(rows)
     inputs = examples.tokens.batch(rows, model.tokenizer.pad_token_id)
     return dict(inputs), torch.as_tensor(examples.labels[rows], dtype=torch.float32)
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes, all text, and the cells of all tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.text, self.in_cell = "", False
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.cells.append([])
+        elif tag in ("td", "th"):
+            self.cells[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.in_cell:
+            self.cells[-1][-1] += data
+
+
+def parse(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    return page

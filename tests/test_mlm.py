@@ -16,8 +16,12 @@ from torch import Tensor, tensor
 from minbert import BertForMaskedLM, BertModel, BertTokenizer, InputError, fill, mask_tokens, mlm
 from minbert.mlm import Masking, words_in
 from multitask import MultitaskBert
-from multitask.data.tables import SAMPLE, is_held_out
+from multitask.command_line import resolve
+from multitask.data.tables import SAMPLE, SPLITS, is_held_out
 from multitask.data.tasks import BUILT_IN, SENTIMENT
+from multitask.methods.sampling import random_seed
+from multitask.preparation import prepare, read_rows, tasks_of
+from multitask.report.page import write_report
 from multitask.run import main
 
 MASK, VOCAB = 4, 1000
@@ -306,6 +310,32 @@ def test_perplexity_is_that_of_the_model_in_best(finished, words):
     assert records_of(finished)[1]["dev"]["perplexity"] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_the_loss_is_the_mean_over_the_chosen_tokens(words):
+    """With a forward pass of all tokens beside it; and each step has masks of its own, always the same."""
+    config = resolve([*words, "--encoder-dropout", "0", "--tasks", "paraphrase"])
+    selected = tasks_of(config)
+    method = prepare(config, selected, read_rows(config, SPLITS[:2], selected), torch.device("cpu")).method
+    tokens, rows = method.train["paraphrase"].tokens, method.plan.batches(3)
+    draws = generator(random_seed(0, "masks", 3))
+    ((batch, masked, chosen),) = method.masked(tokens, rows, draws)
+    logits = method.model.language(**{**batch, "input_ids": masked})[chosen]
+    ((loss, terms),) = method.losses(3)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["input_ids"][chosen]))
+    assert terms == {"objective/all": loss.item()}
+    (again, _), (other, _) = next(method.losses(3)), next(method.losses(4))
+    assert again == loss != other
+
+
+def test_its_report_shows_perplexity(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    page = write_report(tmp_path / "run", None, torch.device("cpu")).read_text()
+    for record in records_of(finished):
+        assert f"<td>{record['dev']['perplexity']:.3f}</td>" in page
+    assert "Perplexity" in (tmp_path / "run" / "figures" / "learning-curves.svg").read_text()
+    assert main(["--option", "report", "--run", str(tmp_path / "run"), "--perplexity", "5"]) == 2
+    assert "are for t-SNE of a run of mnrl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag, place", [("--weights", "best"), ("--weights", ""), ("--init", "")])
 @pytest.mark.parametrize("option", ["finetune", "mlm"])
 def test_others_start_from_it(finished, words, tmp_path, option, flag, place):
@@ -329,6 +359,7 @@ def test_a_fresh_bias_starts_at_the_frequencies(tiny, words, tmp_path):
     tokenizer = BertTokenizer.from_pretrained(tiny)
     the, never = (tokenizer.token_ids([word])[0][0][1] for word in ("the", "z"))
     assert bias.exp().sum().item() == pytest.approx(1, rel=1e-4) and bias[the] > bias[never] + 1
+    assert torch.equal(bias[[tokenizer.pad_token_id, 2, 3]], bias[never].expand(3))  # no [CLS], no [SEP]
 
 
 def test_weights_without_a_pooler(published, words, tmp_path, capsys):

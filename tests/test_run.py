@@ -257,6 +257,24 @@ def test_predict_does_not_write_over_its_input(call, finished, tmp_path):
     assert texts.read_text() == "good\n"
 
 
+@pytest.mark.parametrize(
+    "source, target, said",
+    [
+        ("nix.csv", "out.tsv", "nix.csv: no such file; correct --input"),
+        ("in.txt", "old.tsv", "old.tsv: exists; replace it with --force, or name another --output"),
+        ("in.txt", "out.xlsx", "out.xlsx: predictions are tab-separated text, CSV (.csv) and JSON lines "),
+        ("in.txt", "no/out.tsv", "no: no such folder; make it, or name another --output"),
+    ],
+)
+def test_predict_finds_wrong_paths_before_it_loads_a_model(call, tmp_path, monkeypatch, source, target, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.txt", "old.tsv"):
+        Path(name).write_text("good\n")
+    predict = ["--option", "predict", "--run", "no-run", "--task", "sentiment"]
+    status, _, err = call(*predict, "--input", source, "--output", target)
+    assert status == 2 and err.startswith(f"error: {said}")
+
+
 def test_bad_rows_stop_a_run_before_it_starts_or_are_dropped(call, finetune, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     path = SENTIMENT.path(tmp_path / "data", "train")

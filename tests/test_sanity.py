@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from minbert import bert, sanity
+from minbert import bert, mlm, sanity
 from minbert.comparison import main
 
 
@@ -29,13 +29,20 @@ def failing(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_all_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--sanity"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
-    stages = "embeddings|layer 0, weights|layer 0|layer 1, weights|layer 1|pooler|gradients|AdamW"
+    stages = (
+        "embeddings|layer 0, weights|layer 0|layer 1, weights|layer 1|pooler|gradients|AdamW|masked tokens"
+    )
     assert [line.split("  ")[0] for line in lines] == stages.split("|")
     assert all(line.endswith("  same") for line in lines)
 
 
 def unscaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Any:
     weights = (query @ key.mT + mask).softmax(dim=-1)
+    return weights @ value, weights
+
+
+def not_a_number(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Any:
+    weights = (query @ key.mT * math.nan + mask).softmax(dim=-1)
     return weights @ value, weights
 
 
@@ -46,7 +53,11 @@ def not_differentiated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, 
 
 @pytest.mark.parametrize(
     ("attention", "first", "last"),
-    [(unscaled, "layer 0, weights", "gradients"), (not_differentiated, "gradients", "gradients")],
+    [
+        (unscaled, "layer 0, weights", "masked tokens"),
+        (not_a_number, "layer 0, weights", "masked tokens"),
+        (not_differentiated, "gradients", "gradients"),
+    ],
 )
 def test_mistakes_in_the_encoder(
     attention: Callable[..., Any],
@@ -89,3 +100,10 @@ def test_outside_a_checkout(
     assert main(["--sanity"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "reference.safetensors" in line and "run the check in a checkout" in line
+
+
+def test_a_mistake_in_the_masked_head(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mlm.MaskedLanguageHead, "forward", lambda head, x, table: x @ table.T + head.bias)
+    assert failing(capsys) == ["masked tokens"]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from multitask.serve import address_of, listen, main, server_of
 from multitask.serving.batching import Batches, Full
 
 TEXTS: dict[str, list[Any]] = {
-    "sentiment": ["a good film", "", "é" * 3000],
+    "sentiment": ["a good film", "", "é" * 2000, "good " * 600],
     "paraphrase": [("how old", "what age"), ("a", "b")],
     "similarity": [("a man eats", "a woman eats")],
     "mood": ["a bad film", "what"],
@@ -115,6 +116,8 @@ def test_answers_are_those_of_predict(client: Client, model: MultitaskBert, name
     status, answers = client.predict(name, TEXTS[name])
     assert status == 200
     predicted = model.predict(name, TEXTS[name])
+    assert [answer["cut"] for answer in answers] == model.are_cut(name, TEXTS[name])
+    assert any(answer["cut"] for answer in answers) == (name == "sentiment")
     if name == "similarity":
         assert [answer["value"] for answer in answers] == pytest.approx(predicted, abs=1e-5)
         return
@@ -159,6 +162,20 @@ def test_a_body_of_no_stated_length_is_bounded_too(client: Client) -> None:
     parts = iter([b'["', *[b"x" * 1000] * 30, b'"]'])
     status, answer, _ = client.ask("/predict/sentiment", parts, **{"transfer-encoding": "chunked"})
     assert (status, answer["detail"]) == (413, "the body has more than 20,000 bytes")
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multitask.serving.app.PATIENCE", 0.2)
+
+    def slowly() -> Iterator[bytes]:
+        yield b'["'
+        time.sleep(1)
+        yield b'x"]'
+
+    status, answer, _ = client.ask("/predict/sentiment", slowly(), **{"transfer-encoding": "chunked"})
+    assert (status, answer["detail"]) == (408, "the body did not arrive within 0.2 seconds")
 
 
 def test_other_sites_cannot_use_it(client: Client) -> None:
@@ -339,7 +356,7 @@ def test_both_pages_load_nothing_from_elsewhere(client: Client) -> None:
 def test_the_interface_describes_every_task(client: Client) -> None:
     paths = client.ask("/openapi.json")[1]["paths"]
     assert {*paths} == {"/tasks", "/health", *(f"/predict/{name}" for name in TEXTS)}
-    assert {"200", "413", "422", "503"} == {*paths["/predict/similarity"]["post"]["responses"]}
+    assert {"200", "408", "413", "422", "503"} == {*paths["/predict/similarity"]["post"]["responses"]}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ many draws at once: predictions p and labels y, (K,), and weights w, (R, K), giv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,14 +22,21 @@ Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def resampled(weighted: Weighted, predictions: np.ndarray, labels: np.ndarray, name: str) -> np.ndarray:
     """Return the metric on each of `RESAMPLES` draws of the rows (N,): always the same for one name."""
+    return resampled_together(weighted, [predictions], labels, name)[0]
+
+
+def resampled_together(
+    weighted: Weighted, predictions: Sequence[np.ndarray], labels: np.ndarray, name: str
+) -> np.ndarray:
+    """Return the metric of M models' predictions, (N,) each, on the same draws: (M, RESAMPLES)."""
     generator = np.random.default_rng(list(name.encode()))
-    (p, y), counts = np.unique(np.stack([predictions, labels]), axis=1, return_counts=True)
+    (*each, y), counts = np.unique(np.stack([*predictions, labels]), axis=1, return_counts=True)
     chunk = max(1, WEIGHTS // len(counts))
-    found = [
-        weighted(p, y, generator.multinomial(len(labels), counts / len(labels), size).astype(np.float64))
-        for size in _sizes(RESAMPLES, chunk)
-    ]
-    return np.concatenate(found)
+    found = []
+    for size in _sizes(RESAMPLES, chunk):
+        w = generator.multinomial(len(labels), counts / len(labels), size).astype(np.float64)
+        found.append([weighted(p, y, w) for p in each])
+    return np.concatenate(found, axis=1)
 
 
 def _sizes(count: int, chunk: int) -> list[int]:

@@ -27,7 +27,7 @@ class PlainText(Source):
         with opened(self.path) as file:
             for number, line in enumerate(hashed(lines_of(file, str(self.path)), hasher), start=1):
                 try:
-                    row = Row(number, str(number), (decode(line).strip(),), None)
+                    row = Row(number, str(number), (decode(line).removeprefix("\ufeff").strip(),), None)
                 except ValueError as error:
                     if not self.skip_bad_rows:
                         drop = "fix it, or drop such lines with --skip-bad-rows"

@@ -232,6 +232,11 @@ class Plan:
             return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
         return self._counts_before(self.turns, steps)
 
+    @property
+    def passes(self) -> np.ndarray:
+        """How often the run passes over all rows of each task."""
+        return self.updates * self.rows / np.asarray(self.sizes)
+
     def _counts_before(self, turns: np.ndarray, step: int) -> np.ndarray:
         """Return how many updates before this one each task gets, if the tasks take these turns."""
         passes, rest = divmod(step, len(turns))
@@ -281,9 +286,8 @@ class Plan:
         Gives each task's share of the first and the last epoch, the mean number of rows in its updates, and
         how often the run passes over its rows.
         """
-        passes = self.updates * self.rows / np.asarray(self.sizes)
         columns = zip(
-            names, self.sizes, self.shares(1), self.shares(self.epochs), self.rows, passes, strict=True
+            names, self.sizes, self.shares(1), self.shares(self.epochs), self.rows, self.passes, strict=True
         )
         lines = [
             f"  {name:12} {size:9,} rows, {self._parts(first, last)}, {rows:.4g} rows each, {done:.2f} passes"

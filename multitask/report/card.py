@@ -25,8 +25,9 @@ from multitask.data.tasks import Task
 from multitask.layout import BEST, CARD, CONFIG
 from multitask.model import read_definitions
 from multitask.recipes import read_settings
-from multitask.report.page import first_checkpoint, interval_of, pretraining
+from multitask.report.origin import first_checkpoint, pretraining
 from multitask.report.records import is_number
+from multitask.report.sections import interval_of
 
 MOST_LABELS, MOST_NAMES = 20, 5  # spelled out
 NOT_TOLD = {"out", "report", *MACHINE}  # settings without a part in what the model is

@@ -1,47 +1,32 @@
 """Figures of a run, as in section 5 of "Jack of All Trades, Master of Some: Improving BERT for Multitask
-Learning" (Stanford CS224N). Each is a pure function from arrays or records to a matplotlib `Figure`.
-
-Plotting needs the extra `plots`, which is imported on first use. Nothing uses pyplot's global state.
+Learning" (Stanford CS224N). Each is a pure function from arrays or records to a matplotlib `Figure`, for
+a light ground or, with `theme=DARK`, a dark one.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minbert.errors import InputError
-from minbert.files import make_folder, write_content
 from multitask.data.tasks import RESERVED
+from multitask.report.drawing import LIGHT, Theme, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
-
-# Labels are never parsed as formulas, and equal figures are equal byte for byte.
-STYLE: Any = {
-    "text.parse_math": False, "svg.hashsalt": "minbert", "figure.constrained_layout.use": True,
-    "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#888888", "xtick.color": "#555555", "ytick.color": "#555555",
-    "axes.labelcolor": "#333333",
-}  # fmt: skip
-INK, PALE = "#222222", "#999999"
-# Both palettes can be told apart by colour-blind readers.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")  # for tasks (Okabe and Ito)
-THEMES = {"light": ("#1f2328", "#8b949e", "#0072b2"), "dark": ("#f0f6fc", "#9198a1", "#6cb6ff")}  # ink, pale
-ORDERED = ("#08417a", "#5aa2d8", "#b9b9b9", "#f29c3c", "#9c3504")  # for ordered classes
+Curve = tuple[Sequence[float], Sequence[float]]  # updates, values
+Estimate = tuple[float, Sequence[float]]  # a score, and the ends of its interval
 PANELS = {  # part of a record, or one term of it -> title, y label
     "loss": ("Training loss", "mean over the epoch"),
     "dev": ("Dev scores", ""),
+    "dev/rmse": ("Dev errors", "RMSE, in the unit of the labels"),
+    "dev/mae": ("Dev errors", "MAE, in the unit of the labels"),
     "dev/perplexity": ("Perplexity", "of the masked tokens of held-out text"),
     "distill": ("Distillation", "distance to the teacher's outputs"),
     "smart/r": ("SMART", "R"),
@@ -61,88 +46,87 @@ MOST_CLASSES, MOST_LINES, MOST_EPOCHS = 300, 40, 200  # drawn in a matrix, in a 
 LONGEST_LABEL = 40  # characters
 
 
-def can_plot() -> bool:
-    """Return whether the extra `plots` is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-@contextmanager
-def plotting() -> Iterator[None]:
-    """Apply our style, in a `with` or as a decorator. Raises InputError if the extra is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError(
-            'matplotlib, needed for figures, is not installed: pip install "minbert[plots]"'
-        ) from None
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-@plotting()
-def learning_curves(records: Records, choose_by: str = "score") -> Figure:
+@drawn
+def learning_curves(
+    records: Records, choose_by: str = "score", columns: int = 2, *, theme: Theme = LIGHT
+) -> Figure:
     """Plot losses, scores, R, D, rate and beta by epoch, as far as the run recorded them, and mark the best
-    epoch."""
+    epoch. The panels stand in so many columns."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     panels = {part: lines for part in PANELS if (lines := _curves(records, part))}
     named = [name.partition("/")[0] for lines in reversed(panels.values()) for name in lines]
     task_names = [name for name in dict.fromkeys(named) if name not in (*RESERVED, *SINGLE)]
-    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(sorted(task_names))}
+    colours = {name: theme.colour(place) for place, name in enumerate(sorted(task_names))}
     epochs, best = [record["epoch"] for record in records], best_record(records, choose_by)["epoch"]
 
-    rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(10, 3.4 * rows))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5 * columns, 3.4 * rows))
     for place, (part, lines) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, 2, place)
-        axes.axvline(best, color=PALE, linewidth=1, linestyle=":")
+        axes = figure.add_subplot(rows, columns, place)
+        axes.axvline(best, color=theme.pale, linewidth=1, linestyle=":")
         axes.annotate(
             f"best epoch {best}", (best, 1), xytext=(0, 5), textcoords="offset points",
-            xycoords=("data", "axes fraction"), color="#666666", fontsize=8.5, ha="center",
+            xycoords=("data", "axes fraction"), color=theme.soft, fontsize=8.5, ha="center",
         )  # fmt: skip
         ends: dict[str, tuple[float, str]] = {}
         for name, values in lines.items():
-            colour = colours.get(name.partition("/")[0], INK)
+            colour = colours.get(name.partition("/")[0], theme.ink)
             axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
             ends[_label(name)] = (_last(values), colour)
-        if part == "dev":
-            axes.set_ylabel(_plot_beside(axes, records, lines, colours))
+        meaning = PANELS[part][1]
+        if part.partition("/")[0] == "dev":
+            beside = _plot_beside(axes, records, part, lines, colours, theme)
+            meaning = "\n".join(filter(None, (meaning, beside)))
         axes.set_title(PANELS[part][0], pad=18)
-        if PANELS[part][1]:
-            axes.set_ylabel(PANELS[part][1])
-        axes.set_xlabel("epoch")
+        axes.set(xlabel="epoch", ylabel=meaning)
+        _whole_numbers(axes)
         axes.set_xlim(min(epochs) - 0.4, max(epochs) + 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        low, high = axes.get_ylim()
-        middle = (low + high) / 2
-        if part == "dev":  # so that noise does not fill the panel
-            axes.set_ylim(min(low, middle - 0.05), max(high, middle + 0.05))
+        if part == "dev":
+            _no_noise(axes)
         elif part != "beta":  # beta at most changes from .99 to .999
-            axes.set_ylim(0, high)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         _label_ends(axes, ends)
     return figure
 
 
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def _no_noise(axes: Axes) -> None:
+    """Show a range of at least a tenth, so that noise does not fill the panel."""
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    axes.set_ylim(min(low, middle - 0.05), max(high, middle + 0.05))
+
+
 def _plot_beside(
-    axes: Axes, records: Records, lines: Mapping[str, np.ndarray], colours: Mapping[str, str]
+    axes: Axes,
+    records: Records,
+    panel: str,
+    lines: Mapping[str, np.ndarray],
+    colours: Mapping[str, str],
+    theme: Theme,
 ) -> str:
-    """Plot the other scores in the colours of the dev lines. Return the legend.
+    """Plot the other scores in the colours of the panel's dev lines. Return the legend.
 
     Only the mean score is plotted for the teacher.
     """
     epochs, legend = [record["epoch"] for record in records], []
     for part, (style, meaning) in BESIDE.items():
-        curves = _curves(records, part)
+        curves = _curves(records, panel.replace("dev", part, 1))
         names = [name for name in lines if name in curves and (part == "train" or name == "score")]
         for name in names:
-            colour = colours.get(name.partition("/")[0], INK)
+            colour = colours.get(name.partition("/")[0], theme.ink)
             axes.plot(
                 epochs, curves[name], style, color=colour, marker=".", linewidth=1, label=f"{part} {name}"
             )
         if names:
             legend.append(f"{'dashed' if style == '--' else 'dotted'}: {meaning}")
-    return ", ".join(legend)
+    return "\n".join(legend)
 
 
 def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
@@ -154,8 +138,8 @@ def _curves(records: Records, panel: str) -> dict[str, np.ndarray]:
     names = [name for name in names if name not in ("worst", "spread")]
     if term:
         names = [name for name in names if f"/{name}".endswith(f"/{term}")]
-    else:
-        names = [name for name in names if f"{part}/{name}" not in PANELS]
+    elif part not in SINGLE:  # what has a panel of its own, as errors have, which are on no scale to 1
+        names = [name for name in names if f"dev/{name.rpartition('/')[2]}" not in PANELS]
     curves = {name: np.array([values.get(name, math.nan) for values in flat]) for name in names[:MOST_LINES]}
     for whole in ("all", "score"):  # with a single task they would hide its own line
         others = [values for name, values in curves.items() if name != whole]
@@ -175,7 +159,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 def _label(name: str) -> str:
     """Return how a line is labelled: similarity/pearson as similarity r, knn as kNN accuracy."""
     words = {"pearson": "r", "all": "objective", "knn": "kNN accuracy", "retrieval": "same class nearest"}
-    words |= dict.fromkeys(("r", "d", "gradient_ratio"), "")
+    words |= dict.fromkeys(("r", "d", "gradient_ratio", "rmse", "mae"), "")
     return shortened(" ".join(words.get(word, word) for word in name.split("/")).strip())
 
 
@@ -207,18 +191,26 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
         )  # fmt: skip
 
 
-@plotting()
-def sampling_shares(sampling: str, names: Sequence[str], epochs: np.ndarray, shares: np.ndarray) -> Figure:
+@drawn
+def sampling_shares(
+    sampling: str,
+    names: Sequence[str],
+    epochs: np.ndarray,
+    shares: np.ndarray,
+    width: float = 6.6,
+    *,
+    theme: Theme = LIGHT,
+) -> Figure:
     """Plot each task's share of the updates of these epochs, which are evenly spaced: (epochs,) and (epochs,
     tasks)."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     spacing = epochs[-1] / len(epochs)
-    figure = Figure(figsize=(6.6, 3))
+    figure = Figure(figsize=(width, 3))
     axes = figure.add_subplot()
     bottoms = np.cumsum(shares, axis=1) - shares
-    colours = dict(zip(sorted(names), COLOURS * len(names), strict=False))
+    colours = {name: theme.colour(place) for place, name in enumerate(sorted(names))}
     for task, name in enumerate(names):
         axes.bar(epochs, shares[:, task], 0.9 * spacing, bottoms[:, task], color=colours[name], label=name)
     axes.set_ylim(0, 1)
@@ -231,38 +223,49 @@ def sampling_shares(sampling: str, names: Sequence[str], epochs: np.ndarray, sha
     _label_ends(axes, ends)
     axes.set(title=f"Share of updates, {sampling}", xlabel="epoch")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _whole_numbers(axes)
     return figure
 
 
-@plotting()
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> Figure:
+@drawn
+def confusion_matrix(
+    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], *, theme: Theme = LIGHT
+) -> Figure:
     """Plot the fraction of each true class (down) predicted as each class (across). Rows sum to 1."""
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     rows = counts.sum(axis=1)
     fractions = counts / np.maximum(rows, 1)[:, None]
-    side = min(1.2 + 0.62 * len(classes), 16)
-    figure = Figure(figsize=(side + 0.7, side))
+    names = [shortened(name) for name in classes]
+    needed = 0.1 * max(map(len, names))  # inches beside each other
+    cell = min(max(0.62, needed), 1.1, 14.8 / len(classes))
+    figure = Figure(figsize=(1.9 + cell * len(classes), 1.2 + min(0.62, cell) * len(classes)))
     axes = figure.add_subplot()
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes)
+    axes.imshow(
+        fractions, aspect="auto", cmap=LinearSegmentedColormap.from_list("ramp", theme.ramp), vmin=0, vmax=1
+    )
+    turn: Any = {"rotation": 45, "ha": "right"} if needed > cell else {}
+    axes.set_xticks(range(len(classes)), names, **turn)
     axes.set_yticks(
-        range(len(classes)), [f"{name}  (n = {n:,.0f})" for name, n in zip(classes, rows, strict=True)]
+        range(len(classes)), [f"{name}  (n = {n:,.0f})" for name, n in zip(names, rows, strict=True)]
     )
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (row, column), fraction in np.ndenumerate(fractions) if len(classes) <= MANY_CLASSES else ():
         text = f"{fraction:.2f}" if rows[row] else "–"
-        axes.text(column, row, text, ha="center", va="center", color="white" if fraction > 0.65 else INK)
+        colour = theme.ground if fraction > 0.55 else theme.ink
+        axes.text(column, row, text, ha="center", va="center", color=colour)
     return figure
 
 
-@plotting()
-def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, caption: str) -> Figure:
+@drawn
+def similarity_scatter(
+    labels: np.ndarray, predictions: np.ndarray, caption: str, *, theme: Theme = LIGHT
+) -> Figure:
     """Plot predicted against true values, with the line where they are equal, under a caption."""
     from matplotlib.figure import Figure
 
@@ -271,15 +274,16 @@ def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, caption: str
     both = np.concatenate([labels, predictions])
     margin = 0.04 * max(np.ptp(both), 1e-6)
     low, high = both.min() - margin, both.max() + margin
-    axes.axline((low, low), (high, high), color=PALE, linewidth=1, linestyle="--", zorder=1)
+    axes.axline((low, low), (high, high), color=theme.pale, linewidth=1, linestyle="--", zorder=1)
     axes.annotate(
-        "equal", (high, high), xytext=(4, 0), textcoords="offset points", color="#666666",
+        "equal", (high, high), xytext=(4, 0), textcoords="offset points", color=theme.soft,
         annotation_clip=False, va="center", fontsize=9.5,
     )  # fmt: skip
     many = len(labels) > MANY_POINTS
     axes.scatter(
-        labels, predictions, s=14, color=COLOURS[0], alpha=0.1 if many else 0.4, linewidths=0, rasterized=many
-    )
+        labels, predictions, s=14, color=theme.colour(0), alpha=0.1 if many else 0.45, linewidths=0,
+        rasterized=many,
+    )  # fmt: skip
     axes.set(
         xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true", ylabel="predicted",
         title=f"{caption}, {len(labels):,} rows",
@@ -287,82 +291,91 @@ def similarity_scatter(labels: np.ndarray, predictions: np.ndarray, caption: str
     return figure
 
 
-@plotting()
-def reliability_curve(curves: Mapping[str, Mapping[str, Any]], theme: str = "light") -> Figure:
+@drawn
+def reliability_curve(curves: Mapping[str, Mapping[str, Any]], *, theme: Theme = LIGHT) -> Figure:
     """Plot the share of right predictions against confidence, in bins of equally many rows, before and after
     calibration. Each curve has its `confidence`, `accuracy` and `error`: see methods/calibration.py."""
     from matplotlib.figure import Figure
 
-    ink, pale, colour = THEMES[theme]
-    figure = Figure(figsize=(3.6, 3.4), facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
-    axes.axline((0, 0), (1, 1), color=pale, linewidth=1, linestyle="--")
-    colours = [colour] if len(curves) == 1 else [pale, colour]
-    for (name, curve), line in zip(curves.items(), colours, strict=True):
+    figure = Figure(figsize=(4.4, 4))
+    axes = figure.add_subplot()
+    axes.axline((0, 0), (1, 1), color=theme.pale, linewidth=1, linestyle="--")
+    colours = [theme.pale, theme.colour(0)][-len(curves) :]
+    for (name, curve), colour in zip(curves.items(), colours, strict=True):
         label = f"{name}: error {curve['error']:.3f}" if len(curves) > 1 else f"error {curve['error']:.3f}"
-        axes.plot(curve["confidence"], curve["accuracy"], color=line, marker="o", markersize=4, label=label)
-    low = min(min(curve["confidence"] + curve["accuracy"]) for curve in curves.values())
-    low = max(0, low - 0.05)
-    axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
-    axes.set_xlabel("confidence", color=ink)
-    axes.set_ylabel("share of right predictions", color=ink)
-    axes.tick_params(colors=ink)
-    axes.spines[:].set_color(pale)
-    axes.legend(frameon=False, labelcolor=ink, loc="upper left", fontsize=9)
+        axes.plot(curve["confidence"], curve["accuracy"], color=colour, marker="o", markersize=4, label=label)
+    drawn = [value for curve in curves.values() for value in curve["confidence"] + curve["accuracy"]]
+    ends = max(0, min(drawn) - 0.05), min(1, max(drawn) + 0.05)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set(xlabel="confidence", ylabel="share of right predictions")
+    figure.legend(frameon=False, loc="outside upper left", fontsize=9, ncols=len(curves))
     return figure
 
 
-@plotting()
+def tsne_places(
+    vectors: np.ndarray, perplexity: float = 50, iterations: int = 4000, seed: int = 0
+) -> tuple[np.ndarray, str]:
+    """Return where t-SNE on their cosine distance puts these vectors (N, H), as (N, 2), and how, in words.
+
+    It looks at 3 * perplexity neighbours of each row; if there are fewer rows, the perplexity is reduced and
+    the words say so. N must be at least 4, `iterations` at least 250.
+    """
+    from sklearn.manifold import TSNE
+
+    used = min(perplexity, (len(vectors) - 1) / 3)
+    note = f" (not {perplexity:g}: only {len(vectors)} rows)" if used < perplexity else ""
+    layout = TSNE(perplexity=used, max_iter=iterations, metric="cosine", random_state=seed % 2**32)
+    places = layout.fit_transform(np.asarray(vectors, np.float32))
+    return places, f"t-SNE, perplexity {used:.3g}{note}, {iterations:,} iterations, seed {seed}"
+
+
+@drawn
 def tsne(
     before: np.ndarray,
     after: np.ndarray,
     labels: np.ndarray,
-    perplexity: float = 50,
-    iterations: int = 4000,
-    seed: int = 0,
+    caption: str,
+    columns: int = 2,
+    *,
+    theme: Theme = LIGHT,
 ) -> Figure:
-    """Plot vectors (N, H) of the same rows before and after training, by t-SNE on their cosine distance.
-
-    Both use the same seed and perplexity. t-SNE looks at 3 * perplexity neighbours of each row; if there are
-    fewer rows, the perplexity is reduced and the legend says so. N must be at least 4, `iterations` at least
-    250.
-    """
+    """Plot places (N, 2) of the same rows before and after training, coloured by class; see `tsne_places`."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from sklearn.manifold import TSNE
 
-    used = min(perplexity, (len(labels) - 1) / 3)
-    note = f" (not {perplexity:g}: only {len(labels)} rows)" if used < perplexity else ""
     classes, numbers = np.unique(labels, return_inverse=True)
-    colours = LinearSegmentedColormap.from_list("ordered", ORDERED)(np.linspace(0, 1, len(classes)))
-    figure = Figure(figsize=(10, 5.2))
-    for place, (title, vectors) in enumerate((("Before", before), ("After", after)), start=1):
-        layout = TSNE(perplexity=used, max_iter=iterations, metric="cosine", random_state=seed % 2**32)
-        x, y = layout.fit_transform(np.asarray(vectors, np.float32)).T
-        axes = figure.add_subplot(1, 2, place, title=title, xticks=[], yticks=[])
+    ramp = LinearSegmentedColormap.from_list("ordered", theme.ordered)
+    colours = ramp(np.linspace(0, 1, len(classes)))
+    rows = 2 // columns
+    figure = Figure(figsize=(5 * columns, 0.4 + 4.8 * rows))
+    for place, (title, places) in enumerate((("Before", before), ("After", after)), start=1):
+        axes = figure.add_subplot(rows, columns, place, title=title, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
-        axes.spines[:].set(visible=True, color="#dddddd")
+        axes.spines[:].set(visible=True, color=theme.faint)
         many = len(labels) > MANY_POINTS
+        x, y = places.T
         axes.scatter(x, y, s=16, c=colours[numbers], alpha=0.85, linewidths=0, rasterized=many)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, label=f"{name:g}")
         for colour, name in zip(colours, classes, strict=True)
     ]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(classes), 12), frameon=False,
-        title=f"class (t-SNE, perplexity {used:.3g}{note}, {iterations:,} iterations, seed {seed})",
+        handles=handles, loc="outside lower center", ncols=min(len(classes), 6 * columns), frameon=False,
+        title=textwrap.fill(f"class ({caption})", 40 * columns),
     )  # fmt: skip
     return figure
 
 
-@plotting()
+@drawn
 def comparison(
     head: str,
     labels: Sequence[str],
     columns: Sequence[str],
     paper: np.ndarray,
     ours: np.ndarray,
+    *,
+    theme: Theme = LIGHT,
 ) -> Figure:
     """Plot the numbers of "Jack of All Trades, Master of Some: Improving BERT for Multitask Learning"
     (Stanford CS224N) and ours, with error bars, in one panel per column.
@@ -377,9 +390,11 @@ def comparison(
         zip(columns, figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], strict=True)
     ):
         mean, spread = ours[:, number].T
-        axes.hlines(places, paper[:, number], mean, color="#dddddd", linewidth=2, zorder=1)
-        axes.plot(paper[:, number], places, "o", color=PALE, markerfacecolor="white", label="paper")
-        axes.errorbar(mean, places, xerr=spread, fmt="o", color=COLOURS[0], capsize=3, label="ours")
+        axes.hlines(places, paper[:, number], mean, color=theme.faint, linewidth=2, zorder=1)
+        axes.plot(
+            paper[:, number], places, "o", color=theme.pale, markerfacecolor=theme.ground, label="paper"
+        )
+        axes.errorbar(mean, places, xerr=spread, fmt="o", color=theme.colour(0), capsize=3, label="ours")
         axes.set_title(name)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.15)
@@ -392,16 +407,57 @@ def comparison(
     return figure
 
 
-@plotting()
-def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write NAME.png and NAME.svg into the folder. Return the SVG."""
-    make_folder(folder)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    write_content(folder / f"{name}.png", png.getvalue())
-    write_content(folder / f"{name}.svg", svg.getvalue())
-    return svg.getvalue()
+@drawn
+def curves_of_runs(
+    panels: Mapping[str, Mapping[str, Curve]], columns: int = 2, *, theme: Theme = LIGHT
+) -> Figure:
+    """Plot numbers that several runs recorded: for each panel, by its title, the curve of each run by its
+    name. Where there are no updates, as in an ensemble, the value is a dashed line."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colours = {name: theme.colour(place) for place, name in enumerate(names)}
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5 * columns, 2.8 * rows + 0.25 * len(names)))
+    for place, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place, title=title, xlabel="updates")
+        for name, (updates, values) in curves.items():
+            if len(updates):
+                axes.plot(updates, values, color=colours[name], marker="o", markersize=3.5, linewidth=1.6)
+            else:
+                axes.axhline(values[0], color=colours[name], linestyle="--", linewidth=1.2)
+        _no_noise(axes)
+    first = next(iter(panels.values()))
+    styles: list[Any] = [
+        {"marker": "o", "markersize": 3.5} if len(first[name][0]) else {"linestyle": "--"} for name in names
+    ]
+    handles = [Line2D([], [], color=colours[name], **how) for name, how in zip(names, styles, strict=True)]
+    figure.legend(handles, [*map(shortened, names)], loc="outside upper left", frameon=False)
+    return figure
+
+
+@drawn
+def scores_of_runs(
+    panels: Mapping[str, Mapping[str, Estimate]], columns: int = 2, *, theme: Theme = LIGHT
+) -> Figure:
+    """Plot the scores of several runs with their intervals: for each panel, by its title, those of each run
+    by its name, the first on top."""
+    from matplotlib.figure import Figure
+
+    rows, most = math.ceil(len(panels) / columns), max(map(len, panels.values()))
+    figure = Figure(figsize=(5 * columns, (0.9 + 0.32 * most) * rows))
+    for place, (title, scores) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place, title=title)
+        for row, (value, (low, high)) in enumerate(scores.values()):
+            axes.hlines(row, low, high, color=theme.colour(row), linewidth=2)
+            axes.plot(value, row, "o", color=theme.colour(row), markersize=6)
+        first = next(iter(scores.values()))[0]
+        axes.axvline(first, color=theme.pale, linewidth=1, linestyle=":", zorder=0)
+        axes.set_yticks(range(len(scores)), [*map(shortened, scores)])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(most - 0.5, -0.5)
+    return figure
 
 
 # The report

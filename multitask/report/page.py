@@ -4,50 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minbert.errors import InputError
 from minbert.files import write_text
-from minbert.hub import CHECKPOINTS
 from multitask import evaluate, targets
-from multitask.config import TRAINING, Config, Start, Tsne
-from multitask.data.calibration import UNCHANGED
-from multitask.data.tables import SAMPLE, Row, Table, read_split
-from multitask.data.tasks import OVERALL, PARAPHRASE, SENTIMENT, SIMILARITY, Answers, Task
+from multitask.config import Config, Tsne
+from multitask.data.tables import Table, read_split
+from multitask.data.tasks import OVERALL
 from multitask.data.tokens import make_examples
-from multitask.ensemble_model import Ensemble, is_ensemble
+from multitask.ensemble_model import Ensemble
 from multitask.finetune import plan_over
-from multitask.judgement import Judgement, describe, fit_calibrations, judge, judged_answers
-from multitask.layout import CONFIG, FIGURES, METRICS, REPORT, TARGETS
+from multitask.judgement import fit_calibrations, judge
+from multitask.layout import FIGURES, REPORT, TARGETS
 from multitask.methods.mnrl import retrieval_accuracy
+from multitask.methods.sampling import Plan
 from multitask.model import MultitaskBert
 from multitask.preparation import build_model, tasks_of
 from multitask.ranking import sentence_vectors
-from multitask.recipes import read_settings
+from multitask.report.drawing import plotting
 from multitask.report.figures import (
     BESIDE,
-    MOST_CLASSES,
     MOST_EPOCHS,
     Records,
     best_record,
-    confusion_matrix,
     learning_curves,
-    plotting,
-    reliability_curve,
     sampling_shares,
-    similarity_scatter,
     tsne,
+    tsne_places,
 )
-from multitask.report.html import PAGE, POLICY, embed, escape, html_table
-from multitask.report.records import check_scores, is_number, read_metrics
-
-WORST = 10  # mistakes shown per task
-PAPER_NAMES = {SENTIMENT: "SST", PARAPHRASE: "QQP", SIMILARITY: "STS"}
+from multitask.report.html import embed, escape, headline, html_table, note, verdict, whole_page
+from multitask.report.origin import first_checkpoint, pretraining
+from multitask.report.records import is_number
+from multitask.report.scored import (
+    OpenRun,
+    Scored,
+    check_comparable,
+    difference,
+    folder_of,
+    open_run,
+    read_dev,
+    score,
+)
+from multitask.report.sections import dev_scores, interval_of, task_section, title_of
 
 
 @plotting()
@@ -57,84 +60,97 @@ def write_report(
     device: torch.device,
     skip_bad_rows: bool = False,
     embedding: Tsne = Tsne(),
+    baseline: Path | None = None,
 ) -> Path:
     """Write RUN/report.html and RUN/figures/ for a training run or an ensemble. Return the report's path.
 
-    The report scores the model on the dev tables in `data`, or else in the folder the run was trained on.
-    `embedding` is for runs of mnrl. Raises InputError if the run or its tables cannot be read.
+    The report scores the model on the dev tables in `data`, or else in the folder the run was trained on; and
+    beside it the `baseline`, another run or ensemble. `embedding` is for runs of mnrl. Raises InputError if
+    the run or its tables cannot be read, or if the baseline does not have its tasks and dev tables.
     """
-    if is_ensemble(run):
-        config = read_config(run, skip_bad_rows, "ensemble")
-        title, parts = "Ensemble", ensemble_parts(run, config, data or config.tables.data, device)
+    one = open_run(run, device, skip_bad_rows)
+    other = None if baseline is None else open_run(baseline, device, skip_bad_rows)
+    title = "Run" if one.records else "Ensemble"
+    if one.tasks:
+        parts = report_parts(one, data, other)
+    elif one.config.option == "mlm":
+        parts = language_parts(one, data)
     else:
-        records = read_metrics(run / METRICS)
-        config = read_config(run, skip_bad_rows, *TRAINING)
-        data = data or config.tables.data
-        title, parts = "Run", run_parts(run, config, records, data, device, embedding)
-    name = escape(run.resolve().name)
-    settings = ["<h2>Settings</h2>", html_table(["setting", "value"], config.settings.items())]
-    body = "\n".join([f"<h1>{title} {name}</h1>", *parts, *settings])
-    write_text(run / REPORT, PAGE.format(policy=POLICY, title=name, body=body))
+        parts = embedding_parts(one, data, embedding)
+    settings = html_table(["setting", "value"], one.config.settings.items(), "settings")
+    body = "\n".join([f"<h1>{title} {escape(one.name)}</h1>", *parts, "<h2>Settings</h2>", settings])
+    write_text(run / REPORT, whole_page(one.name, body))
     return run / REPORT
 
 
-def read_config(run: Path, skip_bad_rows: bool, *options: str) -> Config:
-    """Read the settings of a run. Raises InputError if it is not a run of one of these options."""
-    settings = read_settings(run / CONFIG)
-    if settings.get("option") not in options:
-        raise InputError(f"{run / CONFIG}: its option must be {' or '.join(options)}; name another --run")
-    config = Config.of(settings)
-    return config.changed(skip_bad_rows=config.reading.skip_bad_rows or skip_bad_rows)
-
-
-def run_parts(
-    run: Path,
-    config: Config,
-    records: Records,
-    data: str | None,
-    device: torch.device,
-    embedding: Tsne,
-) -> Iterator[str]:
-    """Yield the parts of a training run's report: what the run was, and how its best model does on dev."""
-    model = load_model(run, config, device)
-    check_scores(run / METRICS, records, model.tasks, config.batches.choose_by)
-    yield from overview(config, records, data)
-    folder = SAMPLE if data is None else Path(data)
-    if model.tasks:
-        yield from task_sections(model, config, records, folder, run / FIGURES)
-    elif config.option == "mlm":
-        yield embed(
-            learning_curves(records), run / FIGURES, "learning-curves", "loss, perplexity and rate by epoch"
-        )
-        yield epochs_table(records)
+def report_parts(one: OpenRun, data: str | None, other: OpenRun | None) -> Iterator[str]:
+    """Yield the parts of a report on tasks: what it found first, then what the model was and did."""
+    tables = one.dev(data)
+    if other is not None:
+        theirs = other.dev(data)
+        check_comparable(one, tables, other, theirs)
+    of_members: dict[str, list[Tensor]] = {}
+    if isinstance(one.model, Ensemble):
+        of_members = {name: one.model.logits_of_members(name, tables[name]) for name in tables}
+        scored = Scored.of(one, tables, {name: one.model.mean(name, of_members[name]) for name in tables})
     else:
-        yield from embedding_section(model, config, records, folder, run / FIGURES, embedding)
+        scored = score(one, tables)
+    yield headline(headline_facts(scored, data))
+    if other is not None:
+        ahead = difference(score(other, theirs), scored)["score"]
+        yield verdict(ahead.in_words(one.name, other.name))
+    yield from notes(one, data)
+    best = best_record(one.records, one.config.batches.choose_by) if one.records else {}
+    yield dev_scores(one.tasks, tables, scored.judged, best.get("train"))
+    if isinstance(one.model, Ensemble):
+        where = "the shipped sample" if one.data(data) is None else one.data(data)
+        yield f'<p class="about">The dev tables are those of {escape(where)}.</p>'
+        yield "<h2>Members</h2>"
+        yield members_table(one.model, of_members, tables)
+    else:
+        yield from training_parts(one, one.model, scored, data)
+    for name, task in one.tasks.items():
+        yield from task_section(task, tables[name], scored.answers[name], scored.judged, one.folder / FIGURES)
+    if one.records:
+        yield overview(one.config, one.records, one.data(data))
 
 
-def ensemble_parts(run: Path, config: Config, data: str | None, device: torch.device) -> Iterator[str]:
-    """Yield the parts of an ensemble's report: scores, members, and each task's figure and mistakes."""
-    ensemble = Ensemble(run, lambda folder: load_model(folder, config, device))
-    tables = read_dev(SAMPLE if data is None else Path(data), ensemble.tasks, config)
-    of_members = {name: ensemble.logits_of_members(name, tables[name]) for name in tables}
-    logits = {name: ensemble.mean(name, of_members[name]) for name in tables}
-    judged = judge(ensemble.tasks, logits, tables, ensemble.calibrations)
+def headline_facts(scored: Scored, given: str | None) -> list[tuple[str, str, str]]:
+    """Return the score, the worst task, and where they come from."""
+    one, dev, ends = scored.run, scored.judged.dev, scored.judged.intervals
+    scores = {name: task.kind.score(dev[name][task.kind.metric]) for name, task in scored.tasks.items()}
+    worst = title_of(scored.tasks[min(scores, key=lambda name: scores[name])])
+    rows = sum(map(len, scored.tables.values()))
+    facts = [("score on dev", f"{dev['score']:.3f}", f"95% interval {interval_of(ends['score'])}")]
+    if len(scores) > 1:
+        within = f"95% interval {interval_of(ends['worst'])}"
+        facts.append((f"worst task: {worst}", f"{dev['worst']:.3f}", within))
+    if one.records:
+        choose_by = one.config.batches.choose_by
+        best = best_record(one.records, choose_by)["epoch"]
+        facts.append(("best epoch", str(best), f"of {len(one.records)}, chosen by {choose_by}"))
+    elif isinstance(one.model, Ensemble):
+        facts.append(("members", str(len(one.model.places)), ", ".join(one.model.places)))
+    return [*facts, ("data", data_name(one, given), f"{rows:,} dev rows")]
 
-    yield html_table([], [["data", "the shipped sample" if data is None else data]])
-    chosen = "The members were chosen on the dev tables, so the dev scores are slightly optimistic."
-    firsts = dict.fromkeys(first_checkpoint(str(place)) for place in ensemble.places.values())
-    yield from notes(data, chosen, *(text for first in firsts for text in pretraining(first)))
-    yield dev_scores(ensemble.tasks, tables, judged)
-    yield "<h2>Members</h2>"
-    yield members_table(ensemble, of_members, tables)
-    for name, task in ensemble.tasks.items():
-        answers = judged_answers(task, logits[name], tables[name], ensemble.calibrations[name])
-        yield from task_section(task, tables[name], answers, judged, run / FIGURES)
+
+def data_name(one: OpenRun, given: str | None) -> str:
+    data = one.data(given)
+    return "the shipped sample" if data is None else "/".join(Path(data).parts[-2:])
 
 
-def load_model(folder: Path, config: Config, device: torch.device) -> MultitaskBert:
-    model = MultitaskBert.load(folder, device)
-    model.precision = config.products.precision
-    return model
+def notes(one: OpenRun, data: str | None) -> Iterator[str]:
+    """Yield what a reader of the scores must know."""
+    if one.data(data) is None:
+        yield note("This is the shipped sample, too small for its scores to mean anything.")
+    if isinstance(one.model, Ensemble):
+        yield note("The members were chosen on the dev tables, so the dev scores are slightly optimistic.")
+        sources = [str(place) for place in one.model.places.values()]
+    else:
+        yield note("The best epoch was chosen on the dev tables, so the dev scores are slightly optimistic.")
+        sources = [source_of(one.config)]
+    for text in dict.fromkeys(text for source in sources for text in pretraining(first_checkpoint(source))):
+        yield note(text)
 
 
 def members_table(
@@ -150,10 +166,15 @@ def members_table(
     return html_table(["task", "member", "weight", "score", "threshold"], lines)
 
 
-def overview(config: Config, records: Records, data: str | None) -> list[str]:
-    """Return what the run was, and what a reader of its scores must know."""
-    source = config.start.weights if config.start.init is None else config.start.init
-    first, best = first_checkpoint(source), best_record(records, config.batches.choose_by)
+def source_of(config: Config) -> str:
+    """Return the checkpoint or the run that a run started from."""
+    return config.start.init or config.start.weights
+
+
+def overview(config: Config, records: Records, data: str | None) -> str:
+    """Return what a training run was."""
+    source = source_of(config)
+    first = first_checkpoint(source)
     facts = {
         "option": config.option,
         **({"teacher": config.runs.run[0]} if config.runs.run else {}),
@@ -162,17 +183,10 @@ def overview(config: Config, records: Records, data: str | None) -> list[str]:
         "seed": config.training.seed,
         "device": config.machine.device,
         "epochs": f"{len(records)} of {config.training.epochs}, {records[-1]['step']:,} updates",
-        "best epoch": best["epoch"],
+        "best epoch": best_record(records, config.batches.choose_by)["epoch"],
         "training time": training_time(records),
     }
-    chosen = "The best epoch was chosen on the dev tables, so the dev scores are slightly optimistic."
-    return [html_table([], facts.items()), *notes(data, chosen, *pretraining(first))]
-
-
-def pretraining(checkpoint: str) -> list[str]:
-    """Return a sentence on what a known checkpoint was pre-trained on, in a list; none for an unknown one."""
-    known = CHECKPOINTS.get(Path(checkpoint).name)
-    return [f"Pre-training of {known.name}: {known.pretraining}."] if known else []
+    return "<h2>The run</h2>\n" + html_table([], facts.items(), "settings")
 
 
 def training_time(records: Records) -> str:
@@ -184,111 +198,72 @@ def training_time(records: Records) -> str:
     return f"{time}, {rows:,.0f} rows seen"
 
 
-def notes(data: str | None, *texts: str) -> list[str]:
-    """Return notes that a reader of the scores needs."""
-    sample = (
-        ["This is the shipped sample, too small for its scores to mean anything."] if data is None else []
-    )
-    return [f'<p class="note">{escape(text)}</p>' for text in (*sample, *texts)]
-
-
-def first_checkpoint(source: str) -> str:
-    """Return the checkpoint at the start of a chain of runs, each the --init or --weights of the next."""
-    for _ in range(20):
-        saved = [folder / CONFIG for folder in (Path(source), Path(source).parent)]
-        path = next((path for path in saved if source not in CHECKPOINTS and path.is_file()), None)
-        if path is None:
-            break
-        settings = read_settings(path)
-        source = settings.get("init") or settings.get("weights") or Start().weights
-    return source
-
-
-def task_sections(
-    model: MultitaskBert, config: Config, records: Records, folder: Path, figures: Path
-) -> Iterator[str]:
-    """Yield scores, curves and the sampling plan, then each task's figure and worst mistakes."""
-    tables = read_dev(folder, model.tasks, config)
-    reading = model.tokenizer, model.max_length, model.long
-    examples = {name: make_examples(tables[name], *reading) for name in tables}
-    logits = evaluate.all_logits(model, examples)
-    judged = judge(model.tasks, logits, tables, model.calibrations)
-    scores = judged.dev
-    best = best_record(records, config.batches.choose_by)
-    yield dev_scores(model.tasks, tables, judged, best.get("train"))
-    own_tables = folder == (SAMPLE if config.tables.data is None else Path(config.tables.data))
-    if own_tables and (figures.parent / TARGETS).is_file():  # its outputs are known for these only
-        taught = targets.read_targets(figures.parent, model.tasks, {"dev": tables})
-        fitted = fit_calibrations(model.tasks, taught["dev"], tables)
-        teacher = judge(model.tasks, taught["dev"], tables, fitted).dev
+def training_parts(one: OpenRun, model: MultitaskBert, scored: Scored, given: str | None) -> Iterator[str]:
+    """Yield how a run was trained: its teacher, its curves and its sampling plan."""
+    config, records, figures = one.config, one.records, one.folder / FIGURES
+    folder, dev = folder_of(one.data(given)), scored.judged.dev
+    own_tables = folder == folder_of(config.tables.data)
+    if own_tables and (one.folder / TARGETS).is_file():  # its outputs are known for these only
+        taught = targets.read_targets(one.folder, one.tasks, {"dev": scored.tables})
+        fitted = fit_calibrations(one.tasks, taught["dev"], scored.tables)
+        teacher = judge(one.tasks, taught["dev"], scored.tables, fitted).dev
         yield "<h2>Student and teacher</h2>"
-        beside = evaluate.format_scores(model.tasks, scores, teacher, intervals=judged.intervals)
+        beside = evaluate.format_scores(one.tasks, dev, teacher, intervals=scored.judged.intervals)
         yield f"<pre>{escape(beside)}</pre>"
-    recorded, found = best["dev"]["score"], evaluate.scores(model.tasks, logits, tables)["score"]
+    recorded = best_record(records, config.batches.choose_by)["dev"]["score"]
+    found = evaluate.scores(one.tasks, scored.logits, scored.tables)["score"]  # before calibration
     if abs(recorded - found) > 1e-3:
-        yield f'<p class="note">The run recorded {recorded:.3f}, so these are not its own dev tables.</p>'
-    plot = learning_curves(records, config.batches.choose_by)
-    yield embed(plot, figures, "learning-curves", "losses, scores and rate by epoch")
+        yield note(f"The run recorded {recorded:.3f}, so these are not its own dev tables.")
+    yield "<h2>Training</h2>"
+    yield curves(records, config.batches.choose_by, figures, "losses, scores and rate by epoch")
     yield epochs_table(records)
-
-    train = read_split(folder, "train", model.tasks, config.reading.skip_bad_rows)
-    if train.keys() == model.tasks.keys():
-        reading = model.tokenizer, model.max_length, model.long_in_training
-        data = {name: make_examples(train[name], *reading) for name in model.tasks}
-        training = replace(config.training, steps_per_epoch=records[0]["step"])
-        plan, names = plan_over(data, config.batches, training), list(model.tasks)
-        yield f"<h2>Sampling plan</h2>\n<pre>{escape(plan.describe(names))}</pre>"
-        planned = config.training.epochs
-        epochs = np.linspace(1, planned, min(planned, MOST_EPOCHS)).round().astype(int)
-        plot = sampling_shares(config.batches.sampling, names, epochs, np.array([*map(plan.shares, epochs)]))
-        yield embed(plot, figures, "sampling", "each task's share of the updates by epoch")
-
-    for name, task in model.tasks.items():
-        calibration = model.calibrations.get(name, UNCHANGED)
-        answers = judged_answers(task, logits[name], tables[name], calibration)
-        yield from task_section(task, tables[name], answers, judged, figures)
+    yield from sampling_parts(one, model, folder)
 
 
-def title_of(task: Task) -> str:
-    """Return the name the paper gives a task ("Jack of All Trades, Master of Some"), or else its own."""
-    return PAPER_NAMES.get(task, task.name)
-
-
-def dev_scores(
-    selected: Mapping[str, Task],
-    tables: Mapping[str, Table],
-    judged: Judgement,
-    train: Mapping[str, Any] | None = None,
-) -> str:
-    """Return a table of every task's score, its interval, and what it contributes to the overall score.
-
-    Given `train`, also show the scores on training rows of the epoch that was kept, and how far dev is below
-    them.
-    """
-    lines, scores, ends = [], judged.dev, judged.intervals
-    for name, task in selected.items():
-        metric, score = task.kind.metric, task.kind.score
-        scoring, value = task.kind.scoring, scores[name][metric]
-        entering = score(value)
-        within = interval_of(ends[name][metric])
-        line = [title_of(task), f"{len(tables[name]):,}", scoring.symbol or metric, f"{value:.3f}", within]
-        line.append(f"{entering:.3f} = {scoring.formula}" if scoring.formula else f"{entering:.3f}")
-        lines.append(line + ([] if train is None else _beside(score(train[name][metric]), entering)))
-    for name, meaning in (("worst", "worst task"), ("spread", "best less worst"), ("score", "mean")):
-        line = [name, "", meaning, "", interval_of(ends[name]), f"{scores[name]:.3f}"]
-        lines.append(line + ([] if train is None else _beside(train[name], scores[name])))
-    head = ["task", "rows", "metric", "value", "95% interval", "in the score"] + (
-        ["training rows", "train − dev"] if train else []
+def curves(records: Records, choose_by: str, figures: Path, alternative: str) -> str:
+    return embed(
+        figures,
+        "learning-curves",
+        alternative,
+        partial(learning_curves, records, choose_by),
+        partial(learning_curves, records, choose_by, columns=1),
     )
-    return f'<h2>Dev scores</h2>\n<div class="scores">{html_table(head, lines)}</div>'
 
 
-def interval_of(ends: Sequence[float]) -> str:
-    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+def sampling_parts(one: OpenRun, model: MultitaskBert, folder: Path) -> Iterator[str]:
+    """Yield the sampling plan of a run, if its training tables are in this folder."""
+    config = one.config
+    train = read_split(folder, "train", one.tasks, config.reading.skip_bad_rows)
+    if train.keys() != one.tasks.keys():
+        return
+    reading = model.tokenizer, model.max_length, model.long_in_training
+    data = {name: make_examples(train[name], *reading) for name in one.tasks}
+    training = replace(config.training, steps_per_epoch=one.records[0]["step"])
+    plan, names = plan_over(data, config.batches, training), list(one.tasks)
+    planned = config.training.epochs
+    epochs = np.linspace(1, planned, min(planned, MOST_EPOCHS)).round().astype(int)
+    drawn = config.batches.sampling, names, epochs, np.array([*map(plan.shares, epochs)])
+    yield f"<h2>Sampling plan</h2>\n{sampling_table(plan, names)}"
+    yield embed(
+        one.folder / FIGURES,
+        "sampling",
+        "each task's share of the updates by epoch",
+        partial(sampling_shares, *drawn),
+        partial(sampling_shares, *drawn, width=3.2),
+    )
 
 
-def _beside(train: float, dev: float) -> list[str]:
-    return [f"{train:.3f}", f"{train - dev:+.3f}"]
+def sampling_table(plan: Plan, names: Sequence[str]) -> str:
+    """Return a table of what will be sampled of each task: see `Plan.describe`."""
+    columns = zip(
+        names, plan.sizes, plan.shares(1), plan.shares(plan.epochs), plan.rows, plan.passes, strict=True
+    )
+    lines = [
+        [name, f"{size:,}", f"{first:.1%}", f"{last:.1%}", f"{rows:.4g}", f"{passes:.2f}"]
+        for name, size, first, last, rows, passes in columns
+    ]
+    head = ["task", "rows", "of the first epoch", "of the last", "rows an update", "passes over all rows"]
+    return html_table(head, lines, "figures")
 
 
 def epochs_table(records: Records) -> str:
@@ -312,122 +287,63 @@ def epochs_table(records: Records) -> str:
     columns = [name for name in head if all(name in line for line in lines)]
     formats = {"epoch": "d", "step": ",d", "minutes": ".1f", "lr": ".2g", "beta": "g"}
     rows = [[format(line[name], formats.get(name, ".3f")) for name in columns] for line in lines]
-    return "<h2>Epochs</h2>\n" + html_table([head[name] for name in columns], rows)
+    return html_table([head[name] for name in columns], rows, "figures")
 
 
-def task_section(
-    task: Task, rows: Table, answers: Answers, judged: Judgement, figures: Path
-) -> Iterator[str]:
-    """Yield a task's figure, predicted against true labels, what was found of its classes and probabilities,
-    and its worst mistakes.
-
-    The figure is like Figure 1b of "Jack of All Trades, Master of Some: Improving BERT for Multitask
-    Learning" (Stanford CS224N).
-    """
-    labels, predictions = rows.labels, answers.numbers.double().numpy()
-    yield f"<h2>{escape(title_of(task))}</h2>"
-    if task.classes > MOST_CLASSES:
-        yield f"<p>No figure: {task.classes:,} classes are more than {MOST_CLASSES} that can be drawn.</p>"
-    else:
-        if task.classes:
-            plot = confusion_matrix(labels, predictions, task.class_names)
-        else:
-            value = judged.dev[task.name][task.kind.metric]
-            caption = f"{task.kind.scoring.symbol or task.kind.metric} = {value:.3f}"
-            plot = similarity_scatter(labels, predictions, caption)
-        yield embed(plot, figures, task.name, f"{title_of(task)}: predicted against true, on dev")
-    if task.name in judged.classes:
-        yield classes_table(judged.classes[task.name])
-        yield from calibration_section(task, judged, figures)
-    yield worst_mistakes(task, list(rows.rows()), labels, answers)
-
-
-def classes_table(classes: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a table of precision, recall and F1 of each class; of the most frequent ones, if there are very
-    many."""
-    shown = sorted(classes, key=lambda name: -classes[name]["rows"])[:MOST_CLASSES]
-    figures = ("precision", "recall", "f1")
-    lines = [
-        [name, f"{found['rows']:,}", *(f"{found[figure]:.3f}" for figure in figures)]
-        for name, found in classes.items()
-        if name in shown
-    ]
-    return "<h3>Classes</h3>\n" + html_table(["class", "rows", *figures], lines)
-
-
-def calibration_section(task: Task, judged: Judgement, figures: Path) -> Iterator[str]:
-    """Yield how far a task's probabilities can be believed, and what was fitted on dev."""
-    found = judged.calibration[task.name]
-    yield "<h3>Calibration</h3>"
-    if line := describe(judged, task.name):
-        yield f"<p>{escape(line)}.</p>"
-    plot = reliability_curve({name: found[name] for name in ("before", "after") if name in found})
-    described = f"{title_of(task)}: the share of right predictions by confidence"
-    yield embed(plot, figures, f"{task.name}-reliability", described)
-
-
-def worst_mistakes(task: Task, rows: Sequence[Row], labels: np.ndarray, answers: Answers) -> str:
-    """Return a table of the rows with the largest error: |predicted - true|, or 1 - p(true class)."""
-    predictions = answers.numbers.double().numpy()
-    if answers.probabilities is None:
-        measure, badness = "off by", np.abs(predictions - labels)
-    else:
-        probabilities = answers.probabilities.double().numpy()
-        of_truth = probabilities[np.arange(len(labels)), labels.astype(int)]
-        measure, badness = "p(true)", np.where(predictions == labels, 0, 1 - of_truth)
-    worst = [row for row in np.argsort(-badness, kind="stable")[:WORST] if badness[row] > 0]
-    if not worst:
-        return "<p>No mistakes.</p>"
-    values = 1 - badness if task.classes else badness
-
-    names = task.class_names
-    truth = [names[int(labels[i])] if names else f"{labels[i]:g}" for i in worst]
-    guess = [names[int(predictions[i])] if names else f"{predictions[i]:.3g}" for i in worst]
-    lines = [
-        [rows[i].line, true, predicted, f"{values[i]:.3f}", *rows[i].texts]
-        for i, true, predicted in zip(worst, truth, guess, strict=True)
-    ]
-    head = ["line", "true", "predicted", measure, *task.texts]
-    return "<h3>Worst mistakes</h3>\n" + html_table(head, lines)
-
-
-def embedding_section(
-    model: MultitaskBert,
-    config: Config,
-    records: Records,
-    folder: Path,
-    figures: Path,
-    embedding: Tsne,
-) -> Iterator[str]:
+def embedding_parts(one: OpenRun, data: str | None, embedding: Tsne) -> Iterator[str]:
     """Yield what MNRL did to the sentence vectors of the dev table.
 
     The figure is like Figure 1a of "Jack of All Trades, Master of Some: Improving BERT for Multitask
     Learning" (Stanford CS224N).
     """
+    config, model, records, figures = one.config, one.model, one.records, one.folder / FIGURES
+    assert isinstance(model, MultitaskBert)
     (task,) = tasks_of(config).values()
-    dev_table = read_dev(folder, {task.name: task}, config)[task.name]
+    dev_table = read_dev(folder_of(one.data(data)), {task.name: task}, config)[task.name]
     examples = make_examples(dev_table, model.tokenizer, model.max_length, model.long)
     first = build_model(config.start, {}, config.training.seed).to(model.device)
     before, after = (sentence_vectors(it, examples.tokens) for it in (first, model))
-
-    dev, epochs = best_record(records)["dev"], ("before", "best epoch")
     nearest = [f"{retrieval_accuracy(vectors, examples.labels):.3f}" for vectors in (before, after)]
-    yield f"<h2>{escape(title_of(task))} on dev, {len(examples):,} rows</h2>"
-    yield html_table(
-        ["", *epochs],
-        [["nearest sentence has the same class", *nearest], ["kNN accuracy", "", f"{dev['knn']:.3f}"]],
+    best = best_record(records)
+    yield headline(
+        [
+            ("kNN accuracy on dev", f"{best['dev']['knn']:.3f}", "a vote of the nearest training sentences"),
+            ("nearest sentence has the same class", nearest[1], f"{nearest[0]} before training"),
+            ("best epoch", str(best["epoch"]), f"of {len(records)}"),
+            ("data", data_name(one, data), f"{len(examples):,} dev rows"),
+        ]
     )
-    yield embed(learning_curves(records), figures, "learning-curves", "loss, retrieval and kNN by epoch")
+    yield from notes(one, data)
+    yield "<h2>Training</h2>"
+    yield curves(records, "score", figures, "loss, retrieval and kNN by epoch")
     if len(examples) >= 4:
-        seed, perplexity, iterations = config.training.seed, embedding.perplexity, embedding.iterations
-        plot = tsne(before.numpy(), after.numpy(), examples.labels, perplexity, iterations, seed)
-        yield embed(plot, figures, "tsne", "dev sentence vectors before and after training, by class")
+        yield f"<h2>{escape(title_of(task))} on dev, {len(examples):,} rows</h2>"
+        how = embedding.perplexity, embedding.iterations, config.training.seed
+        (left, caption), (right, _) = (tsne_places(vectors.numpy(), *how) for vectors in (before, after))
+        yield embed(
+            figures,
+            "tsne",
+            "dev sentence vectors before and after training, by class",
+            partial(tsne, left, right, examples.labels, caption),
+            partial(tsne, left, right, examples.labels, caption, columns=1),
+        )
         yield "<p>t-SNE shows which sentences are close; the sizes and distances of groups mean nothing.</p>"
+    yield overview(one.config, one.records, one.data(data))
 
 
-def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, Table]:
-    """Read the dev tables of these tasks. Raises InputError if one is missing."""
-    tables = read_split(folder, "dev", selected, config.reading.skip_bad_rows)
-    for name in selected.keys() - tables.keys():
-        raise InputError(f"{selected[name].path(folder, 'dev')}: no such file; name its folder with --data")
-    return tables
+def language_parts(one: OpenRun, data: str | None) -> Iterator[str]:
+    """Yield how well a masked language model guesses the words of held-out text, epoch by epoch."""
+    best = best_record(one.records)
+    yield headline(
+        [
+            ("perplexity of held-out text", f"{best['dev']['perplexity']:.1f}", "of its masked tokens"),
+            ("masked tokens guessed", f"{best['dev']['accuracy']:.3f}", "at the first attempt"),
+            ("best epoch", str(best["epoch"]), f"of {len(one.records)}"),
+            ("data", data_name(one, data), "its texts, without labels"),
+        ]
+    )
+    yield from notes(one, data)
+    yield "<h2>Training</h2>"
+    yield curves(one.records, "score", one.folder / FIGURES, "loss, perplexity and rate by epoch")
+    yield epochs_table(one.records)
+    yield overview(one.config, one.records, one.data(data))

@@ -1,10 +1,12 @@
 """The web app around a trained model: one path for each task, a page to try them on, and limits.
 
 Every mistake is answered with a status and a reason, {"detail": "..."}: 413 for a body that is too large, 422
-for one that is not what the task takes, 503 while as many rows wait as may wait, 404 for an unknown task.
+for one that is not what the task takes, 408 for one that does not arrive, 503 while as many rows wait as may
+wait, 404 for an unknown task.
 """
 
 # No postponed annotations here: FastAPI evaluates them, and some below are made for one task.
+import asyncio
 import base64
 import hashlib
 import math
@@ -28,6 +30,7 @@ from multitask.data.tasks import Task
 from multitask.predictor import Predictor, Texts
 from multitask.serving.batching import Batches, Full
 
+PATIENCE = 30.0  # seconds in which a request's body must have arrived
 PAGE = Path(__file__).with_name("page.html")
 Message = MutableMapping[str, Any]
 
@@ -45,10 +48,12 @@ Text = Annotated[str, AfterValidator(encodable)]
 class Classified(BaseModel):
     label: int | str
     probabilities: dict[str, float]  # of every class
+    cut: bool  # the text is longer than the model reads
 
 
 class Measured(BaseModel):
     value: float
+    cut: bool
 
 
 class Problem(BaseModel):
@@ -56,6 +61,7 @@ class Problem(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Problem, "description": "The body did not arrive in time"},
     413: {"model": Problem, "description": "The body is too large"},
     422: {"model": Problem, "description": "Not what the task takes, or too many rows"},
     503: {"model": Problem, "description": "Too many rows are waiting: try again in a second"},
@@ -108,12 +114,12 @@ def create_app(model: Predictor, name: str, limits: Serving) -> FastAPI:
 def answers_of(model: Predictor, name: str, texts: Texts) -> list[dict[str, Any]]:
     """Return the answer to each text or pair, as JSON."""
     task = model.task_of(name)
-    found = model.answers(name, model.logits(name, texts))
+    found, cut = model.answers(name, model.logits(name, texts)), model.are_cut(name, texts)
     if found.probabilities is None:
-        return [{"value": value} for value in found.values]
+        return [{"value": value, "cut": one} for value, one in zip(found.values, cut, strict=True)]
     return [
-        {"label": label, "probabilities": dict(zip(task.class_names, row, strict=True))}
-        for label, row in zip(found.values, found.probabilities.tolist(), strict=True)
+        {"label": label, "probabilities": dict(zip(task.class_names, row, strict=True)), "cut": one}
+        for label, row, one in zip(found.values, found.probabilities.tolist(), cut, strict=True)
     ]
 
 
@@ -165,20 +171,28 @@ async def when_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 class LimitedBody:
-    """ASGI middleware that reads at most so many bytes of a request's body."""
+    """ASGI middleware that reads at most so many bytes of a request's body, and waits `PATIENCE` for them."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], most: int):
         self.app, self.most = app, most
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
-        length = int(dict(scope.get("headers", ())).get(b"content-length", 0))
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        length = int(dict(scope["headers"]).get(b"content-length", 0))
         read = 0
+        until: float | None = asyncio.get_running_loop().time() + PATIENCE  # None: all has arrived
 
         async def limited() -> Message:
-            nonlocal read
+            nonlocal read, until
             if length <= self.most:
-                message = await receive()
+                try:
+                    async with asyncio.timeout_at(until):
+                        message = await receive()
+                except TimeoutError:
+                    raise HTTPException(408, f"the body did not arrive within {PATIENCE:g} seconds") from None
                 read += len(message.get("body", b""))
+                until = until if message.get("more_body") else None
             if max(length, read) > self.most:
                 raise HTTPException(413, f"the body has more than {self.most:,} bytes")
             return message

@@ -12,7 +12,8 @@ import numpy as np
 from cells import Figure, PaperTable, Row, Scores, in_order
 from grid import Grid
 from multitask.data.tasks import SENTIMENT
-from multitask.report.figures import comparison, save_figure
+from multitask.report.drawing import save_figure
+from multitask.report.figures import comparison
 from runs import COLUMNS, effort, gaps, mean_and_spread, read_labels, read_predictions, result
 
 HEAD = (*COLUMNS, "Model")

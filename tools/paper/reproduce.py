@@ -36,7 +36,7 @@ from multitask.command_line import resolve
 from multitask.config import FIELDS, Choice
 from multitask.data.tasks import BUILT_IN, select
 from multitask.recipes import read_settings
-from multitask.report.figures import plotting
+from multitask.report.drawing import plotting
 from notes import data_note, notes_on, notes_on_changes, notes_on_ensemble
 from overrides import changed_figure, changed_table, in_words, read_changes
 from pages import HEAD, Score, write_figure, write_table

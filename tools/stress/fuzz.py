@@ -31,7 +31,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -47,12 +47,14 @@ from minbert.errors import InputError, visible
 from minbert.tokenizer import SPECIAL_TOKENS
 from multitask import MultitaskBert, command_line, config, inspecting, load, runs
 from multitask.data import cache
+from multitask.data.calibration import Calibration
 from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
 from multitask.judgement import Judgement
+from multitask.model import read_calibrations
 from multitask.recipes import read_settings
-from multitask.report import card, figures, page, records
+from multitask.report import card, figures, origin, page, records, sections
 from multitask.streams import open_input
 
 INPUTS = 10_000
@@ -328,6 +330,7 @@ def read_texts(folder: Path) -> None:
 
 # Settings
 
+CALIBRATIONS = b'[mood]\ntemperature = 1.5\nthreshold = 0.4\nfitted_on = "0123456789abcdef"\n'
 TASK_FILE = b"""[topic]
 kind = "classification"
 num_classes = 7
@@ -393,6 +396,11 @@ def task_files() -> Strategy[Files]:
     return toml_files(TASK_FILE, keys).map(lambda content: {"tasks.toml": content})
 
 
+def calibrations() -> Strategy[Files]:
+    keys = [*(field.name for field in fields(Calibration)), "mood", "sentiment", "colour", '"a b"']
+    return toml_files(CALIBRATIONS, keys).map(lambda content: {"calibration.toml": content})
+
+
 def recipes(right: bytes) -> Strategy[Files]:
     return toml_files(right, KEYS).map(lambda content: {"recipe.toml": content})
 
@@ -405,6 +413,10 @@ def read_tasks(folder: Path) -> None:
     read_task_file(folder / "tasks.toml")
 
 
+def read_fitted(folder: Path) -> None:
+    read_calibrations(folder, {"mood": replace(BUILT_IN["paraphrase"], name="mood", calibrate=True)})
+
+
 def read_recipe(folder: Path) -> None:
     command_line.resolve(["--recipe", str(folder / "recipe.toml")])
 
@@ -412,7 +424,7 @@ def read_recipe(folder: Path) -> None:
 def read_config(folder: Path) -> None:
     """Read a run folder's own settings as --resume and report do."""
     settings = read_settings(folder / "config.toml")
-    page.first_checkpoint(str(folder))
+    origin.first_checkpoint(str(folder))
     command_line.resolve(["--resume", "--out", str(folder)])
     assert settings["option"] in config.OPTIONS
 
@@ -689,7 +701,7 @@ def read_records(folder: Path) -> None:
         chosen = config.Config("finetune").changed(weights="x", choose_by=choose_by)
         page.overview(chosen, found, None)
         best = figures.best_record(found, choose_by)
-        page.dev_scores(selected, tables, JUDGED, best.get("train"))
+        sections.dev_scores(selected, tables, JUDGED, best.get("train"))
     page.epochs_table(found)
     curves = [figures._curves(found, part) for part in figures.PANELS]
     assert all(len(values) == len(found) for lines in curves for values in lines.values())
@@ -719,6 +731,7 @@ READERS = {
     "folders": Reader(lambda: RIGHT_FOLDER, folders, read_folder, one_line=False),
     "texts": Reader(lambda: {"input.txt": b"good\n"}, texts, read_texts),
     "task-files": Reader(lambda: {"tasks.toml": TASK_FILE}, task_files, read_tasks),
+    "calibrations": Reader(lambda: {"calibration.toml": CALIBRATIONS}, calibrations, read_fitted),
     "recipes": Reader(lambda: {"recipe.toml": RECIPE}, lambda: recipes(RECIPE), read_recipe, named=False),
     "stages": Reader(lambda: {"recipe.toml": STAGES}, lambda: recipes(STAGES), read_recipe, named=False),
     "configs": Reader(lambda: {"config.toml": SETTINGS}, run_settings, read_config, named=False),

@@ -1,0 +1,73 @@
+"""tools/paper/published.py: the published tables are what the records say."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+import published
+from record import RESULTS, lines_of
+
+
+def test_the_pages_are_what_the_records_draw(tmp_path):
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    for page in ("README.md", "docs/results.md"):
+        (tmp_path / page).write_text((published.ROOT / page).read_text())
+    records = {line.cell: lines_of(RESULTS / f"{line.cell}.jsonl") for line in published.LINES}
+    lines = [line for line in published.LINES if records[line.cell]]
+    published.draw(lines, records, json.loads(published.JUDGED.read_text()), tmp_path)
+    for page in ("README.md", "docs/results.md"):
+        assert (tmp_path / page).read_text() == (published.ROOT / page).read_text(), f"{page}: draw it again"
+    assert len(list((tmp_path / "docs" / "images").glob("results-*.svg"))) == 2
+
+
+def test_the_records_agree_with_what_was_judged():
+    judged = json.loads(published.JUDGED.read_text())["rows"]
+    for cell, found in judged.items():
+        seeds = lines_of(RESULTS / f"{cell}.jsonl")
+        assert found["score"]["n"] == len(seeds)
+        scores = [one["dev"]["score"] for one in seeds]
+        assert found["score"]["mean"] == pytest.approx(np.mean(scores), abs=5e-4)  # float16 outputs
+
+
+def outputs(generator, truth, noise):
+    def classes(labels, count):
+        logits = np.eye(count)[labels] * 2 + noise * generator.normal(size=(len(labels), count))
+        return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    return {
+        "sst-dev": classes(truth["sst"], 5),
+        "para-dev": classes(truth["para"], 2),
+        "sts-dev": truth["sts"] + noise * generator.normal(size=len(truth["sts"])),
+    }
+
+
+def test_a_better_row_is_beyond_noise_and_an_equal_one_is_not():
+    generator = np.random.default_rng(0)
+    truth = {"sst": generator.integers(0, 5, 400), "para": generator.integers(0, 2, 400)}
+    truth["sts"] = generator.uniform(0, 5, 400)
+    draws = {name: published.drawn_rows(400, name) for name in truth}
+    worse, same, better = (
+        [published.measure(outputs(generator, truth, noise), truth, draws) for _ in range(3)]
+        for noise in (2.0, 2.0, 1.0)
+    )
+    accuracy, _, half, score, likelihood, _ = worse[0][:, 0]
+    assert worse[0].shape == (6, 1 + published.DRAWS)
+    one = outputs(np.random.default_rng(1), truth, 1.0)
+    first = published.measure(one, truth, draws)[:, 0]
+    assert first[0] == np.mean(one["sst-dev"].argmax(1) == truth["sst"])
+    assert first[2] == pytest.approx((1 + pearsonr(one["sts-dev"], truth["sts"])[0]) / 2)
+    assert first[4] == pytest.approx(-np.mean(np.log(one["sst-dev"][np.arange(400), truth["sst"]])))
+    assert score == pytest.approx((accuracy + worse[0][1, 0] + half) / 3) and likelihood > first[4]
+
+    gain = published.summary(published.paired(better, worse))["score"]
+    assert gain["interval"][0] > 0 and gain["n"] == 3 and published.signed(gain).startswith("**+")
+    low, high = published.summary(published.paired(same, worse))["score"]["interval"]
+    assert low < 0 < high
+
+
+def test_a_page_without_its_marks_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("no marks\n")
+    with pytest.raises(published.InputError, match="lacks the lines <!-- scores -->"):
+        published.fill(tmp_path / "page.md", {"scores": []})

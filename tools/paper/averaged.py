@@ -1,0 +1,81 @@
+"""Compare the average of a row's seeds with its single models, and how calibrated both are, on dev.
+
+    python tools/paper/averaged.py --data DIR
+
+Reads the outputs in tools/results/outputs and the labels of the dev tables. A difference is what the average
+gains over the mean of its members, with its 95% interval by a bootstrap over dev rows. Temperature and
+calibration error (ECE) are those of SST; "ECE with it" has a temperature that was fitted on other rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minbert.errors import InputError
+from multitask.methods.calibration import fit_temperature, folds, reliability
+from multitask.methods.losses import cross_entropy
+from pages import markdown
+from published import LINES, MEASURES, SUBMISSIONS, drawn_rows, measure, outputs_of, signed, summary, three
+from runs import read_labels
+
+Outputs = Mapping[str, np.ndarray]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the dev tables")
+    args = parser.parse_args()
+    try:
+        truth = {
+            name: np.array(list(read_labels(args.data, task, "dev").values()))
+            for name, task in SUBMISSIONS.items()
+        }
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    draws = {name: drawn_rows(len(labels), name) for name, labels in truth.items()}
+    head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
+    body: list[list[object]] = []
+    for line in LINES:
+        if len(members := outputs_of(line.cell)) > 1:
+            singles = np.mean([measure(one, truth, draws) for one in members], axis=0)
+            together = measure(average(members), truth, draws)
+            difference = summary([together - singles])
+            calibrated = np.mean([calibration(one["sst-dev"], truth["sst"]) for one in members], axis=0)
+            body += [
+                [line.title, len(members), *map(three, singles[:5, 0]), *map(three, calibrated)],
+                ["averaged", "", *map(three, together[:5, 0]),
+                 *map(three, calibration(average(members)["sst-dev"], truth["sst"]))],
+                ["difference", "", *(signed(difference[name]) for name in MEASURES[:5]), "", "", ""],
+            ]  # fmt: skip
+    print("\n".join(markdown(head, body)))
+    return 0
+
+
+def average(members: Sequence[Outputs]) -> dict[str, np.ndarray]:
+    """Return the mean of the members' probabilities, and of their values."""
+    return {name: np.mean([one[name] for one in members], axis=0) for name in members[0]}
+
+
+def calibration(given: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """Return the best temperature, the calibration error, and that of cross-fitted temperatures."""
+    probabilities, labels = given / given.sum(axis=1, keepdims=True), truth.astype(int)
+    logits, answers = torch.from_numpy(np.log(np.maximum(probabilities, 1e-7))), torch.from_numpy(labels)
+    fitted = np.empty_like(probabilities)
+    for rest, fold in folds(len(labels)):
+        temperature = fit_temperature(cross_entropy, logits[rest], answers[rest])
+        fitted[fold] = (logits[fold] / temperature).softmax(dim=1).numpy()
+    before, after = (reliability(found, labels).error for found in (probabilities, fitted))
+    return fit_temperature(cross_entropy, logits, answers), before, after
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Draw the figures of the lessons on the methods: `python tools/paper/lesson_figures.py`.
+
+Writes docs/images/lesson-NAME-light.svg and lesson-NAME-dark.svg, from formulas and the records in
+tools/results. The same matplotlib and torch give the same bytes. Needs the extra `plots`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from minbert.errors import InputError
+from multitask.methods.mnrl import draw_groups, group_loss
+from multitask.methods.sampling import annealed_alpha, task_probabilities
+from multitask.report.drawing import DARK, LIGHT, Theme, plotting
+from record import RESULTS, lines_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+THEMES = {"light": LIGHT, "dark": DARK}
+IMAGES = RESULTS.parents[1] / "docs" / "images"
+STYLE: Any = {"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9.5, "legend.fontsize": 8}
+TASKS = ("paraphrase", "sentiment", "similarity")
+EPOCHS = range(1, 11)
+SIZES = {  # rows of each task
+    "141,498 questions, as in the paper": (141_498, 8_544, 6_040),
+    "14,061 questions, as in our runs": (14_061, 8_544, 6_040),
+}
+POINTS, UPDATES = 100, 401  # as in the lesson on MNRL
+
+Number = Callable[[Mapping[str, Any]], float]  # of the record of an epoch
+
+
+def sampling(theme: Theme) -> Figure:
+    """Each task's share of the updates by epoch, annealed and in turn, for two tables of questions."""
+    figure, panels, ink, pale, colours = canvas(theme, 2)
+    for axes, (title, sizes) in zip(panels, SIZES.items(), strict=True):
+        shares = np.array([task_probabilities(sizes, annealed_alpha(epoch, 10)) for epoch in EPOCHS]).T
+        for name, share, colour in zip(TASKS, shares, colours, strict=False):
+            axes.plot(EPOCHS, share, color=colour, marker="o", markersize=3, label=name)
+        axes.axhline(1 / 3, color=pale, linestyle=":", label="tasks in turn")
+        axes.set(ylim=(0, 1), xlabel="epoch")
+        axes.set_title(title, color=ink)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    panels[1].legend(frameon=False, labelcolor=ink, loc="upper right")
+    return figure
+
+
+def smart(theme: Theme) -> Figure:
+    """SST by epoch, annealed without and with SMART: the gap to the training rows, and the loss on dev."""
+    figure, (gap, loss), ink, _, colours = canvas(theme, 2)
+    cells = {"annealed": "annealed-5x", "annealed + SMART": "annealed-smart-ball-5x"}
+    by_epoch(gap, cells, lambda one: accuracy(one, "train") - accuracy(one, "dev"), colours)
+    by_epoch(loss, cells, lambda one: one["dev_loss"]["sentiment"], colours)
+    gap.set_title("SST accuracy, training rows − dev", color=ink)
+    loss.set_title("loss of SST on dev", color=ink)
+    gap.legend(frameon=False, labelcolor=ink)
+    return figure
+
+
+def mnrl(theme: Theme) -> Figure:
+    """The lesson's points before and after MNRL, and SST by epoch in runs that began without and with it."""
+    figure, (left, middle, right), ink, _, colours = canvas(theme, 3)
+    labels, before, after = toy()
+    for axes, points, title in ((left, before, "before"), (middle, after, "after 400 updates")):
+        for label, colour in enumerate(colours):
+            x, y = points[labels == label].T
+            axes.scatter(x, y, s=9, color=colour)
+        axes.plot(0, 0, "+", color=ink)
+        axes.set_aspect("equal", "datalim")
+        axes.set_title(title, color=ink)
+        axes.set(xticks=[], yticks=[])
+    cells = {"without MNRL": "annealed-smart-ball-5x", "with MNRL": "mnrl-annealed-smart-ball-5x"}
+    by_epoch(right, cells, lambda one: accuracy(one, "dev"), colours)
+    right.set_title("SST accuracy, dev", color=ink)
+    right.legend(frameon=False, labelcolor=ink)
+    return figure
+
+
+def canvas(theme: Theme, count: int) -> tuple[Figure, Sequence[Axes], str, str, Sequence[str]]:
+    """Return a figure of this many panels side by side, and the theme's ink, pale ink and colours."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 2.4))
+    panels = figure.subplots(1, count)
+    return figure, panels, theme.ink, theme.soft, theme.colours
+
+
+def by_epoch(axes: Axes, cells: Mapping[str, str], number: Number, colours: Sequence[str]) -> None:
+    """Plot a number of every seed of these cells by epoch, and its mean."""
+    for (label, cell), colour in zip(cells.items(), colours, strict=False):
+        runs = [one["epochs"] for one in lines_of(RESULTS / f"{cell}.jsonl")]
+        seeds = np.array([[number(epoch) for epoch in epochs] for epochs in runs])
+        axes.plot(EPOCHS, seeds.T, color=colour, linewidth=0.8, alpha=0.45)
+        axes.plot(EPOCHS, seeds.mean(axis=0), color=colour, linewidth=2.2, label=label)
+    axes.set_xlabel("epoch")
+
+
+def accuracy(record: Mapping[str, Any], part: str) -> float:
+    return record[part]["sentiment"]["accuracy"]
+
+
+def toy() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels of the lesson's points (N,), and the points (N, 2) before and after MNRL."""
+    torch.manual_seed(0)
+    labels, generator = np.arange(POINTS) % 5, np.random.default_rng(0)
+    points = (0.3 * torch.randn(POINTS, 2) + torch.tensor([1.0, 0.5])).requires_grad_()
+    before = points.detach().clone()
+    optimizer = torch.optim.Adam([points], lr=0.02)
+    for _ in range(UPDATES):
+        optimizer.zero_grad()
+        group_loss(points[draw_groups(labels, 1, generator)], groups=1).backward()
+        optimizer.step()
+    return labels, before.numpy(), points.detach().numpy()
+
+
+FIGURES = {"sampling": sampling, "smart": smart, "mnrl": mnrl}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=IMAGES, help="folder of the pictures (default: docs/images)"
+    )
+    args = parser.parse_args()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in FIGURES:
+            for ground, theme in THEMES.items():
+                save(name, theme, args.out / f"lesson-{name}-{ground}.svg")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def save(name: str, theme: Theme, path: Path) -> None:
+    import matplotlib
+
+    with plotting(theme), matplotlib.rc_context(STYLE):
+        FIGURES[name](theme).savefig(path, metadata={"Date": None, "Creator": None})
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
