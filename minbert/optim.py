@@ -79,6 +79,12 @@ class AdamW(Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, scale: float, group: dict[str, Any]) -> None:
+        """Take one step of the class's algorithm on one parameter, in place.
+
+        The gradient is `scale` times `grad`, which is left unchanged. `self.state[parameter]`, empty at
+        first, keeps "step" (t, an int), "exp_avg" (m) and "exp_avg_sq" (v); `group` has "lr", "betas", "eps",
+        "weight_decay" and "correct_bias". Raises ValueError if the gradient is sparse.
+        """
         if grad.is_sparse:
             raise ValueError("AdamW does not support sparse gradients")
         state = self.state[parameter]

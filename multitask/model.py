@@ -124,7 +124,11 @@ class MultitaskBert(nn.Module, Predictor):
         return self.logits_from_embeddings(task, *self.encoder.embed(**batch))
 
     def logits_from_embeddings(self, task: str, embeddings: Tensor, packing: Packing) -> Tensor:
-        """Logits (B, C) of packed embeddings (T, H): the seam at which embeddings can be perturbed."""
+        """Logits (B, C) of packed embeddings (T, H): the seam at which embeddings can be perturbed.
+
+        They are pooled by `pooled_from_embeddings`, then pass dropout and the task's head, whose outputs
+        count in the task's `unit`.
+        """
         pooled = self.pooled_from_embeddings(embeddings, packing)
         return self.heads[task](self.dropout(pooled)) * self.tasks[task].unit
 

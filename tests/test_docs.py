@@ -26,8 +26,9 @@ PAGES = sorted(["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path i
 TIMELESS = [page for page in PAGES if page != "docs/log.md"]  # what the log names may be gone
 SPLIT = {"minbert/", "multitask/", "tools/"}  # folders whose files the tour names one by one
 UNNAMED = {"__init__.py", "py.typed"}
-OTHERS = {  # flags of other programs: torchrun, pytest, argparse, pip
+OTHERS = {  # flags of other programs: torchrun, docker, pytest, argparse, pip
     *("--nproc-per-node", "--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint"),
+    *("--rm", "--network", "--pids-limit"),
     *("--override-ini", "--help", "--recipe", "--no-deps"),
 }
 

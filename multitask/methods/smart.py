@@ -85,22 +85,34 @@ def adversarial_noise(
         noise = project(noise, epsilon, p)
     gradient = torch.zeros_like(noise)
     for _ in range(num_steps):
-        noise.requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(divergence(encode(start + noise), target), noise)
-        gradient = gradient * real
+        noise, gradient = ascend(
+            lambda moved: divergence(encode(start + moved), target), noise, real, step_size, epsilon, p, mode
+        )
         if not gradient.isfinite().all():
             return torch.zeros_like(start), Diagnostics(0.0, 0.0, finite=False)
-        noise = noise.detach()
-        if mode == "ball":
-            noise = project(noise + step_size * steepest(gradient, p), epsilon, p)
-        else:
-            stepped = noise + step_size * gradient
-            noise = stepped / (token_norm(stepped, p) + epsilon)
     tokens = real.sum()
     size = token_norm(noise, p).sum() / tokens
     cosine = torch.cosine_similarity(noise, gradient, dim=-1, eps=TINY).sum() / tokens
     return noise, Diagnostics(size.item(), cosine.item(), finite=True)
+
+
+def ascend(
+    divergence: Encode, noise: Tensor, real: Tensor, step_size: float, epsilon: float, p: float, mode: str
+) -> tuple[Tensor, Tensor]:
+    """Take one step of gradient ascent. Return the new noise, detached, and the gradient at the old one.
+
+    `divergence` maps noise to the scalar l; `noise` is (..., H), and `real`, (..., 1), is 0 at padding, where
+    the gradient is set to 0. `step_size`, `epsilon`, `p` and `mode` are those of the module's equations.
+    """
+    noise = noise.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(divergence(noise), noise)
+    gradient = gradient * real
+    noise = noise.detach()
+    if mode == "ball":
+        return project(noise + step_size * steepest(gradient, p), epsilon, p), gradient
+    stepped = noise + step_size * gradient
+    return stepped / (token_norm(stepped, p) + epsilon), gradient
 
 
 def smart_regularizer(

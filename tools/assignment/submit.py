@@ -1,0 +1,50 @@
+"""Check your predictions and pack your submission.
+
+    python submit.py runs/finetune-1              # a run's folder, or a folder of prediction files
+    python submit.py runs/finetune-1 --data DIR   # if it was trained on other tables than the sample
+
+Writes submission.zip: the Python files of minbert/ and multitask/ and the prediction files, and nothing else.
+Nothing is written if a prediction file is missing or has a mistake; every mistake is listed, with its line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from checks.predictions import expected_files, read_predictions
+from checks.submission import PREDICTIONS, Refused, code_files, pack
+from minbert.errors import InputError, counted
+from multitask.data.tables import SAMPLE
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check and pack, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="submit.py RUN [--data DIR] [--out FILE]",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--data", type=Path, default=SAMPLE, metavar="DIR", help="default: the sample")
+    parser.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE")
+    chosen = parser.parse_args(arguments)
+    try:
+        inside = chosen.run / PREDICTIONS
+        answers = read_predictions(inside if inside.is_dir() else chosen.run, expected_files(chosen.data))
+        files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in code_files(FOLDER)}
+        files |= {f"{PREDICTIONS}/{name}": content for name, content in answers.items()}
+        pack(files, chosen.out)
+    except (InputError, Refused, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{chosen.out}: {counted(len(files), 'file')}, {chosen.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
