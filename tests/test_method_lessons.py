@@ -10,7 +10,7 @@ from helpers import ROOT
 import lesson_figures
 
 LESSONS = sorted(ROOT.glob("docs/lessons/[01][0-9]-*.md"))
-SOURCES = [textwrap.dedent(path.read_text(encoding="utf-8")) for path in ROOT.glob("multitask/**/*.py")]
+SOURCES = [textwrap.dedent(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("m*/**/*.py"))]
 
 
 def quoted(code: str) -> bool:
