@@ -23,6 +23,7 @@ from multitask.preparation import tasks_of
 from multitask.run import main
 
 PAGES = sorted(["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))])
+LESSONS = sorted(f"docs/lessons/{path.name}" for path in ROOT.glob("docs/lessons/*.md"))
 TIMELESS = [page for page in PAGES if page != "docs/log.md"]  # what the log names may be gone
 SPLIT = {"minbert/", "multitask/", "tools/"}  # folders whose files the tour names one by one
 UNNAMED = {"__init__.py", "py.typed"}
@@ -75,7 +76,7 @@ def test_the_pages_are_found() -> None:
 # What the pages name
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *LESSONS])
 def test_links_lead_somewhere(page: str) -> None:
     text = prose(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
@@ -100,7 +101,8 @@ def test_paths_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_that_is_named_is_here(page: str) -> None:
     for name in re.findall(r"[\w/]+\.md\b", read(page)):
-        assert any((ROOT / folder / name.lstrip("/")).is_file() for folder in ("", "docs", "weights")), name
+        folders = ("", "docs", "docs/lessons", "weights")
+        assert any((ROOT / folder / name.lstrip("/")).is_file() for folder in folders), name
 
 
 def test_readme_is_short_and_has_the_test_command_where_ci_looks() -> None:

@@ -1,4 +1,4 @@
-"""Draw the figures of the lessons on the methods: `python tools/paper/lesson_figures.py`.
+"""Draw the figures of the lessons: `python tools/paper/lesson_figures.py`.
 
 Writes docs/images/lesson-NAME-light.svg and lesson-NAME-dark.svg, from formulas and the records in
 tools/results. The same matplotlib and torch give the same bytes. Needs the extra `plots`.
@@ -34,9 +34,50 @@ SIZES = {  # rows of each task
     "141,498 questions, as in the paper": (141_498, 8_544, 6_040),
     "14,061 questions, as in our runs": (14_061, 8_544, 6_040),
 }
+WIDTHS, DRAWS = (1, 4, 16, 64, 256), 2000  # of a head; queries with ten keys each
 POINTS, UPDATES = 100, 401  # as in the lesson on MNRL
 
 Number = Callable[[Mapping[str, Any]], float]  # of the record of an epoch
+
+
+def attention(theme: Theme) -> Figure:
+    """The largest of ten attention weights and the length of softmax's gradient, by the width of a head."""
+    figure, panels, _, _, colours = canvas(theme, 2)
+    generator = torch.Generator().manual_seed(0)
+    for label, power, colour in (("divided by sqrt(d)", 0.5, colours[0]), ("as they are", 0.0, colours[1])):
+        largest, gradients = [], []
+        for width in WIDTHS:
+            query = torch.randn(DRAWS, 1, width, generator=generator)
+            scores = (query * torch.randn(DRAWS, 10, width, generator=generator)).sum(dim=2) / width**power
+            weights = scores.softmax(dim=1)
+            top = weights.amax(dim=1)
+            largest.append(top.mean().item())
+            gradients.append((top * (1 - top)).mean().item())
+        for axes, values in zip(panels, (largest, gradients), strict=True):
+            axes.plot(WIDTHS, values, color=colour, marker="o", markersize=3, label=label)
+    for axes, title in zip(panels, ("largest weight of ten", "its derivative by its score"), strict=True):
+        axes.set_xscale("log", base=2)
+        axes.set(ylim=0, xlabel="d")
+        axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+        axes.set_title(title)
+    panels[0].legend(frameon=False, title="scores")
+    return figure
+
+
+def layer(theme: Theme) -> Figure:
+    """ReLU and GELU, and how far GELU by tanh is from the exact one."""
+    figure, (shapes, error), _, pale, colours = canvas(theme, 2)
+    u = torch.linspace(-4, 4, 401)
+    exact = torch.nn.functional.gelu(u)
+    shapes.plot(u, u.relu(), color=pale, linestyle=":", label="ReLU")
+    shapes.plot(u, exact, color=colours[0], label="GELU")
+    shapes.set_title("what becomes of u")
+    shapes.legend(frameon=False)
+    error.plot(u, torch.nn.functional.gelu(u, approximate="tanh") - exact, color=colours[1])
+    error.set_title("GELU by tanh, less the exact one")
+    for axes in (shapes, error):
+        axes.set_xlabel("u")
+    return figure
 
 
 def sampling(theme: Theme) -> Figure:
@@ -122,7 +163,7 @@ def toy() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, before.numpy(), points.detach().numpy()
 
 
-FIGURES = {"sampling": sampling, "smart": smart, "mnrl": mnrl}
+FIGURES = {"attention": attention, "layer": layer, "sampling": sampling, "smart": smart, "mnrl": mnrl}
 
 
 def main() -> int:
