@@ -116,7 +116,9 @@ class PackedBert(Bert):
     def __call__(self, rows):
         """(ids, segments) of each sentence -> the last hidden state (T, H), the pooled first tokens (B, H)"""
         lengths = [len(ids) for ids, _ in rows]
-        x = torch.cat([self.embed(*map(torch.tensor, ([ids], [segments])))[0] for ids, segments in rows])
+        x = torch.cat(
+            [self.embed(torch.tensor([ids]), torch.tensor([segments]))[0] for ids, segments in rows]
+        )
         for number in range(self.config["num_hidden_layers"]):
             x = self.layer(x, lengths, f"encoder.layer.{number}")
         first = torch.stack([sentence[0] for sentence in x.split(lengths)])
@@ -149,7 +151,7 @@ class AdamW:
 
 
 def train(model, head, batches, optimizer):
-    """Fit sentences, rows and labels in each batch, by cross-entropy; head (classes, H). Yield the losses."""
+    """Train on batches of (rows, labels) by cross-entropy, with a head (classes, H). Yield the losses."""
     for rows, labels in batches:
         loss = F.cross_entropy(model(rows)[1] @ head.T, torch.tensor(labels))
         optimizer.zero_grad()
@@ -174,7 +176,7 @@ def main(folder, passes=4):
     rows, labels = read("train", vocabulary)
     starts = [start for _ in range(passes) for start in range(0, len(rows), 16)]
     batches = [(rows[start : start + 16], labels[start : start + 16]) for start in starts]
-    losses = list(train(model, head, batches, AdamW(weights, lr=5e-5)))
+    losses = list(train(model, head, batches, AdamW(weights, lr=1e-4)))
     rows, labels = read("dev", vocabulary)
     with torch.no_grad():
         right = (model(rows)[1] @ head.T).argmax(dim=1) == torch.tensor(labels)
