@@ -124,10 +124,12 @@ def packing(theme: Theme) -> Figure:
     padded = [(place, row) for row, length in enumerate(LENGTHS) for place in range(length)]
     packed = [(place % width, place // width) for place in range(len(owners))]
     filling = [(place, row) for row, length in enumerate(LENGTHS) for place in range(length, width)]
-    panels[0].scatter(*zip(*filling, strict=True), s=70, marker="s", color=theme.faint)
+    x, y = np.transpose(filling)
+    panels[0].scatter(x, y, s=70, marker="s", color=theme.faint)
     titles = f"padded: {width * len(LENGTHS)} places", f"packed: {len(owners)} places"
     for axes, places, title in zip(panels, (padded, packed), titles, strict=True):
-        axes.scatter(*zip(*places, strict=True), s=70, marker="s", color=owners)
+        x, y = np.transpose(places)
+        axes.scatter(x, y, s=70, marker="s", color=owners)
         axes.set(xlim=(-0.6, width - 0.4), ylim=(len(LENGTHS) - 0.4, -0.6))
         axes.set_title(title)
         axes.axis("off")
