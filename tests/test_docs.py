@@ -90,11 +90,10 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in anchors(os.path.relpath(file, ROOT)), target
 
 
-@pytest.mark.parametrize("page", TIMELESS)
+@pytest.mark.parametrize("page", [*TIMELESS, *LESSONS])
 def test_paths_exist(page: str) -> None:
-    for path in re.findall(
-        r"(?<![\w./-])((?:minbert|multitask|tools|tests|weights)/[\w./-]*\w/?)", read(page)
-    ):
+    text = prose(page) if page in LESSONS else read(page)  # the code of the lessons runs in tests of its own
+    for path in re.findall(r"(?<![\w./-])((?:minbert|multitask|tools|tests|weights)/[\w./-]*\w/?)", text):
         assert (ROOT / path).exists(), path
 
 
@@ -226,7 +225,7 @@ def test_task_files_are_valid(page: str, tmp_path: Path) -> None:
         assert tasks_of(make_config("finetune", task_file=str(tmp_path / "tasks.toml")))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(program_lines(page))])
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *LESSONS] if any(program_lines(page))])
 def test_command_lines_are_understood(page: str, place: Path, monkeypatch) -> None:
     monkeypatch.chdir(place)
     for _, words in program_lines(page):
@@ -281,7 +280,7 @@ def test_the_tools_help_and_every_flag_exists(monkeypatch, capsys) -> None:
         text = help_of(tool, monkeypatch, capsys)
         assert text.startswith("usage:"), tool
         known |= {*re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
-    for page in TIMELESS:
+    for page in [*TIMELESS, *LESSONS]:
         named = {*re.findall(r"(?<![\w|-])--[a-z][\w-]*", read(page))}
         assert named <= known, (page, named - known)
 
