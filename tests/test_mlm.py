@@ -347,6 +347,11 @@ def test_its_report_shows_perplexity(finished, tmp_path, capsys):
     assert "Perplexity" in (tmp_path / "run" / "figures" / "learning-curves.svg").read_text()
     assert main(["--option", "report", "--run", str(tmp_path / "run"), "--perplexity", "5"]) == 2
     assert "are for t-SNE of a run of mnrl" in capsys.readouterr().err
+    first, last = records_of(tmp_path / "run")
+    del last["dev"]["accuracy"]
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(last)}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
+        write_report(tmp_path / "run", None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("flag, place", [("--weights", "best"), ("--weights", ""), ("--init", "")])

@@ -623,6 +623,7 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
         lambda record: record["train"].pop("similarity"),
         lambda record: record["train"].update(similarity=0.5),
         lambda record: record["dev"].update(score={"a": 1}),
+        lambda record: record["dev"].pop("sentiment"),
     ],
 )
 def test_records_without_the_scores_of_the_runs_tasks_are_refused(finished, tmp_path, change):
