@@ -41,19 +41,22 @@ Number = Callable[[Mapping[str, Any]], float]  # of the record of an epoch
 
 
 def attention(theme: Theme) -> Figure:
-    """The largest of ten attention weights and the length of softmax's gradient, by the width of a head."""
-    figure, panels, _, _, colours = canvas(theme, 2)
+    """The largest of ten attention weights and its derivative by its own score, by the width of a head."""
+    figure, panels = canvas(2)
     generator = torch.Generator().manual_seed(0)
-    for label, power, colour in (("divided by sqrt(d)", 0.5, colours[0]), ("as they are", 0.0, colours[1])):
-        largest, gradients = [], []
+    for label, power, colour in (
+        ("divided by sqrt(d)", 0.5, theme.colours[0]),
+        ("as they are", 0.0, theme.colours[1]),
+    ):
+        largest, derivatives = [], []
         for width in WIDTHS:
             query = torch.randn(DRAWS, 1, width, generator=generator)
             scores = (query * torch.randn(DRAWS, 10, width, generator=generator)).sum(dim=2) / width**power
             weights = scores.softmax(dim=1)
             top = weights.amax(dim=1)
             largest.append(top.mean().item())
-            gradients.append((top * (1 - top)).mean().item())
-        for axes, values in zip(panels, (largest, gradients), strict=True):
+            derivatives.append((top * (1 - top)).mean().item())
+        for axes, values in zip(panels, (largest, derivatives), strict=True):
             axes.plot(WIDTHS, values, color=colour, marker="o", markersize=3, label=label)
     for axes, title in zip(panels, ("largest weight of ten", "its derivative by its score"), strict=True):
         axes.set_xscale("log", base=2)
@@ -66,14 +69,14 @@ def attention(theme: Theme) -> Figure:
 
 def layer(theme: Theme) -> Figure:
     """ReLU and GELU, and how far GELU by tanh is from the exact one."""
-    figure, (shapes, error), _, pale, colours = canvas(theme, 2)
+    figure, (shapes, error) = canvas(2)
     u = torch.linspace(-4, 4, 401)
     exact = torch.nn.functional.gelu(u)
-    shapes.plot(u, u.relu(), color=pale, linestyle=":", label="ReLU")
-    shapes.plot(u, exact, color=colours[0], label="GELU")
+    shapes.plot(u, u.relu(), color=theme.soft, linestyle=":", label="ReLU")
+    shapes.plot(u, exact, color=theme.colours[0], label="GELU")
     shapes.set_title("what becomes of u")
     shapes.legend(frameon=False)
-    error.plot(u, torch.nn.functional.gelu(u, approximate="tanh") - exact, color=colours[1])
+    error.plot(u, torch.nn.functional.gelu(u, approximate="tanh") - exact, color=theme.colours[1])
     error.set_title("GELU by tanh, less the exact one")
     for axes in (shapes, error):
         axes.set_xlabel("u")
@@ -82,57 +85,56 @@ def layer(theme: Theme) -> Figure:
 
 def sampling(theme: Theme) -> Figure:
     """Each task's share of the updates by epoch, annealed and in turn, for two tables of questions."""
-    figure, panels, ink, pale, colours = canvas(theme, 2)
+    figure, panels = canvas(2)
     for axes, (title, sizes) in zip(panels, SIZES.items(), strict=True):
         shares = np.array([task_probabilities(sizes, annealed_alpha(epoch, 10)) for epoch in EPOCHS]).T
-        for name, share, colour in zip(TASKS, shares, colours, strict=False):
+        for name, share, colour in zip(TASKS, shares, theme.colours, strict=False):
             axes.plot(EPOCHS, share, color=colour, marker="o", markersize=3, label=name)
-        axes.axhline(1 / 3, color=pale, linestyle=":", label="tasks in turn")
+        axes.axhline(1 / 3, color=theme.soft, linestyle=":", label="tasks in turn")
         axes.set(ylim=(0, 1), xlabel="epoch")
-        axes.set_title(title, color=ink)
+        axes.set_title(title)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    panels[1].legend(frameon=False, labelcolor=ink, loc="upper right")
+    panels[1].legend(frameon=False, loc="upper right")
     return figure
 
 
 def smart(theme: Theme) -> Figure:
     """SST by epoch, annealed without and with SMART: the gap to the training rows, and the loss on dev."""
-    figure, (gap, loss), ink, _, colours = canvas(theme, 2)
+    figure, (gap, loss) = canvas(2)
     cells = {"annealed": "annealed-5x", "annealed + SMART": "annealed-smart-ball-5x"}
-    by_epoch(gap, cells, lambda one: accuracy(one, "train") - accuracy(one, "dev"), colours)
-    by_epoch(loss, cells, lambda one: one["dev_loss"]["sentiment"], colours)
-    gap.set_title("SST accuracy, training rows − dev", color=ink)
-    loss.set_title("loss of SST on dev", color=ink)
-    gap.legend(frameon=False, labelcolor=ink)
+    by_epoch(gap, cells, lambda one: accuracy(one, "train") - accuracy(one, "dev"), theme.colours)
+    by_epoch(loss, cells, lambda one: one["dev_loss"]["sentiment"], theme.colours)
+    gap.set_title("SST accuracy, training rows − dev")
+    loss.set_title("loss of SST on dev")
+    gap.legend(frameon=False)
     return figure
 
 
 def mnrl(theme: Theme) -> Figure:
     """The lesson's points before and after MNRL, and SST by epoch in runs that began without and with it."""
-    figure, (left, middle, right), ink, _, colours = canvas(theme, 3)
+    figure, (left, middle, right) = canvas(3)
     labels, before, after = toy()
     for axes, points, title in ((left, before, "before"), (middle, after, "after 400 updates")):
-        for label, colour in enumerate(colours):
+        for label, colour in enumerate(theme.colours):
             x, y = points[labels == label].T
             axes.scatter(x, y, s=9, color=colour)
-        axes.plot(0, 0, "+", color=ink)
+        axes.plot(0, 0, "+", color=theme.ink)
         axes.set_aspect("equal", "datalim")
-        axes.set_title(title, color=ink)
+        axes.set_title(title)
         axes.set(xticks=[], yticks=[])
     cells = {"without MNRL": "annealed-smart-ball-5x", "with MNRL": "mnrl-annealed-smart-ball-5x"}
-    by_epoch(right, cells, lambda one: accuracy(one, "dev"), colours)
-    right.set_title("SST accuracy, dev", color=ink)
-    right.legend(frameon=False, labelcolor=ink)
+    by_epoch(right, cells, lambda one: accuracy(one, "dev"), theme.colours)
+    right.set_title("SST accuracy, dev")
+    right.legend(frameon=False)
     return figure
 
 
-def canvas(theme: Theme, count: int) -> tuple[Figure, Sequence[Axes], str, str, Sequence[str]]:
-    """Return a figure of this many panels side by side, and the theme's ink, pale ink and colours."""
+def canvas(count: int) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure of this many panels side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 2.4))
-    panels = figure.subplots(1, count)
-    return figure, panels, theme.ink, theme.soft, theme.colours
+    return figure, figure.subplots(1, count)
 
 
 def by_epoch(axes: Axes, cells: Mapping[str, str], number: Number, colours: Sequence[str]) -> None:
