@@ -154,6 +154,7 @@ def trace(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     >>> list(stages)[-2:]
     ['layer 0, second add-and-norm', 'pooler']
     """
+    _is_ours(model)
     device = next(model.parameters()).device
     trained = [module for module in model.modules() if module.training]
     model.eval()
@@ -394,8 +395,9 @@ def compare_checkpoints(given: argparse.Namespace) -> bool:
     """Print where two checkpoints part on some texts. Return whether they are the same."""
     first, second = (load(name, given.allow_pickle) for name in given.checkpoints)
     tokenizer = BertTokenizer.from_pretrained(given.checkpoints[0].removeprefix(THEIRS))
+    most = min(model.config.max_position_embeddings for model in (first, second))
     pairs = given.pair or (None if given.text else PAIRS)
-    batch = tokenizer(given.text or TEXTS, pairs, max_length=first.config.max_position_embeddings)
+    batch = tokenizer(given.text or TEXTS, pairs, max_length=most)
     found = compare(first, second, batch, given.tolerance)
     print(found)
     return found.first is None

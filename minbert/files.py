@@ -66,7 +66,9 @@ def discard(partial: Path) -> None:
 
 def partial_path(path: Path) -> Path:
     """Return where a file or folder is written before it gets its name: beside it, under a name of its own
-    each time."""
+    each time. Raises OSError for a path without a name, as . and / are."""
+    if not path.name:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f"{path.name}.partial-{secrets.token_hex(8)}")
 
 

@@ -27,7 +27,7 @@ from minbert import checkpoint, hub
 from minbert.bert import BertModel
 from minbert.command import explain, guarded
 from minbert.config import BertConfig
-from minbert.errors import InputError
+from minbert.errors import InputError, shown
 from minbert.files import named_folder, write_tensors
 from minbert.linear import Linear, fast_products, linear
 from minbert.tokenizer import SPECIAL_TOKENS, BertTokenizer
@@ -74,16 +74,20 @@ def words_in(input_ids: Tensor, special: Tensor, continues: Tensor | None = None
     """Return the position of the first token of each token's word, (B, L), and -1 at special tokens.
 
     `special` and `continues` (V,) bool say of each token of the vocabulary whether it is special, and whether
-    it continues a word, like ##ing. Without `continues`, each token is a word of its own.
+    it continues a word, like ##ing; what follows a special token begins a word in any case. Without
+    `continues`, each token is a word of its own.
 
     >>> special, continues = torch.tensor([True, False, False]), torch.tensor([False, False, True])
     >>> words_in(torch.tensor([[0, 1, 2, 1, 0]]), special, continues)
     tensor([[-1,  1,  1,  3, -1]])
     """
     positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    of_no_word = special[input_ids]
     if continues is not None:
-        positions = positions.masked_fill(continues[input_ids], 0).cummax(dim=1).values
-    return positions.masked_fill(special[input_ids], -1)
+        after_special = of_no_word.roll(1, dims=1)
+        within = continues[input_ids] & ~after_special  # a window of a long text may begin inside a word
+        positions = positions.masked_fill(within, 0).cummax(dim=1).values
+    return positions.masked_fill(of_no_word, -1)
 
 
 class Masking:
@@ -204,18 +208,22 @@ def fill(
     model: BertForMaskedLM, tokenizer: BertTokenizer, text: str, k: int = 5
 ) -> list[list[tuple[str, float]]]:
     """Return for each [MASK] in a text the k most likely tokens with their probabilities, best first. Leaves
-    the model in evaluation mode. Raises InputError if there is no [MASK], or none before the text is cut.
+    the model in evaluation mode. Raises InputError if there is no [MASK], or none before the text is cut, or
+    if k is less than 1.
 
     >>> model = BertForMaskedLM.from_pretrained("minilm-l6")
     >>> ((first, second),) = fill(model, BertTokenizer.from_pretrained("minilm-l6"), "A [MASK] film.", k=2)
     >>> first[1] > second[1]  # each is a token and its probability
     True
     """
+    if k < 1:
+        raise InputError(f"k, the number of guesses, must be at least 1, not {k}")
     model.eval()
-    batch = tokenizer([text], max_length=model.bert.config.max_position_embeddings)
+    most = model.bert.config.max_position_embeddings
+    batch = tokenizer([text], max_length=most)
     chosen = batch["input_ids"] == tokenizer.mask_token_id
     if not chosen.any():
-        raise InputError(f"{text!r}: has no [MASK] to be filled")
+        raise InputError(f"{shown(text)}: has no [MASK] among its first {most} tokens")
     best = model.guesses(chosen, **batch).softmax(dim=-1).topk(min(k, tokenizer.vocab_size))
     return [
         list(zip(tokenizer.tokens(ids), values.tolist(), strict=True))

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,8 @@ def test_what_is_no_bert(model: BertModel) -> None:
     for one, other in ((model, nn.Linear(2, 2)), (nn.Linear(2, 2), model)):
         with pytest.raises(InputError, match=r"^Linear is no BertModel of minbert or transformers"):
             compare(one, other, make_batch([[1]]))
+    with pytest.raises(InputError, match=r"^Identity is no BertModel"):
+        trace(nn.Identity(), make_batch([[1]]))
     half = BertModel(model.config)
     del half.layers[1].output_norm, half.layers[1].attention_norm, half.layers[1].intermediate
     with pytest.raises(InputError, match=r"^BertModel is not built as a BertModel: .*intermediate"):
@@ -294,6 +297,17 @@ def test_two_checkpoints_that_agree(tiny: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.endswith("no stage differs\n")
     texts = ["--text", "One film.", "Another.", "--pair", "Late.", "Two trains."]
     assert main([str(tiny), str(tiny), *texts]) == 0
+
+
+def test_texts_are_cut_to_what_both_checkpoints_read(tiny: Path, tmp_path: Path) -> None:
+    model = BertModel(replace(BertConfig.from_pretrained(tiny), max_position_embeddings=6))
+    model.load_state_dict({
+        name: tensor[:6] if name == "embeddings.position.weight" else tensor
+        for name, tensor in BertModel.from_pretrained(tiny).state_dict().items()
+    })  # fmt: skip
+    model.save_pretrained(tmp_path)
+    shutil.copy(tiny / "tokenizer.json", tmp_path)
+    assert main([str(tiny), str(tmp_path)]) == main([str(tmp_path), f"hf:{tiny}"]) == 0
 
 
 def test_two_checkpoints_that_differ(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -331,11 +331,18 @@ def test_submit_packs_code_and_predictions_and_nothing_else(
     assert not target.exists()
 
 
-def archive(path: Path, name: str, content: bytes = b"", mode: int = 0o100644, times: int = 1) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+def archive(
+    path: Path,
+    name: str,
+    content: bytes = b"",
+    mode: int = 0o100644,
+    times: int = 1,
+    method: int = zipfile.ZIP_DEFLATED,
+) -> Path:
+    with zipfile.ZipFile(path, "w") as made:
         for number in range(times):
             entry = zipfile.ZipInfo(name.format(number))
-            entry.external_attr, entry.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+            entry.external_attr, entry.compress_type = mode << 16, method
             made.writestr(entry, content)
     return path
 
@@ -353,6 +360,7 @@ def archive(path: Path, name: str, content: bytes = b"", mode: int = 0o100644, t
         ("elsewhere/", {}, "no part of a submission"),
         ("minbert/bert.py", {"content": b"/etc/passwd", "mode": 0o120777}, "a link"),
         ("minbert/bert.py", {"times": 2}, "is in it twice"),
+        ("minbert/bert.py", {"method": zipfile.ZIP_LZMA}, "compressed in an unusual way"),
         ("minbert/bert.py", {"content": bytes(8 << 20)}, "larger than 4 MB"),
         ("minbert/a{}.py", {"content": bytes(4 << 20), "times": 8}, "larger than 24 MB together"),
         ("minbert/a{}.py", {"times": MOST_FILES + 1}, "more than 500 files"),
@@ -381,7 +389,7 @@ def test_the_filled_assignment_has_full_marks(assignment: Path, tmp_path: Path, 
     folder = filled(assignment, tmp_path / "filled", TO_FILL)
     answers = read_predictions(predictions(tmp_path / "answers"), expected_files(SAMPLE))
     more = {f"predictions/{name}": content for name, content in answers.items()}
-    one = grade(zipped(folder, tmp_path / "ann.zip", **more), known, 7, SAMPLE, LIMITS)
+    one = grade(zipped(folder, tmp_path / "ann.zip", **more), known, 7, expected_files(SAMPLE), LIMITS)
     assert {verdict.state for verdict in one.verdicts.values()} == {PASSES}
     rows = cells([one], list(known))
     assert rows[0] == ["submission", *(name for name in NAMES if name != "model"), "total", "predictions"]
@@ -405,7 +413,7 @@ def test_a_dishonest_submission_gains_nothing(assignment: Path, tmp_path: Path, 
     with (folder / "minbert/bert.py").open("a") as file:
         file.write(CHEAT)
     some = {part: found for part, found in known.items() if part.name in ("attention", "mnrl", "teacher")}
-    one = grade(zipped(folder, tmp_path / "bob.zip"), some, 7, SAMPLE, LIMITS)
+    one = grade(zipped(folder, tmp_path / "bob.zip"), some, 7, expected_files(SAMPLE), LIMITS)
     assert [name for name, verdict in one.verdicts.items() if verdict.state == PASSES] == ["teacher"]
     assert one.predictions == "0 of 6 (sst-dev-output.csv is missing)"
     assert "mnrl            0 of 10  to do: multiple_negatives" in feedback(one, list(some))
@@ -446,7 +454,9 @@ def test_answers_that_are_not_answers_are_wrong(tmp_path: Path) -> None:
     link.symlink_to(ROOT / "weights" / "tiny" / "model.safetensors")
     large.write_bytes(bytes(2 << 20))
     text.write_text("passes")
-    for path in (link, large, text, tmp_path, tmp_path / "missing"):
+    header = b'{"0/x":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'  # a type that torch cannot convert
+    (tmp_path / "half bytes").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    for path in (link, large, text, tmp_path, tmp_path / "missing", tmp_path / "half bytes"):
         assert read_answer(path).stopped
 
 
@@ -472,3 +482,11 @@ def test_the_command_grades_what_it_is_given_and_refuses_the_rest(tmp_path: Path
     assert (tmp_path / "words" / "bad.txt").read_text().startswith("refused")
     assert course.main(["grade", str(bad), str(bad)]) == 2
     assert "the same file name" in capsys.readouterr().err
+    assert course.main(["grade", str(bad), "--data", str(tmp_path)]) == 2  # before anything is run
+    assert "holds no dev or test tables" in capsys.readouterr().err
+
+
+def test_an_empty_working_folder_is_no_new_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert course.main(["make", "."]) == 2
+    assert capsys.readouterr().err == "error: .: Is a directory\n"

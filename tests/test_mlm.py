@@ -73,6 +73,16 @@ def test_words_begin_where_no_token_continues_one():
     assert words_in(ids, special).tolist() == [[-1, 1, 2, 3, 4, -1, -1]]
 
 
+def test_a_window_that_begins_inside_a_word_has_a_word_there():
+    """[CLS] ##ing ##s a [SEP] ##s [SEP]: or the first pieces could never be chosen."""
+    special, continues = torch.zeros(9, dtype=torch.bool), torch.zeros(9, dtype=torch.bool)
+    special[:3], continues[5:7] = True, True
+    words = words_in(tensor([[0, 5, 6, 7, 1, 6, 1]]), special, continues)
+    assert words.tolist() == [[-1, 1, 1, 3, -1, 5, -1]]
+    _, chosen = mask_tokens(torch.full((1, 7), 7), words, MASK, VOCAB, generator(), rate=1.0)
+    assert chosen.tolist() == [[False, True, True, True, False, True, False]]
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_words_are_chosen_whole_or_not(tiny, whole):
     """Of texts in a vocabulary of small pieces: no word is ever cut, or else many are."""
@@ -239,8 +249,10 @@ def test_fill_gives_the_likeliest_tokens_of_every_mask(published):
         values, ids = row.topk(3)
         assert [token for token, _ in guesses] == tokenizer.tokens(ids)
         assert [p for _, p in guesses] == pytest.approx(values.tolist(), rel=1e-4)
-    with pytest.raises(InputError, match=r"has no \[MASK\] to be filled"):
-        fill(model, tokenizer, "The train was late.")
+    with pytest.raises(InputError, match=r"has no \[MASK\] among its first 512 tokens"):
+        fill(model, tokenizer, "The train was late. " * 200 + "[MASK]")
+    with pytest.raises(InputError, match="must be at least 1, not 0"):
+        fill(model, tokenizer, "A [MASK].", k=0)
 
 
 def test_the_command_prints_guesses(published, tiny, capsys):
@@ -250,7 +262,8 @@ def test_the_command_prints_guesses(published, tiny, capsys):
     assert mlm.main([str(tiny), "A [MASK]."]) == 0
     assert "has no trained head for masked tokens" in capsys.readouterr().err
     assert mlm.main([str(published), "A film."]) == 2
-    assert capsys.readouterr().err == "error: 'A film.': has no [MASK] to be filled\n"
+    assert capsys.readouterr().err == "error: 'A film.': has no [MASK] among its first 512 tokens\n"
+    assert mlm.main([str(published), "A [MASK].", "--best", "-1"]) == 2
 
 
 # In a run
@@ -334,6 +347,11 @@ def test_its_report_shows_perplexity(finished, tmp_path, capsys):
     assert "Perplexity" in (tmp_path / "run" / "figures" / "learning-curves.svg").read_text()
     assert main(["--option", "report", "--run", str(tmp_path / "run"), "--perplexity", "5"]) == 2
     assert "are for t-SNE of a run of mnrl" in capsys.readouterr().err
+    first, last = records_of(tmp_path / "run")
+    del last["dev"]["accuracy"]
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(last)}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not the record of an epoch"):
+        write_report(tmp_path / "run", None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("flag, place", [("--weights", "best"), ("--weights", ""), ("--init", "")])
@@ -376,6 +394,8 @@ def test_weights_without_a_pooler(published, words, tmp_path, capsys):
 def test_plain_text(tiny, tmp_path, capsys):
     """Lines of .txt files, blank ones left out; a share of them is held out by their hash."""
     lines = [f"{line} {number}" for number in range(150) for line in ("the film was good", "a bad movie")]
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "._a.txt").write_bytes(b"\0\xff")
     (tmp_path / "a.txt").write_text("\n\n".join(lines[:290]) + "\n")
     (tmp_path / "b.txt").write_text("\n".join(lines[290:]))
     words = ["--option", "mlm", "--weights", str(tiny), "--data", str(tmp_path), *SMALL]

@@ -358,9 +358,12 @@ def test_the_interval_of_a_share_is_wilsons():
 
 def test_rows_of_one_value_are_one_group():
     groups = equal_groups(np.array([3, 3, 3, 3, 3, 7, 1.5]))
-    assert {name: rows.tolist() for name, rows in groups.items()} == {
-        "1.5 to 3": [0, 1, 2, 3, 4, 6], "7": [5]
-    }  # fmt: skip
+    assert [(name, rows.tolist()) for name, rows in groups] == [("1.5 to 3", [0, 1, 2, 3, 4, 6]), ("7", [5])]
+
+
+def test_groups_of_large_neighbouring_values_are_all_there():
+    """Although six digits do not tell their ends apart."""
+    assert [len(rows) for _, rows in equal_groups(1e9 + np.arange(100))] == [20] * 5
 
 
 def test_a_matrix_of_too_many_classes_is_left_out_and_said_so(tmp_path):
@@ -620,6 +623,7 @@ def test_a_run_of_mnrl_has_the_two_maps_of_its_dev_sentences(tmp_path, tiny, mon
         lambda record: record["train"].pop("similarity"),
         lambda record: record["train"].update(similarity=0.5),
         lambda record: record["dev"].update(score={"a": 1}),
+        lambda record: record["dev"].pop("sentiment"),
     ],
 )
 def test_records_without_the_scores_of_the_runs_tasks_are_refused(finished, tmp_path, change):

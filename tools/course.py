@@ -65,6 +65,7 @@ def grade_all(chosen: argparse.Namespace) -> None:
     from assignment.grading import Limits, as_csv, as_text, cells, feedback, grade
     from assignment.making import record
     from assignment.parts import EXERCISES
+    from checks.predictions import expected_files
     from multitask.data.tables import SAMPLE
 
     names = [path.stem for path in chosen.zips]
@@ -72,6 +73,7 @@ def grade_all(chosen: argparse.Namespace) -> None:
         raise InputError("two submissions have the same file name; rename one")
     if chosen.seconds < 1 or chosen.memory < 1:
         raise InputError("--seconds and --memory must be at least 1")
+    expected = expected_files(chosen.data or SAMPLE)
     folder = named_folder(chosen.feedback) if chosen.feedback else None
     seed = secrets.randbelow(2**31)
     recorded = record(EXERCISES, seed)
@@ -79,7 +81,7 @@ def grade_all(chosen: argparse.Namespace) -> None:
     grades = []
     for path in chosen.zips:
         print(f"{path} ...", file=sys.stderr)
-        grades.append(grade(path, recorded, seed, chosen.data or SAMPLE, limits))
+        grades.append(grade(path, recorded, seed, expected, limits))
         if folder is not None:
             write_text(folder / f"{path.stem}.txt", feedback(grades[-1], list(recorded)))
     rows = cells(grades, list(recorded))

@@ -39,17 +39,23 @@ class PlainText(Source):
         self.check_unchanged(hasher)
 
 
+def text_files(directory: Path) -> list[Path]:
+    """Return a folder's .txt files, but for hidden ones, such as those that macOS puts beside others."""
+    paths = sorted(directory.glob(f"*{ENDING}"))
+    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
 def is_plain_text(directory: Path, tasks: Collection[Task]) -> bool:
     """Return whether a folder has .txt files, and no training table of these tasks."""
     has_tables = any(task.path(directory, "train").is_file() for task in tasks)
-    return not has_tables and any(directory.glob(f"*{ENDING}"))
+    return not has_tables and bool(text_files(directory))
 
 
 def read_texts(directory: Path, held_out: float, skip_bad_rows: bool) -> Splits:
     """Return what the .txt files of a folder have to train on, and this share of it that is held out, file by
     file. Raises InputError if either is nothing."""
     splits: Splits = {"train": {}, "dev": {}}
-    for path in sorted(directory.glob(f"*{ENDING}")):
+    for path in text_files(directory):
         task = Task("text", KINDS["regression"], ("text",), "", id="", train=path.name, dev_fraction=held_out)
         for part, tables in splits.items():
             table = checked(source_of(path, task, False, skip_bad_rows, part, PlainText))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ LONGEST = 280  # characters shown of an example's text
 MOST_LABELS = 30  # shown; of more, those with the most errors
 LEAST = 1e-12  # probability, so that a loss is finite
 
-Groups = Mapping[str, np.ndarray]  # name -> the numbers of its rows
+Group = tuple[str, np.ndarray]  # its name, and the numbers of its rows
 
 
 def errors_section(task: Task, rows: Sequence[Row], labels: np.ndarray, answers: Answers) -> Iterator[str]:
@@ -34,8 +34,7 @@ def errors_section(task: Task, rows: Sequence[Row], labels: np.ndarray, answers:
 def by_length(task: Task, rows: Sequence[Row], labels: np.ndarray, predictions: np.ndarray) -> str:
     """Return a table of the errors among rows of several lengths, in words of all the row's texts."""
     lengths = np.array([sum(len(text.split()) for text in row.texts) for row in rows])
-    groups = equal_groups(lengths)
-    lines = [[name, *_measured(task, labels[of], predictions[of])] for name, of in groups.items()]
+    lines = [[name, *_measured(task, labels[of], predictions[of])] for name, of in equal_groups(lengths)]
     return html_table(["words", *_head(task)], lines, "figures")
 
 
@@ -45,7 +44,7 @@ def by_label(task: Task, labels: np.ndarray, predictions: np.ndarray) -> str:
     if not task.classes:
         lines = [
             [name, *_measured(task, labels[of], predictions[of]), f"{(predictions - labels)[of].mean():+.3f}"]
-            for name, of in equal_groups(labels).items()
+            for name, of in equal_groups(labels)
         ]
         return html_table([task.label, *_head(task), "predicted − true"], lines, "figures")
     classes = np.unique(labels).astype(int)
@@ -68,17 +67,15 @@ def mistaken_for(task: Task, true: int, predictions: np.ndarray) -> str:
     return f"{task.class_names[wrong[most]]} ({counts[most] / len(predictions):.0%})"
 
 
-def equal_groups(values: np.ndarray) -> Groups:
-    """Return up to `BINS` groups of rows with neighbouring values, of about equally many rows. Rows with one
+def equal_groups(values: np.ndarray) -> Iterator[Group]:
+    """Yield up to `BINS` groups of rows with neighbouring values, of about equally many rows. Rows with one
     value are in one group, which is named by the least and the greatest of its values."""
     cuts = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
     numbers = np.searchsorted(cuts, values)
-    groups = {}
     for number in np.unique(numbers):
         rows = np.flatnonzero(numbers == number)
         low, high = values[rows].min(), values[rows].max()
-        groups[f"{low:g}" if low == high else f"{low:g} to {high:g}"] = rows
-    return groups
+        yield f"{low:g}" if low == high else f"{low:g} to {high:g}", rows
 
 
 def _head(task: Task) -> list[str]:

@@ -15,6 +15,7 @@ from multitask.report.figures import BESIDE, PANELS, SINGLE, Records
 
 LARGEST_WHOLE = 2**53  # number in a record; up to here a float holds every one exactly
 LARGEST_NUMBER = 1e38  # the loss of large labels, in float32
+OF_ENCODER = {"mnrl": ("knn",), "mlm": ("perplexity", "accuracy")}  # shown of dev, where there are no tasks
 LARGEST_METRICS = 16 * MEGABYTE  # a record has about 2,000 bytes
 
 
@@ -57,11 +58,17 @@ def _is_record(record: Any) -> bool:
     )
 
 
-def check_scores(path: Path, records: Records, selected: Mapping[str, Task], choose_by: str) -> None:
-    """Raise InputError if a record lacks a score of these tasks that the report shows."""
+def check_scores(
+    path: Path, records: Records, selected: Mapping[str, Task], choose_by: str, option: str
+) -> None:
+    """Raise InputError if a record lacks a score that the report of this option's run shows."""
+    names = choose_by, *OF_ENCODER.get(option, ())
     for number, record in enumerate(records, start=1):
-        beside = [record[part] for part in BESIDE if part in record]
-        if not is_number(record["dev"].get(choose_by)) or not all(_scores(one, selected) for one in beside):
+        parts = [record[part] for part in BESIDE if part in record]
+        if selected:
+            parts.append(record["dev"])
+        good = all(is_number(record["dev"].get(name)) for name in names)
+        if not good or not all(_scores(part, selected) for part in parts):
             raise InputError(f"{path}:{number}: not the record of an epoch of this run; restore the file")
 
 

@@ -59,7 +59,7 @@ def open_run(run: Path, device: torch.device, skip_bad_rows: bool = False) -> Op
     records = read_metrics(run / METRICS)
     config = read_config(run, skip_bad_rows, *TRAINING)
     model = load_model(run, config, device)
-    check_scores(run / METRICS, records, model.tasks, config.batches.choose_by)
+    check_scores(run / METRICS, records, model.tasks, config.batches.choose_by, config.option)
     return OpenRun(run, config, records, model)
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     for part in parts:
         outcome = run(part, int(seed))
         tensors = {f"{place:03}/{name}": tensor for place, (name, tensor) in enumerate(outcome.steps.items())}
-        said = {"stopped": "\n".join(outcome.stopped), "to do": "yes" * outcome.to_do}
+        said = {"stopped": "\n".join(outcome.stopped), "to do": "yes" if outcome.to_do else ""}
         partial = Path(folder) / "partial"
         save_file(tensors, partial, metadata=said)
         partial.rename(Path(folder) / f"{part}.safetensors")

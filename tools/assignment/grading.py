@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from assignment.making import HERE, write_checks, write_packages
 from checks.judging import PASSES, TO_DO, Known, Outcome, Part, Verdict, check, report
-from checks.predictions import expected_files, problems
+from checks.predictions import Expected, problems
 from checks.probes import Steps
 from checks.submission import PREDICTIONS, Refused, unpack
 from minbert.errors import short_line, visible
@@ -36,7 +36,7 @@ STARTING = 120  # seconds that importing torch may take
 LARGEST_ANSWER = 1 << 20  # bytes; the largest part's take a tenth of that
 LARGEST_WRITTEN = 8 << 20  # bytes of any file that a submission writes
 OPEN_FILES = 256
-FORMULA = ("=", "+", "-", "@", "\t")  # a cell that begins so would be computed by a spreadsheet
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so would be computed by a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Grade:
         return part.points if self.verdicts.get(part.name, Verdict(TO_DO)).state == PASSES else 0
 
 
-def grade(source: Path, record: Mapping[Part, Known], seed: int, data: Path, limits: Limits) -> Grade:
-    """Grade one zip. `record` is what the library computes with this seed."""
+def grade(source: Path, record: Mapping[Part, Known], seed: int, expected: Expected, limits: Limits) -> Grade:
+    """Grade one zip. `record` is what the library computes with this seed; `expected` are the prediction
+    files."""
     try:
         files = unpack(source)
     except Refused as reason:
@@ -73,7 +74,7 @@ def grade(source: Path, record: Mapping[Part, Known], seed: int, data: Path, lim
         write_work(folder, files)
         outcomes = run_parts(folder, answers, [part.name for part in record], seed, limits)
     verdicts = check(record, outcomes, outcomes.__getitem__)
-    return Grade(source.stem, verdicts, judge_predictions(files, data))
+    return Grade(source.stem, verdicts, judge_predictions(files, expected))
 
 
 def write_work(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -167,7 +168,7 @@ def read_answer(path: Path) -> Outcome:
         steps = Steps()
         with safe_open(path, "pt") as file:
             for key in sorted(file.keys()):
-                steps.note(key.partition("/")[2], file.get_tensor(key))
+                steps.note(key.partition("/")[2], file.get_tensor(key).double())
             said = file.metadata() or {}
     except Exception as error:  # whatever the readers of such files raise
         return Outcome(Steps(), (f"its answers cannot be read ({short_line(error)})",))
@@ -175,9 +176,8 @@ def read_answer(path: Path) -> Outcome:
     return Outcome(steps, tuple(stopped), bool(said.get("to do")))
 
 
-def judge_predictions(files: Mapping[str, bytes], data: Path) -> str:
+def judge_predictions(files: Mapping[str, bytes], expected: Expected) -> str:
     """Return how many prediction files are valid, and what is wrong with the first that is not."""
-    expected = expected_files(data)
     wrong, good = [], 0
     for name, (task, ids) in expected.items():
         content = files.get(f"{PREDICTIONS}/{name}")

@@ -22,7 +22,10 @@ SPLITS = {"dev": "dev", "test-student": "test"}  # what a split is called in the
 REPORTED = 20  # problems listed in one message
 
 
-def expected_files(data: Path) -> dict[str, tuple[Task, list[str]]]:
+Expected = Mapping[str, tuple[Task, list[str]]]  # by the name of a file: the task, and the ids of the rows
+
+
+def expected_files(data: Path) -> Expected:
     """Return, by the name of each prediction file, the task and the ids of the rows in its table. Raises
     InputError if the tables in the folder cannot be read."""
     found = {}
@@ -80,7 +83,7 @@ def wrong_value(value: str, task: Task) -> str:
     return "" if math.isfinite(number) else f"{shown(value)} is not finite"
 
 
-def read_predictions(folder: Path, expected: Mapping[str, tuple[Task, list[str]]]) -> dict[str, bytes]:
+def read_predictions(folder: Path, expected: Expected) -> dict[str, bytes]:
     """Return the prediction files in a folder. Raises InputError with a list of all that is wrong."""
     files: dict[str, bytes] = {}
     found: list[str] = []

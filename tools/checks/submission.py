@@ -99,6 +99,8 @@ def check_entries(entries: Iterable[zipfile.ZipInfo]) -> None:
             raise Refused(f"{name!r} is a link or a special file")
         if entry.flag_bits & 1:
             raise Refused(f"{name!r} is encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(f"{name!r} is compressed in an unusual way; make it with submit.py")
         if entry.is_dir():
             if PurePosixPath(name).parts[:1] and PurePosixPath(name).parts[0] in (*PACKAGES, PREDICTIONS):
                 continue

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minbert.errors import InputError
-from minbert.files import write_content
+from minbert.files import write_content, write_text
 from multitask.data.resampling import interval, weighted_accuracy, weighted_pearson
 from multitask.report.drawing import DARK, LIGHT, Theme, drawn, svg_of
 from pages import NONE, markdown
@@ -73,7 +73,7 @@ def main() -> int:
         records = {line.cell: lines_of(RESULTS / f"{line.cell}.jsonl") for line in LINES}
         lines = [line for line in LINES if records[line.cell]]
         if args.data:
-            JUDGED.write_text(json.dumps(judge(lines, args.data), indent=1) + "\n", encoding="utf-8")
+            write_text(JUDGED, json.dumps(judge(lines, args.data), indent=1) + "\n")
         judged = json.loads(JUDGED.read_text(encoding="utf-8"))
         draw(lines, records, judged, ROOT)
     except (InputError, OSError) as error:
@@ -290,7 +290,7 @@ def fill(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:
         if not mark or not end:
             raise InputError(f"{page}: lacks the lines <!-- {name} --> and <!-- end -->")
         text = "\n".join([f"{before}{mark}", *lines, "", f"{end}{after}"])
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
 
 
 if __name__ == "__main__":

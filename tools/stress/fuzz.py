@@ -697,7 +697,7 @@ def read_records(folder: Path) -> None:
     selected = {name: BUILT_IN[name] for name in ("sentiment", "similarity")}
     tables = cast(Any, dict.fromkeys(selected, ""))  # only their length is used
     for choose_by in ("score", "worst"):
-        records.check_scores(folder / "metrics.jsonl", found, selected, choose_by)
+        records.check_scores(folder / "metrics.jsonl", found, selected, choose_by, "finetune")
         chosen = config.Config("finetune").changed(weights="x", choose_by=choose_by)
         page.overview(chosen, found, None)
         best = figures.best_record(found, choose_by)
