@@ -118,14 +118,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def print_answer(find: Callable[[], str]) -> int:
-    """Carry out a command whose work is to find what is printed. Return the exit status: 0, or that of
-    `explain`."""
+    """Carry out a command whose work is to find what is printed, and return the exit status."""
+
+    def work() -> int:
+        print(find(), flush=True)
+        return 0
+
+    return carry_out(work)
+
+
+def carry_out(work: Callable[[], int]) -> int:
+    """Do the work of a command, which returns its exit status, and return that, or that of `explain`."""
     with guarded() as output:
         try:
-            print(find(), flush=True)
+            status = work()
             if output.lost is not None:
                 raise output.lost
-            return 0
+            return status
         except (Exception, KeyboardInterrupt) as error:
             return explain(error)
 

@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from minbert import hub
 from minbert.bert import BertModel
 from minbert.checkpoint import MODULES
-from minbert.command import explain, guarded
+from minbert.command import Parser, carry_out
 from minbert.errors import InputError, short_line
 from minbert.sanity import print_sanity
 from minbert.tokenizer import BertTokenizer
@@ -406,7 +406,7 @@ def compare_checkpoints(given: argparse.Namespace) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare two checkpoints, or make the sanity check. Return the exit status: 0 if all is the same, 1 if
     not, 2 after a mistake in the input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m minbert.comparison", description="Print where two BERTs part, or check this one."
     )
     name = f"a name, a folder or ORG/NAME; with {THEIRS} before it, transformers runs it"
@@ -418,21 +418,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-pickle", action="store_true", help=f"accept a {hub.PICKLE} (can run code)")
     sanity = "instead, check this BERT against recorded outputs of Hugging Face's, offline"
     parser.add_argument("--sanity", action="store_true", help=sanity)
-    given = parser.parse_args(arguments)
+
+    def work() -> int:
+        given = parser.parse_args(arguments)
+        check_arguments(parser, given)
+        same = print_sanity() if given.sanity else compare_checkpoints(given)
+        return 0 if same else 1
+
+    return carry_out(work)
+
+
+def check_arguments(parser: Parser, given: argparse.Namespace) -> None:
+    """Raise InputError unless these arguments go together."""
     if len(given.checkpoints) != (0 if given.sanity else 2):
         parser.error("name two checkpoints, or --sanity alone")
     if given.pair and not given.text:
         parser.error("--pair needs --text")
     if not given.tolerance >= 0:
         parser.error("--tolerance is a number, at least 0")
-    with guarded() as output:
-        try:
-            same = print_sanity() if given.sanity else compare_checkpoints(given)
-            if output.lost is not None:
-                raise output.lost
-            return 0 if same else 1
-        except (Exception, KeyboardInterrupt) as error:
-            return explain(error)
 
 
 if __name__ == "__main__":

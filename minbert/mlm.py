@@ -13,7 +13,6 @@ word embeddings, transposed: a token is likely if its embedding points the way t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from minbert import checkpoint, hub
 from minbert.bert import BertModel
-from minbert.command import explain, guarded
+from minbert.command import Parser, carry_out
 from minbert.config import BertConfig
 from minbert.errors import InputError, shown
 from minbert.files import named_folder, write_tensors
@@ -233,21 +232,19 @@ def fill(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load a checkpoint, and print its guesses for each text. Return the exit status."""
-    parser = argparse.ArgumentParser("python -m minbert.mlm", description="Guess the words behind [MASK].")
+    parser = Parser("python -m minbert.mlm", description="Guess the words behind [MASK].")
     parser.add_argument("weights", help="a name of `python -m minbert.hub`, a folder, or ORG/NAME on the hub")
     parser.add_argument("texts", nargs="+", metavar="text", help='such as "A [MASK] film."')
     parser.add_argument(
         "--best", type=int, default=5, metavar="K", help="guesses for each [MASK] (default 5)"
     )
-    given = parser.parse_args(arguments)
-    with guarded() as output:
-        try:
-            print_guesses(given.weights, given.texts, given.best)
-            if output.lost is not None:
-                raise output.lost
-            return 0
-        except (Exception, KeyboardInterrupt) as error:
-            return explain(error)
+
+    def work() -> int:
+        given = parser.parse_args(arguments)
+        print_guesses(given.weights, given.texts, given.best)
+        return 0
+
+    return carry_out(work)
 
 
 def print_guesses(weights: str, texts: Sequence[str], k: int) -> None:

@@ -64,7 +64,8 @@ def run_export(config: Config) -> None:
     exported = choose(config, model)
     exported.check_libraries()
     config, settings = config.changed(data=config.tables.data or data_of(run)), settings_of(run)
-    rows = dev_rows(config, exported.tasks or model.tasks or learned(run, settings))
+    selected = exported.tasks or model.tasks
+    rows = dev_rows(config, selected) if selected else learned_rows(config, run, settings)
     parent = named_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=parent) as scratch:
         source, folder = named_folder(Path(scratch, "encoder")), named_folder(Path(scratch, "export"))
@@ -90,11 +91,14 @@ def choose(config: Config, model: MultitaskBert) -> Exported:
     return CLASSIFIERS[model.pooling](model, selected) if name else SentenceEncoder(model, {})
 
 
-def learned(run: Path, settings: Mapping[str, Any]) -> dict[str, Task]:
-    """Return the task that an encoder without heads was trained on."""
+def learned_rows(config: Config, run: Path, settings: Mapping[str, Any]) -> Rows:
+    """Return the dev rows of the tasks, or the plain text, that an encoder without heads was trained on."""
     if not settings:
         raise InputError(f"{run}: has no heads, and no config.toml that names its task; name the whole run")
-    return tasks_of(Config.of(settings))
+    trained = Config.of(settings)
+    skip_bad_rows = config.reading.skip_bad_rows or trained.reading.skip_bad_rows
+    trained = trained.changed(data=config.tables.data, skip_bad_rows=skip_bad_rows)
+    return dev_rows(trained, tasks_of(trained))
 
 
 def dev_rows(config: Config, selected: Mapping[str, Task]) -> Rows:

@@ -245,6 +245,21 @@ def test_an_encoder_of_mnrl(place, tiny, tmp_path, capsys):
     assert "name the whole run" in capsys.readouterr().err
 
 
+def test_an_encoder_of_plain_text(tiny, tmp_path, capsys):
+    """It is compared on the lines that mlm has held out."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("".join(f"a film of {number} parts\n" for number in range(40)))
+    words = ["--weights", str(tiny), "--data", str(tmp_path / "data"), "--held-out", "0.5", "--epochs", "1"]
+    assert main(["mlm", *words, "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    words = ["--run", str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main(["export", *words]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^a\.txt: \d\d dev rows, largest difference \d\.\de-0[5-9]", printed, re.MULTILINE)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Data: texts in `data`" in card and "with the head" not in card  # it stays behind
+
+
 def test_other_libraries_are_imported_inside_functions():
     """Without the extra, everything but an export works."""
     for path in [*ROOT.glob("minbert/*.py"), *ROOT.glob("multitask/**/*.py")]:

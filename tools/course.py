@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minbert.command import explain, guarded
+from minbert.command import Parser, carry_out
 from minbert.errors import InputError
 from minbert.files import named_folder, write_text
 
@@ -26,25 +26,23 @@ SECONDS, GIBIBYTES = 60, 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    with guarded():
-        try:
-            chosen = parse(arguments)
-            if chosen.command == "make":
-                from assignment.making import make
 
-                make(chosen.folder)
-                print(f"{chosen.folder}: the assignment; start with README.md there")
-            else:
-                grade_all(chosen)
-        except (Exception, KeyboardInterrupt) as error:
-            return explain(error)
-    return 0
+    def work() -> int:
+        chosen = parse(arguments)
+        if chosen.command == "make":
+            from assignment.making import make
+
+            make(chosen.folder)
+            print(f"{chosen.folder}: the assignment; start with README.md there")
+        else:
+            grade_all(chosen)
+        return 0
+
+    return carry_out(work)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="write the assignment into a new folder")
     making.add_argument("folder", type=Path, metavar="DIR")

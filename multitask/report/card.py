@@ -185,7 +185,7 @@ def description(subject: Subject) -> str:
         f"{code(subject.pooling)}, inputs of up to {subject.max_length} tokens)"
     )
     if subject.settings.get("option") == "mlm":
-        return f"{what}, trained further with minbert to guess masked words, with the head that does so."
+        return f"{what}, trained further with minbert to guess masked words."
     if not subject.trained:
         return f"{what}, trained with minbert so that texts of one class are close to each other."
     if not subject.tasks:
@@ -243,7 +243,8 @@ def training(subject: Subject) -> str:
     tables = "the sample tables that ship with minbert (CC0)"
     if data is not None:
         names = ", ".join(dict.fromkeys(name for task in subject.tasks.values() for name in tables_of(task)))
-        tables = f"{names or 'tables'} in {code(shortened(data))}"
+        what = names or ("texts" if subject.settings["option"] == "mlm" else "tables")
+        tables = f"{what} in {code(shortened(data))}"
     start, first = shortened(subject.start), shortened(subject.checkpoint)
     chain = code(start) if start == first else f"{code(start)}, which started from {code(first)}"
     epoch = subject.result.get("best_epoch")
