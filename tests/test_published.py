@@ -49,20 +49,23 @@ def test_a_better_row_is_beyond_noise_and_an_equal_one_is_not():
     truth["sts"] = generator.uniform(0, 5, 400)
     draws = {name: published.drawn_rows(400, name) for name in truth}
     worse, same, better = (
-        [published.measure(outputs(generator, truth, noise), truth, draws) for _ in range(3)]
+        {seed: published.measure(outputs(generator, truth, noise), truth, draws) for seed in "012"}
         for noise in (2.0, 2.0, 1.0)
     )
-    accuracy, _, half, score, likelihood, _ = worse[0][:, 0]
-    assert worse[0].shape == (6, 1 + published.DRAWS)
+    accuracy, _, half, score, likelihood, _ = worse["0"][:, 0]
+    assert worse["0"].shape == (6, 1 + published.DRAWS)
     one = outputs(np.random.default_rng(1), truth, 1.0)
     first = published.measure(one, truth, draws)[:, 0]
     assert first[0] == np.mean(one["sst-dev"].argmax(1) == truth["sst"])
     assert first[2] == pytest.approx((1 + pearsonr(one["sts-dev"], truth["sts"])[0]) / 2)
     assert first[4] == pytest.approx(-np.mean(np.log(one["sst-dev"][np.arange(400), truth["sst"]])))
-    assert score == pytest.approx((accuracy + worse[0][1, 0] + half) / 3) and likelihood > first[4]
+    assert score == pytest.approx((accuracy + worse["0"][1, 0] + half) / 3) and likelihood > first[4]
 
     gain = published.summary(published.paired(better, worse))["score"]
     assert gain["interval"][0] > 0 and gain["n"] == 3 and published.signed(gain).startswith("**+")
+    shifted = {str(int(seed) + 1): found for seed, found in better.items()}
+    assert len(published.paired(shifted, worse)) == 2  # seeds 1 and 2
+    assert len(published.paired({"9": better["0"]}, worse)) == 1  # no common seed: of the means
     low, high = published.summary(published.paired(same, worse))["score"]["interval"]
     assert low < 0 < high
 

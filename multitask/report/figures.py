@@ -460,9 +460,6 @@ def scores_of_runs(
     return figure
 
 
-# The report
-
-
 def best_record(records: Records, choose_by: str = "score") -> Mapping[str, Any]:
     """Return the record of the epoch whose model was kept: the first with the highest `choose_by`."""
     return max(records, key=lambda record: record["dev"][choose_by])

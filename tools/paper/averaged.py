@@ -45,7 +45,7 @@ def main() -> int:
     head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
     body: list[list[object]] = []
     for line in LINES:
-        if len(members := outputs_of(line.cell)) > 1:
+        if len(members := [*outputs_of(line.cell).values()]) > 1:
             singles = np.mean([measure(one, truth, draws) for one in members], axis=0)
             together = measure(average(members), truth, draws)
             difference = summary([together - singles])

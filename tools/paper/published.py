@@ -90,9 +90,12 @@ def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
     labels = {name: read_labels(data, task, "dev").values() for name, task in SUBMISSIONS.items()}
     truth = {name: np.array([*values]) for name, values in labels.items()}
     draws = {name: drawn_rows(len(values), name) for name, values in truth.items()}
-    found = {line.cell: [measure(one, truth, draws) for one in outputs_of(line.cell)] for line in lines}
+    found = {
+        line.cell: {seed: measure(one, truth, draws) for seed, one in outputs_of(line.cell).items()}
+        for line in lines
+    }
     return {
-        "rows": {cell: summary(seeds) for cell, seeds in found.items() if seeds},
+        "rows": {cell: summary([*seeds.values()]) for cell, seeds in found.items() if seeds},
         "differences": {
             line.cell: summary(paired(found[line.cell], found[line.builds_on]))
             for line in lines
@@ -107,11 +110,12 @@ def drawn_rows(rows: int, name: str) -> np.ndarray:
     return np.concatenate([np.ones((1, rows)), draws]).astype(np.float64)
 
 
-def outputs_of(cell: str) -> list[Mapping[str, np.ndarray]]:
-    return [
-        {name: values.astype(np.float64) for name, values in np.load(path).items()}
+def outputs_of(cell: str) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the outputs of a cell's runs by seed."""
+    return {
+        path.stem.rpartition("-")[2]: {name: x.astype(np.float64) for name, x in np.load(path).items()}
         for path in sorted((RESULTS / "outputs").glob(f"{cell}-seed-*.npz"))
-    ]
+    }
 
 
 def measure(
@@ -131,11 +135,11 @@ def measure(
     )
 
 
-def paired(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the differences seed by seed; where one side has a single run, with the other side's mean."""
-    if len(ones) > 1 and len(others) > 1:
-        return [one - other for one, other in zip(ones, others, strict=False)]
-    return [np.mean(ones, axis=0) - np.mean(others, axis=0)]
+def paired(ones: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the difference for each seed that both have; if there is none, that of their means."""
+    if both := [seed for seed in ones if seed in others]:
+        return [ones[seed] - others[seed] for seed in both]
+    return [np.mean([*ones.values()], axis=0) - np.mean([*others.values()], axis=0)]
 
 
 def summary(seeds: Sequence[np.ndarray]) -> dict[str, Any]:
