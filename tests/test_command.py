@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from minbert.command import Guarded, explain, guarded, unguarded
+from minbert.command import Guarded, carry_out, explain, guarded, unguarded
 from minbert.errors import InputError
 
 
@@ -135,6 +136,14 @@ def raised(error: Exception) -> Exception:
         raise error
     except Exception as caught:
         return caught
+
+
+def test_a_part_of_the_assignment_that_is_to_do_is_no_bug(capsys):
+    def attention():
+        raise NotImplementedError("TODO attention")
+
+    assert carry_out(attention) == 2
+    assert re.fullmatch(r"error: still to do: attention, in test_command.py:\d+\n", capsys.readouterr().err)
 
 
 def test_a_bug_is_one_line_that_names_a_file_with_its_details(capsys, monkeypatch, tmp_path):

@@ -36,7 +36,7 @@ from checks.judging import PASSES, TO_DO, WRONG, Known, Outcome, Part, explain, 
 from checks.predictions import expected_files, problems, read_predictions
 from checks.probes import Steps
 from checks.submission import MOST_FILES, Refused, pack, unpack
-from minbert import BertConfig, BertModel
+from minbert import BertConfig, BertModel, bert
 from minbert.errors import InputError
 from minbert.packing import Packing
 from multitask.data.tables import SAMPLE
@@ -249,6 +249,22 @@ def test_an_exception_is_told_with_its_lines_in_the_two_packages(monkeypatch) ->
     assert told[2].startswith("in minbert/linear.py:")
 
 
+@pytest.mark.parametrize(
+    "returned, told",
+    [
+        (lambda context, weights: context, "attention must return two things, the context and the weights"),
+        (lambda context, weights: None, "attention must return two things, the context and the weights"),
+        (lambda context, weights: (weights, context), "the context and the weights are exchanged"),
+        (lambda context, weights: sys.exit(), "SystemExit: "),
+    ],
+)
+def test_what_attention_returns_is_told_if_it_is_not_two_things(returned, told: str, monkeypatch) -> None:
+    right = bert.attention
+    monkeypatch.setattr(bert, "attention", lambda *given, **more: returned(*right(*given, **more)))
+    outcome = judging.run("attention", 0)
+    assert outcome.stopped[0].startswith(told) and not outcome.steps
+
+
 @pytest.mark.slow
 def test_a_part_needs_the_others_that_it_is_made_of(assignment: Path, tmp_path: Path) -> None:
     """Half of the parts solved: their points, the whole encoder, and the rest still to do."""
@@ -305,6 +321,19 @@ def test_a_prediction_file_is_taken_or_its_mistake_is_told(task, lines: str, tol
     found = list(problems("p", lines.encode(), task, ["a", "b"]))
     assert found[0].startswith(told) if told else not found
     assert [*problems("p", b"\xff", task, [])] == ["p: not UTF-8 (byte 1); save the file as UTF-8"]
+
+
+def test_submit_packs_code_alone_if_asked(assignment: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(submit, "FOLDER", assignment)
+    assert submit.main(["--code-only", "--out", str(tmp_path / "out.zip")]) == 0
+    assert set(unpack(tmp_path / "out.zip")) == {
+        path.relative_to(assignment).as_posix() for path in submit.code_files(assignment)
+    }
+    with pytest.raises(SystemExit, match="2"):
+        submit.main([])
+    assert "name a run's folder, or --code-only alone" in capsys.readouterr().err
+    assert submit.main([str(tmp_path / "none")]) == 2
+    assert "no such folder; train first (python -m multitask.run" in capsys.readouterr().err
 
 
 def test_submit_packs_code_and_predictions_and_nothing_else(

@@ -11,11 +11,14 @@ The exit status is 0 if everything that was checked passes.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.judging import FIRST_SEED, PASSES, WIDTH, check, read_record, report, run
+from checks.judging import FIRST_SEED, PASSES, WIDTH, Outcome, check, read_record, report, run
+
+SECONDS = 60  # that a part may take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,14 +40,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{part.name:{WIDTH}}{part.points:4}  {part.where or part.title}")
         return 0
 
-    verdicts = check(record, chosen.parts or parts, lambda name: run(name, FIRST_SEED))
-    for name, verdict in verdicts.items():
-        print("\n".join(report(parts[name], verdict)))
-    passed = [name for name, verdict in verdicts.items() if verdict.state == PASSES]
-    points, total = (sum(parts[name].points for name in names) for names in (passed, verdicts))
+    checked, passed = [], []
+    for part, verdict in check(record, chosen.parts or parts, run_for_a_while):
+        print("\n".join(report(part, verdict)), flush=True)
+        checked.append(part)
+        if verdict.state == PASSES:
+            passed.append(part)
+    points, total = (sum(part.points for part in some) for some in (passed, checked))
     print(f"{'total':{WIDTH}}{points:3} of {total:2}")
-    return 0 if len(passed) == len(verdicts) else 1
+    return 0 if len(passed) == len(checked) else 1
+
+
+def run_for_a_while(part: str) -> Outcome:
+    """Run a part, and stop it after `SECONDS`, where the system can."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"stopped after {SECONDS} seconds: does a loop never end?")
+
+    if not hasattr(signal, "SIGALRM"):
+        return run(part, FIRST_SEED)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        return run(part, FIRST_SEED)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -73,7 +73,7 @@ def grade(source: Path, record: Mapping[Part, Known], seed: int, expected: Expec
         answers.mkdir()
         write_work(folder, files)
         outcomes = run_parts(folder, answers, [part.name for part in record], seed, limits)
-    verdicts = check(record, outcomes, outcomes.__getitem__)
+    verdicts = {part.name: verdict for part, verdict in check(record, outcomes, outcomes.__getitem__)}
     return Grade(source.stem, verdicts, judge_predictions(files, expected))
 
 

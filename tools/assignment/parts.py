@@ -105,8 +105,9 @@ EMBED = Exercise(
     dropout(LayerNorm(word + position + token type))
 
 The ids come as a padded batch, (B, L), and the result is packed, (T, H): `packing.pack` picks the real
-tokens, and `packing.positions` has the place of each in its own row. Use the modules that `__init__` has
-made.""",
+tokens, and `packing.positions` has the place of each in its own row. Pack first: `self.norm` gets (T, H).
+Use the modules that `__init__` has made, for dropout `self.dropout`: the check puts stand-ins in their
+places.""",
     hint="Three embeddings are added, then normalised, then comes dropout; all of them packed, (T, H).",
     questions={
         "sum": "Are word, position and token type all added, and are the positions those in each row?",
@@ -119,7 +120,7 @@ made.""",
                 SUM, "words + self.position(packing.positions)"),
         Mistake("when the positions go on counting from one row of the batch to the next",
                 "BertEmbeddings.forward", "self.position(packing.positions)",
-                "self.position(torch.arange(len(words)).clamp(max=5))"),
+                "self.position(torch.arange(len(words)))"),
         Mistake("when positions count from 1, not from 0", "BertEmbeddings.forward",
                 "packing.positions", "packing.positions + 1"),
         Mistake("when every token has position 0", "BertEmbeddings.forward",
@@ -149,7 +150,8 @@ LAYER = Exercise(
 
 `self.attention` is the multi-head attention that is given: it returns the context and the weights. With
 `first_only` it returns the context of each example's first token, so x is `hidden_states[packing.first]`.
-GELU is the exact one, without the tanh approximation.""",
+GELU is the exact one, without the tanh approximation. Use the modules that `__init__` has made, for dropout
+`self.dropout`: the check puts stand-ins in their places.""",
     hint="Two sub-layers, and around each: dropout, add what went in, then the norm.",
     questions={
         "attention output": "Does self.attention_output get the context?",

@@ -2,6 +2,7 @@
 
     python submit.py runs/finetune-1              # a run's folder, or a folder of prediction files
     python submit.py runs/finetune-1 --data DIR   # if it was trained on other tables than the sample
+    python submit.py --code-only                  # what there is of the code, without predictions
 
 Writes submission.zip: the Python files of minbert/ and multitask/ and the prediction files, and nothing else.
 Nothing is written if a prediction file is missing or has a mistake; every mistake is listed, with its line.
@@ -27,15 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="submit.py RUN [--data DIR] [--out FILE]",
+        usage="submit.py RUN [--data DIR] [--out FILE] | submit.py --code-only [--out FILE]",
     )
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN")
+    parser.add_argument("--code-only", action="store_true", help="leave out the predictions")
     parser.add_argument("--data", type=Path, default=SAMPLE, metavar="DIR", help="default: the sample")
     parser.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE")
     chosen = parser.parse_args(arguments)
+    if (chosen.run is None) != chosen.code_only:
+        parser.error("name a run's folder, or --code-only alone")
     try:
-        inside = chosen.run / PREDICTIONS
-        answers = read_predictions(inside if inside.is_dir() else chosen.run, expected_files(chosen.data))
+        answers = {}
+        if chosen.run is not None:
+            inside = chosen.run / PREDICTIONS
+            answers = read_predictions(inside if inside.is_dir() else chosen.run, expected_files(chosen.data))
         files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in code_files(FOLDER)}
         files |= {f"{PREDICTIONS}/{name}": content for name, content in answers.items()}
         pack(files, chosen.out)

@@ -6,7 +6,7 @@ import json
 import linecache
 import math
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def run(part: str, seed: int) -> Outcome:
     random = torch.get_rng_state()
     try:
         PROBES[part](Draw(seed, part), steps)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         to_do = isinstance(error, NotImplementedError) and str(error).startswith(TODO)  # not one of torch's
         return Outcome(steps, to_do=True) if to_do else Outcome(steps, tuple(explain(error)))
     finally:
@@ -164,7 +164,7 @@ def difference(name: str, ours: Tensor, right: Tensor, axes: str) -> list[str]:
     return [f"{name}: {size}, in {wrong.sum()} of {wrong.numel()} numbers", f"first at {where}: {numbers}"]
 
 
-def explain(error: Exception) -> list[str]:
+def explain(error: BaseException) -> list[str]:
     """Return an exception, and the first and the last line of the two packages that it came through; or, if
     what they return does not fit, the line that calls them."""
     if isinstance(error, Unfit):
@@ -219,12 +219,13 @@ def read_record(folder: Path) -> dict[Part, Known]:
 
 def check(
     record: Mapping[Part, Known], chosen: Collection[str], outcome_of: Callable[[str], Outcome]
-) -> dict[str, Verdict]:
-    """Judge the chosen parts; one that needs others only if those pass, as far as they are chosen."""
+) -> Iterator[tuple[Part, Verdict]]:
+    """Judge the chosen parts, one after the other; one that needs others only if those pass, as far as they
+    are chosen."""
     verdicts: dict[str, Verdict] = {}
     for part, known in record.items():
         if part.name in chosen:
             missing = [one for one in part.needs if one in verdicts and verdicts[one].state != PASSES]
             waits = Verdict(WAITS, tuple(missing))
             verdicts[part.name] = waits if missing else judge(part, outcome_of(part.name), known)
-    return verdicts
+            yield part, verdicts[part.name]

@@ -87,17 +87,22 @@ def read_predictions(folder: Path, expected: Expected) -> dict[str, bytes]:
     """Return the prediction files in a folder. Raises InputError with a list of all that is wrong."""
     files: dict[str, bytes] = {}
     found: list[str] = []
+    missing = False
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a run's, such as runs/finetune-1")
+        train = "python -m multitask.run --option finetune"
+        raise InputError(f"{folder}: no such folder; train first ({train}), and name the run's")
     for name, (task, ids) in expected.items():
         try:
             with open_regular(folder / name) as file:
                 files[name] = file.read(LARGEST_FILE + 1)
         except OSError as error:
-            found.append(f"{folder / name}: {error.strerror}; write it with --option evaluate --run RUN")
+            found.append(f"{folder / name}: {error.strerror}")
+            missing = True
             continue
         found += problems(str(folder / name), files[name], task, ids)
     if found:
         more = [f"and {len(found) - REPORTED} more"] if len(found) > REPORTED else []
+        if missing:
+            more.append("write what is missing with python -m multitask.run --option evaluate --run RUN")
         raise InputError("\n".join(["the predictions are not complete:", *found[:REPORTED], *more]))
     return files

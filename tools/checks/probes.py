@@ -70,6 +70,8 @@ class Dropping(nn.Module):
     """A stand-in for dropout, by which the result tells what has gone through it and what has not: the
     elements of a row are multiplied by 2 and 3 in turn."""
 
+    p = 0.1  # as dropout has it
+
     def forward(self, x: Tensor) -> Tensor:
         return x * (2 + torch.arange(x.shape[-1]) % 2)
 
@@ -102,12 +104,22 @@ def attention(draw: Draw, steps: Steps) -> None:
     seen = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])[:, None, None].bool()  # (B, 1, 1, L)
     masks = {"no mask": None, "a float mask": draw.normal(2, 1, 3, 5), "a boolean mask": seen}
     for case, mask in masks.items():
-        context, weights = bert.attention(query, key, value, mask)
+        context, weights = two(bert.attention(query, key, value, mask))
         steps.note(f"weights with {case}", weights, "example head query key")
         steps.note(f"context with {case}", context, "example head query dimension")
-    context, weights = bert.attention(query, key, value, None, dropout=1.0)
+    context, weights = two(bert.attention(query, key, value, None, dropout=1.0))
     steps.note("weights with dropout 1", weights, "example head query key")
     steps.note("context with dropout 1", context, "example head query dimension")
+
+
+def two(found: Any) -> Any:
+    """Return what attention returned. Raises Unfit unless it is a context and weights, in this order."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise Unfit("attention must return two things, the context and the weights: see the docstring")
+    context, weights = found
+    if isinstance(context, Tensor) and context.shape == (2, 2, 3, 5) and weights.shape == (2, 2, 3, 4):
+        raise Unfit("the context and the weights are exchanged: return the context first")
+    return found
 
 
 def tiny_config() -> Any:
@@ -115,7 +127,7 @@ def tiny_config() -> Any:
 
     return BertConfig(
         vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
-        max_position_embeddings=6,
+        max_position_embeddings=16,
     )  # fmt: skip
 
 
