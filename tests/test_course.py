@@ -250,19 +250,57 @@ def test_an_exception_is_told_with_its_lines_in_the_two_packages(monkeypatch) ->
 
 
 @pytest.mark.parametrize(
-    "returned, told",
+    ("part", "path", "returned", "told"),
     [
-        (lambda context, weights: context, "attention must return two things, the context and the weights"),
-        (lambda context, weights: None, "attention must return two things, the context and the weights"),
-        (lambda context, weights: (weights, context), "the context and the weights are exchanged"),
-        (lambda context, weights: sys.exit(), "SystemExit: "),
+        ("attention", "attention", lambda context, weights: context, "returns Tensor, not a tuple of two"),
+        ("attention", "attention", lambda context, weights: None, "returns NoneType, not a tuple of two"),
+        ("attention", "attention", lambda context, weights: sys.exit(), "SystemExit: the code ends Python"),
+        ("layer", "BertLayer.forward", lambda result, weights: result, "returns Tensor, not a tuple of two"),
+        (
+            "layer",
+            "BertLayer.forward",
+            lambda result, weights: (weights, result),
+            "returns a tuple of two in the wrong order",
+        ),
     ],
 )
-def test_what_attention_returns_is_told_if_it_is_not_two_things(returned, told: str, monkeypatch) -> None:
-    right = bert.attention
-    monkeypatch.setattr(bert, "attention", lambda *given, **more: returned(*right(*given, **more)))
-    outcome = judging.run("attention", 0)
-    assert outcome.stopped[0].startswith(told) and not outcome.steps
+def test_a_part_that_does_not_return_two_things_is_told(
+    part: str, path: str, returned, told: str, monkeypatch
+) -> None:
+    *owner, name = path.split(".")
+    place = getattr(bert, owner[0]) if owner else bert
+    right = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *given, **more: returned(*right(*given, **more)))
+    assert judging.run(part, 0).stopped[0].startswith(told)
+
+
+ATTENTION_DROPOUT = "kept = (torch.rand_like(weights) >= dropout) / (1 - dropout)\n    "
+PADDED = """self.position(torch.arange(input_ids.shape[1])).expand(*input_ids.shape, -1)
+        padded = self.word(input_ids) + self.token_type(token_type_ids) + words
+        return packing.pack(self.dropout(self.norm(padded)))"""
+RIGHT = {
+    "dropout by hand": ("attention", "attention", "return drop(weights, dropout)",
+                        f"{ATTENTION_DROPOUT}return (weights * kept)"),
+    "torch's function": ("layer", "BertLayer.forward", "self.dropout(feed_forward)",
+                         "F.dropout(feed_forward, self.dropout.p, self.training)"),
+    "drop": ("embed", "BertEmbeddings.forward", "return self.dropout(",
+             "return (lambda x: drop(x, self.dropout.p) if self.training else x)("),
+    "packed last": ("embed", "BertEmbeddings.forward", "self.word(packing.pack(input_ids))", PADDED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", RIGHT)
+def test_other_ways_to_the_right_result_pass(way: str, known: dict[Part, Known]) -> None:
+    name, function_name, old, new = RIGHT[way]
+    part, recorded = next(item for item in known.items() if item[0].name == name)
+    with planted(TO_FILL[name].path, function_name, old, new):
+        assert judge(part, run(name, 7), recorded).state == PASSES
+
+
+def test_an_error_with_first_only_says_so(known: dict[Part, Known]) -> None:
+    ignoring = "hidden_states[packing.first] if first_only else hidden_states", "hidden_states"
+    with planted(TO_FILL["layer"].path, "BertLayer.forward", *ignoring):
+        assert run("layer", 7).stopped[1] == "in the call with first_only=True"
 
 
 @pytest.mark.slow
