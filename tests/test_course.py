@@ -82,6 +82,7 @@ def check(folder: Path, *parts: str) -> tuple[list[str], int]:
     command = [sys.executable, str(folder / "check.py"), *parts]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert done.stderr == ""
+    assert not any(line.startswith("note: ") for line in done.stdout.splitlines())
     return done.stdout.splitlines(), done.returncode
 
 
@@ -303,6 +304,55 @@ def test_an_error_with_first_only_says_so(known: dict[Part, Known]) -> None:
         assert run("layer", 7).stopped[1] == "in the call with first_only=True"
 
 
+def in_folder(folder: Path, *arguments: str) -> tuple[str, str, int]:
+    """What a command of the assignment prints, on both streams, and its exit status."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_code_that_exits_hangs_or_is_stopped_ends_in_a_line(assignment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "faulty"
+    shutil.copytree(assignment, folder)
+    (folder / "check.py").write_text((folder / "check.py").read_text().replace("SECONDS = 60", "SECONDS = 1"))
+    (folder / "minbert/dropout.py").write_text("# mine\n" + (folder / "minbert/dropout.py").read_text())
+    for task, line in {
+        "attention": "exit()", "mnrl": "while True: pass", "teacher": "raise KeyboardInterrupt"
+    }.items():  # fmt: skip
+        path = folder / TO_FILL[task].path
+        path.write_text(path.read_text().replace(f'raise NotImplementedError("TODO {task}")', line))
+    out, _, status = in_folder(folder, "check.py", "attention", "heads", "mnrl")
+    lines = out.splitlines()
+    assert status == 1 and lines[1] == "    SystemExit: the code ends Python"
+    assert re.fullmatch(r"    in minbert/bert\.py:\d+: exit\(\)", lines[2])
+    assert lines[5].startswith("    TimeoutError: ") and lines[6].endswith("while True: pass")
+    assert lines[-2] == "note: these files differ from the assignment's: minbert/dropout.py"
+    out, err, status = in_folder(folder, "check.py", "heads", "teacher")
+    assert out.startswith("heads") and (err, status) == ("stopped in teacher\n", 1)
+    shutil.rmtree(folder / "checks")
+    out, err, status = in_folder(folder, "check.py")
+    assert (out, status) == ("", 1) and err.startswith("No module named 'checks': check.py needs")
+
+
+def test_a_run_that_meets_a_part_to_do_says_so(assignment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "blank"
+    shutil.copytree(assignment, folder)
+    run = ["-m", "multitask.run", "--option", "finetune", "--weights", "weights/tiny"]
+    _, err, status = in_folder(folder, *run)
+    assert status == 2
+    assert re.fullmatch(r"still to do: \w+ \(m\w+/[\w/]+\.py:\d+\)", err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["check.py", "submit.py"])
+def test_an_old_python_can_read_the_commands(name: str, assignment: Path) -> None:
+    """So that what is said about the version is said: here as far as Python can tell."""
+    text = (assignment / name).read_text()
+    ast.parse(text, feature_version=(3, 6))
+    assert "import annotations" not in text  # 3.6 has no such feature
+    ast.parse((assignment / "checks/__init__.py").read_text(), feature_version=(3, 6))
+
+
 @pytest.mark.slow
 def test_a_part_needs_the_others_that_it_is_made_of(assignment: Path, tmp_path: Path) -> None:
     """Half of the parts solved: their points, the whole encoder, and the rest still to do."""
@@ -372,6 +422,8 @@ def test_submit_packs_code_alone_if_asked(assignment: Path, tmp_path: Path, monk
     assert "name a run's folder, or --code-only alone" in capsys.readouterr().err
     assert submit.main([str(tmp_path / "none")]) == 2
     assert "no such folder; train first (python -m multitask.run" in capsys.readouterr().err
+    assert submit.main([str(tmp_path)]) == 2
+    assert "holds no prediction files; name a run's" in capsys.readouterr().err
 
 
 def test_submit_packs_code_and_predictions_and_nothing_else(
@@ -549,6 +601,8 @@ def test_the_command_grades_what_it_is_given_and_refuses_the_rest(tmp_path: Path
     assert (tmp_path / "words" / "bad.txt").read_text().startswith("refused")
     assert course.main(["grade", str(bad), str(bad)]) == 2
     assert "the same file name" in capsys.readouterr().err
+    assert course.main(["grade", str(bad), str(tmp_path / "typo.zip")]) == 2
+    assert "typo.zip: no such file; nothing was graded" in capsys.readouterr().err
     assert course.main(["grade", str(bad), "--data", str(tmp_path)]) == 2  # before anything is run
     assert "holds no dev or test tables" in capsys.readouterr().err
 
