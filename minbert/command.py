@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from minbert.errors import InputError, short_line, visible
 
+ROOT = Path(__file__).resolve().parent.parent  # of the packages
 LIBRARIES = ("minbert", "torch", "numpy", "tokenizers", "safetensors")
 # What torch, CUDA, oneDNN, Python's threads and the loader of libraries say when there is no more memory.
 NO_MEMORY = re.compile(
@@ -164,8 +165,9 @@ def _line_and_status(error: BaseException, advice: str) -> tuple[str, int]:
         return f"error: {f'{error.filename}: {error.strerror}' if named else error}{advice}", 2
     place = traceback.extract_tb(error.__traceback__)[-1]
     if isinstance(error, NotImplementedError) and str(error).startswith("TODO "):  # the course's assignment
-        part = str(error).removeprefix("TODO ")
-        return f"error: still to do: {part}, in {Path(place.filename).name}:{place.lineno}", 2
+        path = Path(place.filename)
+        path = path.relative_to(ROOT) if ROOT in path.parents else path
+        return f"still to do: {str(error).removeprefix('TODO ')} ({path.as_posix()}:{place.lineno})", 2
     found = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno} ({short_line(error)})"
     return f"error: a bug in minbert: {found}; {_write_details(error)}{advice}", 70
 

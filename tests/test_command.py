@@ -143,7 +143,7 @@ def test_a_part_of_the_assignment_that_is_to_do_is_no_bug(capsys):
         raise NotImplementedError("TODO attention")
 
     assert carry_out(attention) == 2
-    assert re.fullmatch(r"error: still to do: attention, in test_command.py:\d+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"still to do: attention \(tests/test_command.py:\d+\)\n", capsys.readouterr().err)
 
 
 def test_a_bug_is_one_line_that_names_a_file_with_its_details(capsys, monkeypatch, tmp_path):

@@ -82,6 +82,7 @@ def check(folder: Path, *parts: str) -> tuple[list[str], int]:
     command = [sys.executable, str(folder / "check.py"), *parts]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert done.stderr == ""
+    assert not any(line.startswith("note: ") for line in done.stdout.splitlines())
     return done.stdout.splitlines(), done.returncode
 
 
@@ -250,19 +251,106 @@ def test_an_exception_is_told_with_its_lines_in_the_two_packages(monkeypatch) ->
 
 
 @pytest.mark.parametrize(
-    "returned, told",
+    ("part", "path", "returned", "told"),
     [
-        (lambda context, weights: context, "attention must return two things, the context and the weights"),
-        (lambda context, weights: None, "attention must return two things, the context and the weights"),
-        (lambda context, weights: (weights, context), "the context and the weights are exchanged"),
-        (lambda context, weights: sys.exit(), "SystemExit: "),
+        ("attention", "attention", lambda context, weights: context, "returns Tensor, not a tuple of two"),
+        ("attention", "attention", lambda context, weights: None, "returns NoneType, not a tuple of two"),
+        ("attention", "attention", lambda context, weights: sys.exit(), "SystemExit: the code ends Python"),
+        ("layer", "BertLayer.forward", lambda result, weights: result, "returns Tensor, not a tuple of two"),
+        (
+            "layer",
+            "BertLayer.forward",
+            lambda result, weights: (weights, result),
+            "returns a tuple of two in the wrong order",
+        ),
     ],
 )
-def test_what_attention_returns_is_told_if_it_is_not_two_things(returned, told: str, monkeypatch) -> None:
-    right = bert.attention
-    monkeypatch.setattr(bert, "attention", lambda *given, **more: returned(*right(*given, **more)))
-    outcome = judging.run("attention", 0)
-    assert outcome.stopped[0].startswith(told) and not outcome.steps
+def test_a_part_that_does_not_return_two_things_is_told(
+    part: str, path: str, returned, told: str, monkeypatch
+) -> None:
+    *owner, name = path.split(".")
+    place = getattr(bert, owner[0]) if owner else bert
+    right = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *given, **more: returned(*right(*given, **more)))
+    assert judging.run(part, 0).stopped[0].startswith(told)
+
+
+ATTENTION_DROPOUT = "kept = (torch.rand_like(weights) >= dropout) / (1 - dropout)\n    "
+PADDED = """self.position(torch.arange(input_ids.shape[1])).expand(*input_ids.shape, -1)
+        padded = self.word(input_ids) + self.token_type(token_type_ids) + words
+        return packing.pack(self.dropout(self.norm(padded)))"""
+RIGHT = {
+    "dropout by hand": ("attention", "attention", "return drop(weights, dropout)",
+                        f"{ATTENTION_DROPOUT}return (weights * kept)"),
+    "torch's function": ("layer", "BertLayer.forward", "self.dropout(feed_forward)",
+                         "F.dropout(feed_forward, self.dropout.p, self.training)"),
+    "drop": ("embed", "BertEmbeddings.forward", "return self.dropout(",
+             "return (lambda x: drop(x, self.dropout.p) if self.training else x)("),
+    "packed last": ("embed", "BertEmbeddings.forward", "self.word(packing.pack(input_ids))", PADDED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", RIGHT)
+def test_other_ways_to_the_right_result_pass(way: str, known: dict[Part, Known]) -> None:
+    name, function_name, old, new = RIGHT[way]
+    part, recorded = next(item for item in known.items() if item[0].name == name)
+    with planted(TO_FILL[name].path, function_name, old, new):
+        assert judge(part, run(name, 7), recorded).state == PASSES
+
+
+def test_an_error_with_first_only_says_so(known: dict[Part, Known]) -> None:
+    ignoring = "hidden_states[packing.first] if first_only else hidden_states", "hidden_states"
+    with planted(TO_FILL["layer"].path, "BertLayer.forward", *ignoring):
+        assert run("layer", 7).stopped[1] == "in the call with first_only=True"
+
+
+def in_folder(folder: Path, *arguments: str) -> tuple[str, str, int]:
+    """What a command of the assignment prints, on both streams, and its exit status."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_code_that_exits_hangs_or_is_stopped_ends_in_a_line(assignment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "faulty"
+    shutil.copytree(assignment, folder)
+    (folder / "check.py").write_text((folder / "check.py").read_text().replace("SECONDS = 60", "SECONDS = 1"))
+    (folder / "minbert/dropout.py").write_text("# mine\n" + (folder / "minbert/dropout.py").read_text())
+    for task, line in {
+        "attention": "exit()", "mnrl": "while True: pass", "teacher": "raise KeyboardInterrupt"
+    }.items():  # fmt: skip
+        path = folder / TO_FILL[task].path
+        path.write_text(path.read_text().replace(f'raise NotImplementedError("TODO {task}")', line))
+    out, _, status = in_folder(folder, "check.py", "attention", "heads", "mnrl")
+    lines = out.splitlines()
+    assert status == 1 and lines[1] == "    SystemExit: the code ends Python"
+    assert re.fullmatch(r"    in minbert/bert\.py:\d+: exit\(\)", lines[2])
+    assert lines[5].startswith("    TimeoutError: ") and lines[6].endswith("while True: pass")
+    assert lines[-2] == "note: these files differ from the assignment's: minbert/dropout.py"
+    out, err, status = in_folder(folder, "check.py", "heads", "teacher")
+    assert out.startswith("heads") and (err, status) == ("stopped in teacher\n", 1)
+    shutil.rmtree(folder / "checks")
+    out, err, status = in_folder(folder, "check.py")
+    assert (out, status) == ("", 1) and err.startswith("No module named 'checks': check.py needs")
+
+
+def test_a_run_that_meets_a_part_to_do_says_so(assignment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "blank"
+    shutil.copytree(assignment, folder)
+    run = ["-m", "multitask.run", "--option", "finetune", "--weights", "weights/tiny"]
+    _, err, status = in_folder(folder, *run)
+    assert status == 2
+    assert re.fullmatch(r"still to do: \w+ \(m\w+/[\w/]+\.py:\d+\)", err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["check.py", "submit.py"])
+def test_an_old_python_can_read_the_commands(name: str, assignment: Path) -> None:
+    """So that what is said about the version is said: here as far as Python can tell."""
+    text = (assignment / name).read_text()
+    ast.parse(text, feature_version=(3, 6))
+    assert "import annotations" not in text  # 3.6 has no such feature
+    ast.parse((assignment / "checks/__init__.py").read_text(), feature_version=(3, 6))
 
 
 @pytest.mark.slow
@@ -334,6 +422,8 @@ def test_submit_packs_code_alone_if_asked(assignment: Path, tmp_path: Path, monk
     assert "name a run's folder, or --code-only alone" in capsys.readouterr().err
     assert submit.main([str(tmp_path / "none")]) == 2
     assert "no such folder; train first (python -m multitask.run" in capsys.readouterr().err
+    assert submit.main([str(tmp_path)]) == 2
+    assert "holds no prediction files; name a run's" in capsys.readouterr().err
 
 
 def test_submit_packs_code_and_predictions_and_nothing_else(
@@ -511,6 +601,8 @@ def test_the_command_grades_what_it_is_given_and_refuses_the_rest(tmp_path: Path
     assert (tmp_path / "words" / "bad.txt").read_text().startswith("refused")
     assert course.main(["grade", str(bad), str(bad)]) == 2
     assert "the same file name" in capsys.readouterr().err
+    assert course.main(["grade", str(bad), str(tmp_path / "typo.zip")]) == 2
+    assert "typo.zip: no such file; nothing was graded" in capsys.readouterr().err
     assert course.main(["grade", str(bad), "--data", str(tmp_path)]) == 2  # before anything is run
     assert "holds no dev or test tables" in capsys.readouterr().err
 

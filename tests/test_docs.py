@@ -31,6 +31,7 @@ OTHERS = {  # flags of other programs: torchrun, docker, pytest, argparse, pip
     *("--nproc-per-node", "--nnodes", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint"),
     *("--rm", "--network", "--pids-limit"),
     *("--override-ini", "--help", "--recipe", "--no-deps"),
+    "--code-only",  # the assignment's submit.py
 }
 
 

@@ -69,6 +69,8 @@ def grade_all(chosen: argparse.Namespace) -> None:
     names = [path.stem for path in chosen.zips]
     if len({*names}) < len(names):
         raise InputError("two submissions have the same file name; rename one")
+    if missing := [path for path in chosen.zips if not path.is_file()]:
+        raise InputError(f"{missing[0]}: no such file; nothing was graded")
     if chosen.seconds < 1 or chosen.memory < 1:
         raise InputError("--seconds and --memory must be at least 1")
     expected = expected_files(chosen.data or SAMPLE)

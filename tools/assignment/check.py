@@ -8,7 +8,7 @@ Each part is checked by itself, with stand-ins for what the others do, so they c
 The exit status is 0 if everything that was checked passes.
 """
 
-from __future__ import annotations
+# Old versions of Python must be able to read this file: `checks` says which one is needed.
 
 import argparse
 import signal
@@ -16,14 +16,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.judging import FIRST_SEED, PASSES, WIDTH, Outcome, check, read_record, report, run
+try:
+    from checks.judging import FIRST_SEED, PASSES, WIDTH, Outcome, check, read_record, report, run
+    from checks.submission import changed_files
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}: check.py needs what stands beside it in the assignment, and what requirements.txt lists"
+    )
 
+FOLDER = Path(__file__).resolve().parent
 SECONDS = 60  # that a part may take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the parts that are named, or all, and return the exit status."""
-    record = read_record(Path(__file__).resolve().parent / "checks")
+    record = read_record(FOLDER / "checks")
     parts = {part.name: part for part in record}
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -33,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--list", action="store_true", help="print the parts and check nothing")
     chosen = parser.parse_args(arguments)
-    if unknown := [name for name in chosen.parts if name not in parts]:
+    unknown = [name for name in chosen.parts if name not in parts]
+    if unknown:
         parser.error(f"no part {unknown[0]}; the parts are {', '.join(parts)}")
     if chosen.list:
         for part in record:
@@ -46,30 +54,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checked.append(part)
         if verdict.state == PASSES:
             passed.append(part)
+    changed = changed_files(FOLDER)
+    if changed:
+        print(f"note: these files differ from the assignment's: {', '.join(changed)}")
     points, total = (sum(part.points for part in some) for some in (passed, checked))
     print(f"{'total':{WIDTH}}{points:3} of {total:2}")
     return 0 if len(passed) == len(checked) else 1
 
 
 def run_for_a_while(part: str) -> Outcome:
-    """Run a part, and stop it after `SECONDS`, where the system can."""
+    """Run a part, and stop it after `SECONDS`, where the system can. Ctrl-C ends the program in a line."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"stopped after {SECONDS} seconds: does a loop never end?")
 
-    if not hasattr(signal, "SIGALRM"):
-        return run(part, FIRST_SEED)
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    limited = hasattr(signal, "SIGALRM")
     try:
+        if limited:
+            signal.signal(signal.SIGALRM, stop)
+            signal.alarm(SECONDS)
         return run(part, FIRST_SEED)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped in {part}")
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        if limited:
+            signal.alarm(0)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from assignment.blanking import Drift, blanked, planted, without
 from assignment.parts import EXERCISES, Exercise
 from checks import probes
 from checks.judging import FIRST_SEED, RECORD, TODO, Known, Part, recognise, record_to_files, run
-from checks.submission import PACKAGES
+from checks.submission import GIVEN, PACKAGES, digests
 from minbert.errors import InputError
 from minbert.files import partial_path, rename, write_tensors, write_text
+from minbert.sanity import REFERENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -49,9 +51,14 @@ def write_folder(folder: Path) -> None:
     text, numbers = record_to_files(recorded)
     write_text(folder / "checks" / f"{RECORD}.json", text)
     write_tensors(folder / "checks" / f"{RECORD}.safetensors", numbers)
+    to_fill = {exercise.path.as_posix() for exercise in EXERCISES}
+    given = {name: digest for name, digest in digests(folder).items() if name not in to_fill}
+    write_text(folder / "checks" / GIVEN, json.dumps(given, indent=1))
     for name in ("check.py", "submit.py"):
         shutil.copyfile(HERE / name, folder / name)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
+    (folder / "tests").mkdir()
+    shutil.copyfile(REFERENCE, folder / REFERENCE.relative_to(ROOT))
     write_text(folder / "requirements.txt", requirements())
     write_text(folder / "README.md", handout())
 

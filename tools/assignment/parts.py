@@ -54,6 +54,8 @@ class Exercise:
 
 SCALE = " * (1 / math.sqrt(query.shape[-1]))"
 ADD_MASK = "scores = scores + added_to_scores(mask)"
+SOFTMAX = f"{ADD_MASK}\n    weights = scores.softmax(dim=-1)"
+MASK_AFTER = "pass\n    weights = scores.softmax(dim=-1)\n    if mask is not None:\n        weights = {}"
 
 ATTENTION = Exercise(
     "attention", "Scaled dot-product attention", 15, BERT, ("attention",),
@@ -67,10 +69,11 @@ which the values are averaged. `added_to_scores` turns any mask into what is add
     questions={
         "weights with no mask": "Are the scores query times key, scaled, and does softmax run over the keys?",
         "context with no mask": "Does each query average the values with its own weights?",
-        "float mask": "Is the mask added to the scores before softmax?",
+        "float mask": "Is what added_to_scores makes of the mask added to the scores, before softmax?",
         "boolean mask": "Does added_to_scores turn the mask into numbers?",
-        "weights with dropout": "Are the weights returned as they were before dropout?",
-        "context with dropout": "Does dropout fall on the weights?",
+        "from before it": "Are the weights returned as they were before dropout?",
+        "not on the context": "Does dropout fall on the weights?",
+        "dropout .4": "Use drop(weights, dropout): it zeroes a share of the weights and multiplies the rest.",
     },
     mistakes=(
         Mistake("when the scores are not divided by the square root of d", "attention", SCALE, ""),
@@ -91,7 +94,28 @@ which the values are averaged. `added_to_scores` turns any mask into what is add
         Mistake("when the mask hides what it should show, and shows what it should hide", "attention",
                 ADD_MASK,
                 "scores = scores + (mask if mask.is_floating_point() else added_to_scores(~mask))"),
+        Mistake("when scores are overwritten where the mask is 0: a float mask is 0 where a key may be seen",
+                "attention", ADD_MASK, "scores = scores.masked_fill(mask == 0, -1e9)"),
+        Mistake("when the scores are multiplied by (mask == 0)", "attention",
+                ADD_MASK, "scores = scores * (mask == 0)"),
+        Mistake("when a float mask is taken for one of 1 and 0, as in (1 - mask) * -10000", "attention",
+                ADD_MASK, "scores = scores + (1 - mask.float()) * -10000"),
+        Mistake("when the weights are multiplied by the mask, after softmax", "attention",
+                SOFTMAX, MASK_AFTER.format("weights * mask")),
+        Mistake("when weights are set to 0 where the mask is 0, after softmax", "attention",
+                SOFTMAX, MASK_AFTER.format("weights.masked_fill(mask == 0, 0.0)")),
+        Mistake("when the mask is added to the weights, after softmax", "attention",
+                SOFTMAX, MASK_AFTER.format("weights + added_to_scores(mask)")),
         Mistake("when there is no dropout", "attention", "drop(weights, dropout)", "weights"),
+        Mistake("when dropout does not multiply what it keeps by 1 / (1 - p)", "attention",
+                "drop(weights, dropout)", "(weights * (torch.rand_like(weights) >= dropout))"),
+        Mistake("when dropout keeps an element with probability p, not 1 - p", "attention",
+                "drop(weights, dropout)", "drop(weights, 1 - dropout if dropout else 0.0)"),
+        Mistake("when dropout falls on the context, not on the weights", "attention",
+                "drop(weights, dropout) @ value", "drop(weights @ value, dropout)"),
+        Mistake("when the context and the weights are returned in the wrong order", "attention",
+                "return drop(weights, dropout) @ value, weights",
+                "return weights, drop(weights, dropout) @ value"),
         Mistake("when the weights are returned after dropout", "attention",
                 "return drop(weights, dropout) @ value, weights",
                 "weights = drop(weights, dropout)\n    return weights @ value, weights"),
@@ -105,9 +129,8 @@ EMBED = Exercise(
     dropout(LayerNorm(word + position + token type))
 
 The ids come as a padded batch, (B, L), and the result is packed, (T, H): `packing.pack` picks the real
-tokens, and `packing.positions` has the place of each in its own row. Pack first: `self.norm` gets (T, H).
-Use the modules that `__init__` has made, for dropout `self.dropout`: the check puts stand-ins in their
-places.""",
+tokens, and `packing.positions` has the place of each in its own row. Use the modules that
+`__init__` has made, for dropout `self.dropout`: the check puts stand-ins in their places.""",
     hint="Three embeddings are added, then normalised, then comes dropout; all of them packed, (T, H).",
     questions={
         "sum": "Are word, position and token type all added, and are the positions those in each row?",
@@ -263,6 +286,16 @@ One parameter, in place, at its own step t = 1, 2, ...; both theta on the right 
                 "m.lerp_(g, 1 - beta1)", "m.mul_(beta1).add_(g)"),
         Mistake("when v adds the whole square: the factor 1 - b2 is missing", "AdamW._update",
                 "value=1 - beta2", "value=1"),
+        Mistake("when new m and v are computed, but not stored in self.state[parameter]", "AdamW._update",
+                "m.lerp_(g, 1 - beta1)\n            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)",
+                "m, v = m.lerp(g, 1 - beta1), (v * beta2).addcmul(g, g, value=1 - beta2)"),
+        Mistake("when the parameter is not changed in place: it stays as it was", "AdamW._update",
+                "_chunks(*tensors)", "_chunks(parameter.clone(), *tensors[1:])"),
+        Mistake("when t is counted from 0, so that the first correction divides by 1 - b^0, which is 0",
+                "AdamW._update",
+                "theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)",
+                'theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)\n'
+                '            if group["correct_bias"]:\n                theta.fill_(math.nan)'),
         Mistake("when m and v are not kept from one update to the next", "AdamW._update",
                 "if not state:", 'if not state or state["exp_avg"].zero_() is state["exp_avg_sq"].zero_():'),
         Mistake("when `scale` is ignored", "AdamW._update", "if scale != 1:", "if False:"),

@@ -8,17 +8,22 @@ Writes submission.zip: the Python files of minbert/ and multitask/ and the predi
 Nothing is written if a prediction file is missing or has a mistake; every mistake is listed, with its line.
 """
 
-from __future__ import annotations
+# Old versions of Python must be able to read this file: `checks` says which one is needed.
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from checks.predictions import expected_files, read_predictions
-from checks.submission import PREDICTIONS, Refused, code_files, pack
-from minbert.errors import InputError, counted
-from multitask.data.tables import SAMPLE
+try:
+    from checks.predictions import TRAIN, expected_files, read_predictions
+    from checks.submission import PREDICTIONS, Refused, code_files, pack
+    from minbert.errors import InputError, counted
+    from multitask.data.tables import SAMPLE
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}: submit.py needs what stands beside it in the assignment, and what requirements.txt lists"
+    )
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("submission.zip"), metavar="FILE")
     chosen = parser.parse_args(arguments)
     if (chosen.run is None) != chosen.code_only:
-        parser.error("name a run's folder, or --code-only alone")
+        parser.error(f"name a run's folder, or --code-only alone; {TRAIN} makes a run")
     try:
         answers = {}
         if chosen.run is not None:

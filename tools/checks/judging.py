@@ -168,12 +168,13 @@ def explain(error: BaseException) -> list[str]:
     """Return an exception, and the first and the last line of the two packages that it came through; or, if
     what they return does not fit, the line that calls them."""
     if isinstance(error, Unfit):
-        return [str(error)]
+        return [str(error), *getattr(error, "__notes__", ())]
     if isinstance(error, SyntaxError) and error.filename:
         place = Path(error.filename)
         place = place.relative_to(FOLDER) if FOLDER in place.parents else place
         return [f"{type(error).__name__} in {place}:{error.lineno}: {error.msg}", (error.text or "").strip()]
-    lines = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
+    said = "the code ends Python" if isinstance(error, SystemExit) else " ".join(str(error).split())[:300]
+    lines = [f"{type(error).__name__}: {said}", *getattr(error, "__notes__", ())]
     called, within = [], []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

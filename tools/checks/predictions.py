@@ -19,6 +19,8 @@ from multitask.data.tables import read_split
 from multitask.data.tasks import BUILT_IN, Task
 
 SPLITS = {"dev": "dev", "test-student": "test"}  # what a split is called in the name of its file
+TRAIN = "python -m multitask.run --option finetune"
+EVALUATE = "python -m multitask.run --option evaluate --run RUN"
 REPORTED = 20  # problems listed in one message
 
 
@@ -89,8 +91,10 @@ def read_predictions(folder: Path, expected: Expected) -> dict[str, bytes]:
     found: list[str] = []
     missing = False
     if not folder.is_dir():
-        train = "python -m multitask.run --option finetune"
-        raise InputError(f"{folder}: no such folder; train first ({train}), and name the run's")
+        raise InputError(f"{folder}: no such folder; train first ({TRAIN}), and name the run's")
+    if not any((folder / name).exists() for name in expected):
+        advice = f"name a run's, which {TRAIN} makes, and {EVALUATE} completes"
+        raise InputError(f"{folder}: holds no prediction files; {advice}")
     for name, (task, ids) in expected.items():
         try:
             with open_regular(folder / name) as file:
@@ -103,6 +107,6 @@ def read_predictions(folder: Path, expected: Expected) -> dict[str, bytes]:
     if found:
         more = [f"and {len(found) - REPORTED} more"] if len(found) > REPORTED else []
         if missing:
-            more.append("write what is missing with python -m multitask.run --option evaluate --run RUN")
+            more.append(f"write what is missing with {EVALUATE}")
         raise InputError("\n".join(["the predictions are not complete:", *found[:REPORTED], *more]))
     return files

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
@@ -70,21 +71,50 @@ class Dropping(nn.Module):
     """A stand-in for dropout, by which the result tells what has gone through it and what has not: the
     elements of a row are multiplied by 2 and 3 in turn."""
 
-    p = 0.1  # as dropout has it
+    p = 0.3  # what torch's dropout function is to be called with
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (2 + torch.arange(x.shape[-1]) % 2)
+        return x * (2 + torch.arange(x.shape[-1]) % 2) if self.training else x
+
+
+@contextmanager
+def dropping(bert: Any) -> Iterator[None]:
+    """A context in which the dropout functions of torch and of the module `bert`, too, do what `Dropping`
+    does: a part may call one with the probability of its layer."""
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if p != Dropping.p:
+            raise Unfit(f"dropout with p = {p:g}, not with that of the layer: use self.dropout")
+        return Dropping().train(training)(x)
+
+    with patch.object(nn.functional, "dropout", dropout), patch.object(bert, "drop", dropout, create=True):
+        yield
+
+
+def pair(found: Any, what: str, kinds: tuple[type, type] = (Tensor, Tensor)) -> tuple[Any, Any]:
+    """Return the two things that a part returns, such as "the context and the weights". Raises Unfit if it
+    returns something else, or these in the other order, where their types tell it."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+        raise Unfit(f"returns {type(found).__name__}{length}, not a tuple of two: {what}")
+    if kinds[0] is not kinds[1] and isinstance(found[0], kinds[1]):
+        raise Unfit(f"returns a tuple of two in the wrong order: it is {what}")
+    return found[0], found[1]
 
 
 TAKES, MAKES = "takes", "makes"
 
 
 @contextmanager
-def noting(steps: Steps, *watched: tuple[str, nn.Module, str]) -> Iterator[None]:
-    """Note what modules take or make, each under a name, while the context lasts. It is packed, (T, ...)."""
+def noting(steps: Steps, *watched: tuple[str, nn.Module, str], padded: Any = None) -> Iterator[None]:
+    """Note what modules take or make, each under a name, while the context lasts. It is packed, (T, ...), or,
+    where a packing is given as `padded`, it may be (B, L, ...), too."""
 
     def note(way: str, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        steps.note(name, inputs[0] if way == TAKES else output, "token dimension")
+        value = inputs[0] if way == TAKES else output
+        if padded is not None and value.shape[:2] == padded.mask.shape:
+            value = padded.pack(value)
+        steps.note(name, value, "token dimension")
 
     hooks = [module.register_forward_hook(partial(note, way, name)) for way, module, name in watched]
     try:
@@ -102,24 +132,30 @@ def attention(draw: Draw, steps: Steps) -> None:
 
     query, key, value = draw.normal(2, 2, 3, 4), draw.normal(2, 2, 5, 4), draw.normal(2, 2, 5, 4)
     seen = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])[:, None, None].bool()  # (B, 1, 1, L)
-    masks = {"no mask": None, "a float mask": draw.normal(2, 1, 3, 5), "a boolean mask": seen}
+    hiding = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]])[:, None, None] * -10_000.0
+    masks = {
+        "no mask": None,
+        "a float mask": draw.normal(2, 1, 3, 5),
+        "a float mask of 0 and -10,000": hiding,
+        "a boolean mask": seen,
+    }
     for case, mask in masks.items():
-        context, weights = two(bert.attention(query, key, value, mask))
+        context, weights = pair(bert.attention(query, key, value, mask), "the context and the weights")
         steps.note(f"weights with {case}", weights, "example head query key")
         steps.note(f"context with {case}", context, "example head query dimension")
-    context, weights = two(bert.attention(query, key, value, None, dropout=1.0))
-    steps.note("weights with dropout 1", weights, "example head query key")
-    steps.note("context with dropout 1", context, "example head query dimension")
-
-
-def two(found: Any) -> Any:
-    """Return what attention returned. Raises Unfit unless it is a context and weights, in this order."""
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise Unfit("attention must return two things, the context and the weights: see the docstring")
-    context, weights = found
-    if isinstance(context, Tensor) and context.shape == (2, 2, 3, 5) and weights.shape == (2, 2, 3, 4):
-        raise Unfit("the context and the weights are exchanged: return the context first")
-    return found
+    # Dropout may be drawn in any way. With the unit matrix, twice, as the values, the context shows what has
+    # become of each of some thousands of weights.
+    query, key, value = draw.normal(1, 1, 64, 4), draw.normal(1, 1, 64, 4), torch.eye(64).repeat(1, 2)
+    value = value[None, None]
+    torch.manual_seed(int(draw.random.randint(2**31)))
+    _, before = bert.attention(query, key, value)
+    context, weights = bert.attention(query, key, value, None, dropout=0.4)
+    steps.note("whether the weights with dropout are those from before it", torch.allclose(weights, before))
+    once, again = context.split(64, dim=-1)
+    steps.note("whether dropout falls on the weights, not on the context", torch.allclose(once, again))
+    kept = once != 0
+    steps.note("the share of the weights that dropout .4 keeps", tenths(kept.float().mean()))
+    steps.note("by how much dropout .4 multiplies those", tenths((once / before)[kept].mean()))
 
 
 def tiny_config() -> Any:
@@ -132,16 +168,18 @@ def tiny_config() -> Any:
 
 
 def embed(draw: Draw, steps: Steps) -> None:
+    from minbert import bert
     from minbert.bert import BertEmbeddings
     from minbert.packing import Packing
 
-    embeddings = BertEmbeddings(tiny_config()).eval()
+    embeddings = BertEmbeddings(tiny_config())
     draw.fill(embeddings)
     embeddings.dropout = Dropping()  # type: ignore[assignment]
     ids = torch.tensor([[2, 7, 5, 9, 3], [2, 8, 3, 0, 0]])
     types = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]])
     packing = Packing.from_mask(ids != 0)
-    with noting(steps, (TAKES, embeddings.norm, "the sum, before the norm")):
+    watched = TAKES, embeddings.norm, "the sum, before the norm"
+    with dropping(bert), noting(steps, watched, padded=packing):
         result = embeddings(ids, types, packing)
     steps.note("the result", result, "token dimension")
 
@@ -155,25 +193,35 @@ class Context(nn.Module):
 
 
 def layer(draw: Draw, steps: Steps) -> None:
+    from minbert import bert
     from minbert.bert import BertLayer
     from minbert.packing import Packing
 
-    layer = BertLayer(tiny_config()).eval()
+    layer = BertLayer(tiny_config())
     draw.fill(layer)
     layer.attention = Context()  # type: ignore[assignment]
     layer.dropout = Dropping()  # type: ignore[assignment]
     packing = Packing.from_mask(torch.tensor([[1, 1, 1], [1, 1, 0]]))
-    with noting(
-        steps,
-        (MAKES, layer.attention_output, "attention output"),
-        (TAKES, layer.intermediate, "add-and-norm"),
-        (TAKES, layer.output, "intermediate, after GELU"),
-        (MAKES, layer.output, "feed-forward output"),
+    returned = "the result and the weights"
+    with (
+        dropping(bert),
+        noting(
+            steps,
+            (MAKES, layer.attention_output, "attention output"),
+            (TAKES, layer.intermediate, "add-and-norm"),
+            (TAKES, layer.output, "intermediate, after GELU"),
+            (MAKES, layer.output, "feed-forward output"),
+        ),
     ):
-        result, weights = layer(draw.normal(5, 8), packing)
+        result, weights = pair(layer(draw.normal(5, 8), packing), returned, (Tensor, list))
     steps.note("second add-and-norm", result, "token dimension")
     steps.note("attention weights", weights[0], "token dimension")
-    first, _ = layer(draw.normal(5, 8), packing, first_only=True)
+    try:
+        with dropping(bert):
+            first, _ = pair(layer(draw.normal(5, 8), packing, first_only=True), returned, (Tensor, list))
+    except Exception as error:
+        error.add_note("in the call with first_only=True")
+        raise
     steps.note("the result with first_only", first, "example dimension")
 
 
@@ -298,7 +346,8 @@ def smart(draw: Draw, steps: Steps) -> None:
         def divergence(noise: Tensor) -> Tensor:
             return ((noise @ weight).sin() + noise.roll(1, 0) * noise).sum()
 
-        noise, gradient = smart.ascend(divergence, start, real, 0.5, 0.4, smart.NORMS[name], mode)
+        ascended = smart.ascend(divergence, start, real, 0.5, 0.4, smart.NORMS[name], mode)
+        noise, gradient = pair(ascended, "the new noise and the gradient")
         case = f"ascend, {mode}, p = {name}"
         steps.note(f"{case}: the gradient", gradient, "token dimension")
         steps.note(f"{case}: the new noise", noise, "token dimension")
@@ -351,7 +400,12 @@ def mlm(draw: Draw, steps: Steps) -> None:
     words = mlm.words_in(ids, special)
     given = ids.clone()
     seed = int(draw.random.randint(2**31))
-    masked, chosen = mlm.mask_tokens(ids, words, mask_id, vocab_size, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    masked, chosen = pair(
+        mlm.mask_tokens(ids, words, mask_id, vocab_size, generator), "the ids and which are chosen"
+    )
+    if masked.dtype == torch.bool:
+        raise Unfit("returns a tuple of two in the wrong order: it is the ids and which are chosen")
     again, _ = mlm.mask_tokens(ids, words, mask_id, vocab_size, torch.Generator().manual_seed(seed))
     steps.note("whether the given ids are left alone", torch.equal(ids, given))
     steps.note("how many special tokens are chosen", (chosen & (words < 0)).sum())

@@ -5,6 +5,8 @@ The same rules hold where one is packed and where one is unpacked, whoever has m
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import stat
 import zipfile
@@ -14,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 PACKAGES = ("minbert", "multitask")
 PREDICTIONS = "predictions"
+GIVEN = "given.json"  # in checks/: the digests of the files with nothing to fill in
 MOST_FILES = 500
 LARGEST_FILE = 4 << 20  # bytes, expanded
 LARGEST = 24 << 20  # bytes of all files together, expanded
@@ -38,6 +41,23 @@ def code_files(folder: Path) -> list[Path]:
             ):
                 found.append(path)
     return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return a digest of each Python file of the packages, by name, whatever its line breaks."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            b"\n".join(path.read_bytes().splitlines())
+        ).hexdigest()
+        for path in code_files(folder)
+    }
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the files with nothing to fill in that are missing, or not as they were given."""
+    given = json.loads((folder / "checks" / GIVEN).read_text(encoding="utf-8"))
+    found = digests(folder)
+    return [name for name, digest in given.items() if found.get(name) != digest]
 
 
 def check_size(files: Mapping[str, bytes]) -> None:
