@@ -315,6 +315,12 @@ def annealed(draw: Draw, steps: Steps) -> None:
         steps.note(f"probabilities with alpha {alpha:g}", sampling.task_probabilities(sizes, alpha), "task")
 
 
+def gradients(loss: Tensor, **inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gradient of a loss on each input, by name: zeros where it has none."""
+    found = torch.autograd.grad(loss, tuple(inputs.values()), materialize_grads=True)
+    yield from zip(inputs, found, strict=True)
+
+
 def symmetric_kl(draw: Draw, steps: Steps) -> None:
     from multitask.methods import losses
 
@@ -322,9 +328,7 @@ def symmetric_kl(draw: Draw, steps: Steps) -> None:
         p, q = draw.normal(4, columns).requires_grad_(), draw.normal(4, columns).requires_grad_()
         loss = losses.symmetric_kl(p, q)
         steps.note(f"{case}: the divergence", loss)
-        for name, gradient in zip(
-            "PQ", torch.autograd.grad(loss, (p, q), materialize_grads=True), strict=True
-        ):
+        for name, gradient in gradients(loss, P=p, Q=q):
             steps.note(f"{case}: its gradient on {name}", gradient, "example class")
 
 
@@ -361,9 +365,7 @@ def mnrl(draw: Draw, steps: Steps) -> None:
         a, b = draw.normal(4, 3).requires_grad_(), draw.normal(4, 3).requires_grad_()
         loss = mnrl.multiple_negatives_ranking_loss(a, b, scale)
         steps.note(f"the loss with scale {scale:g}", loss)
-        for name, gradient in zip(
-            "ab", torch.autograd.grad(loss, (a, b), materialize_grads=True), strict=True
-        ):
+        for name, gradient in gradients(loss, a=a, b=b):
             steps.note(f"its gradient on {name} with scale {scale:g}", gradient, "sentence dimension")
 
 

@@ -21,8 +21,7 @@ from minbert.errors import InputError
 from multitask.methods.calibration import fit_temperature, folds, reliability
 from multitask.methods.losses import cross_entropy
 from pages import markdown
-from published import LINES, MEASURES, SUBMISSIONS, drawn_rows, measure, outputs_of, signed, summary, three
-from runs import read_labels
+from published import LINES, MEASURES, measure, outputs_of, read_truth, signed, summary, three
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -34,14 +33,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the dev tables")
     args = parser.parse_args()
     try:
-        truth = {
-            name: np.array(list(read_labels(args.data, task, "dev").values()))
-            for name, task in SUBMISSIONS.items()
-        }
+        truth, draws = read_truth(args.data)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    draws = {name: drawn_rows(len(labels), name) for name, labels in truth.items()}
     head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
     body: list[list[object]] = []
     for line in LINES:

@@ -87,9 +87,7 @@ def main() -> int:
 
 def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
     """Return {"rows": {cell: {measure: interval}}, "differences": {cell: {measure: ...}}}."""
-    labels = {name: read_labels(data, task, "dev").values() for name, task in SUBMISSIONS.items()}
-    truth = {name: np.array([*values]) for name, values in labels.items()}
-    draws = {name: drawn_rows(len(values), name) for name, values in truth.items()}
+    truth, draws = read_truth(data)
     found = {
         line.cell: {seed: measure(one, truth, draws) for seed, one in outputs_of(line.cell).items()}
         for line in lines
@@ -102,6 +100,13 @@ def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
             if line.builds_on and found.get(line.builds_on)
         },
     }
+
+
+def read_truth(data: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the labels of each dev table, (rows,), and the draws of its rows: see `drawn_rows`."""
+    labels = {name: read_labels(data, task, "dev").values() for name, task in SUBMISSIONS.items()}
+    truth = {name: np.array([*values]) for name, values in labels.items()}
+    return truth, {name: drawn_rows(len(values), name) for name, values in truth.items()}
 
 
 def drawn_rows(rows: int, name: str) -> np.ndarray:
