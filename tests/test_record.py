@@ -43,3 +43,13 @@ def test_a_run_recorded_again_replaces_its_line_and_others_stay(run, tmp_path, m
     path.write_text(path.read_text() + json.dumps(other) + "\n")
     record.record("baseline", run, "def")
     assert [(line["seed"], line["commit"]) for line in record.lines_of(path)] == [(2, "abc"), (4, "def")]
+
+
+def test_the_record_of_an_ensemble_has_its_members(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    both = tmp_path / "both"
+    assert main(["--option", "ensemble", "--run", str(run), "--out", str(both)]) == 0
+    (line,) = record.lines_of(record.record("ensemble", both, "abc"))
+    assert line["members"] == {task: ["run"] for task in ("sentiment", "paraphrase", "similarity")}
+    assert (line["seed"], line["epochs"]) == (0, []) and "run" not in line["settings"]
+    assert (tmp_path / "outputs" / "ensemble-seed-0.npz").exists()

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from judging import MEASURES, average, measure, read_truth, recorded, summary
+from lines import METHODS
 from minbert.errors import InputError
 from multitask.methods.calibration import fit_temperature, folds, reliability
 from multitask.methods.losses import cross_entropy
 from pages import markdown
-from published import LINES, MEASURES, measure, outputs_of, read_truth, signed, summary, three
-
-Outputs = Mapping[str, np.ndarray]
+from published import signed, three
 
 
 def main() -> int:
@@ -39,25 +39,21 @@ def main() -> int:
         return 2
     head = ["", "n", *MEASURES[:5], "temperature", "ECE", "ECE with it"]
     body: list[list[object]] = []
-    for line in LINES:
-        if len(members := [*outputs_of(line.cell).values()]) > 1:
+    cells = [(line.title, [*recorded(line.cell).values()]) for line in METHODS]
+    for title, members in [*cells, ("all of them", [*chain(*(members for _, members in cells))])]:
+        if len(members) > 1:
             singles = np.mean([measure(one, truth, draws) for one in members], axis=0)
             together = measure(average(members), truth, draws)
             difference = summary([together - singles])
             calibrated = np.mean([calibration(one["sst-dev"], truth["sst"]) for one in members], axis=0)
             body += [
-                [line.title, len(members), *map(three, singles[:5, 0]), *map(three, calibrated)],
+                [title, len(members), *map(three, singles[:5, 0]), *map(three, calibrated)],
                 ["averaged", "", *map(three, together[:5, 0]),
                  *map(three, calibration(average(members)["sst-dev"], truth["sst"]))],
                 ["difference", "", *(signed(difference[name]) for name in MEASURES[:5]), "", "", ""],
             ]  # fmt: skip
     print("\n".join(markdown(head, body)))
     return 0
-
-
-def average(members: Sequence[Outputs]) -> dict[str, np.ndarray]:
-    """Return the mean of the members' probabilities, and of their values."""
-    return {name: np.mean([one[name] for one in members], axis=0) for name in members[0]}
 
 
 def calibration(given: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:

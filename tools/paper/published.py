@@ -14,53 +14,26 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from judging import MEASURES, SUBMISSIONS, judge
+from lines import LINES, SMALL, Line
 from minbert.errors import InputError
 from minbert.files import write_content, write_text
-from multitask.data.resampling import interval, weighted_accuracy, weighted_pearson
 from multitask.report.drawing import DARK, LIGHT, Theme, drawn, svg_of
 from pages import NONE, markdown
 from record import RESULTS, lines_of
-from runs import COLUMNS, mean_and_spread, read_labels
+from runs import mean_and_spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = RESULTS.parents[1]
 JUDGED = RESULTS / "judged.json"
-DRAWS = 2000  # of the bootstrap
-SUBMISSIONS = {task.submission: task for task in COLUMNS.values()}  # as the outputs are named
-MEASURES = ("SST", "QQP", "(1 + r) / 2", "score", "NLL of SST", "NLL of QQP")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the table: a cell of runs, and the cell that it builds on."""
-
-    title: str
-    cell: str
-    builds_on: str | None = None
-    in_readme: bool = True
-
-
-LINES = (
-    Line("baseline: tasks in turn", "baseline-equal-updates-5x"),
-    Line("baseline, full passes", "baseline-full-pass-5x", in_readme=False),
-    Line("baseline + SMART", "baseline-smart-ball-5x", "baseline-equal-updates-5x"),
-    Line("annealed", "annealed-5x", "baseline-equal-updates-5x"),
-    Line("annealed + SMART", "annealed-smart-ball-5x", "annealed-5x"),
-    Line("MNRL + annealed + SMART", "mnrl-annealed-smart-ball-5x", "annealed-smart-ball-5x"),
-    Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x"),
-    Line("MNRL + BPPO (mu 1, beta .75)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
-    Line("MNRL + BPPO (mu 3, beta .99:.999)", "mnrl-bregman-strong-ball-5x", "mnrl-control-ball-5x"),
-    Line("ensemble of all", "ensemble", "mnrl-bregman-ball-5x"),
-    Line("student of the ensemble", "student", "mnrl-bregman-ball-5x"),
-)
 
 
 def main() -> int:
@@ -70,117 +43,33 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with the dev tables")
     args = parser.parse_args()
     try:
-        records = {line.cell: lines_of(RESULTS / f"{line.cell}.jsonl") for line in LINES}
-        lines = [line for line in LINES if records[line.cell]]
         if args.data:
-            write_text(JUDGED, json.dumps(judge(lines, args.data), indent=1) + "\n")
-        judged = json.loads(JUDGED.read_text(encoding="utf-8"))
-        draw(lines, records, judged, ROOT)
+            write_text(
+                JUDGED, json.dumps(judge([*LINES, *chain(*SMALL.values())], args.data), indent=1) + "\n"
+            )
+        draw(json.loads(JUDGED.read_text(encoding="utf-8")), ROOT)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-# With the labels
-
-
-def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
-    """Return {"rows": {cell: {measure: interval}}, "differences": {cell: {measure: ...}}}."""
-    truth, draws = read_truth(data)
-    found = {
-        line.cell: {seed: measure(one, truth, draws) for seed, one in outputs_of(line.cell).items()}
-        for line in lines
-    }
-    return {
-        "rows": {cell: summary([*seeds.values()]) for cell, seeds in found.items() if seeds},
-        "differences": {
-            line.cell: summary(paired(found[line.cell], found[line.builds_on]))
-            for line in lines
-            if line.builds_on and found.get(line.builds_on)
-        },
-    }
-
-
-def read_truth(data: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the labels of each dev table, (rows,), and the draws of its rows: see `drawn_rows`."""
-    labels = {name: read_labels(data, task, "dev").values() for name, task in SUBMISSIONS.items()}
-    truth = {name: np.array([*values]) for name, values in labels.items()}
-    return truth, {name: drawn_rows(len(values), name) for name, values in truth.items()}
-
-
-def drawn_rows(rows: int, name: str) -> np.ndarray:
-    """Return how often each row is drawn, (1 + DRAWS, rows): first each once, then the bootstrap's draws."""
-    draws = np.random.default_rng(list(name.encode())).multinomial(rows, np.full(rows, 1 / rows), DRAWS)
-    return np.concatenate([np.ones((1, rows)), draws]).astype(np.float64)
-
-
-def outputs_of(cell: str) -> dict[str, Mapping[str, np.ndarray]]:
-    """Return the outputs of a cell's runs by seed."""
-    return {
-        path.stem.rpartition("-")[2]: {name: x.astype(np.float64) for name, x in np.load(path).items()}
-        for path in sorted((RESULTS / "outputs").glob(f"{cell}-seed-*.npz"))
-    }
-
-
-def measure(
-    outputs: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Return each of MEASURES on each draw, (len(MEASURES), 1 + DRAWS)."""
-    accuracies, likelihoods = {}, {}
-    for name in ("sst", "para"):
-        probabilities, labels, weights = outputs[f"{name}-dev"], truth[name].astype(int), draws[name]
-        accuracies[name] = weighted_accuracy(probabilities.argmax(1), labels, weights)
-        own = probabilities[np.arange(len(labels)), labels] / probabilities.sum(1)
-        likelihoods[name] = weights @ -np.log(np.maximum(own, 1e-7)) / len(labels)
-    half = (1 + weighted_pearson(outputs["sts-dev"], truth["sts"], draws["sts"])) / 2
-    score = (accuracies["sst"] + accuracies["para"] + half) / 3
-    return np.stack(
-        [accuracies["sst"], accuracies["para"], half, score, likelihoods["sst"], likelihoods["para"]]
-    )
-
-
-def paired(ones: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the difference for each seed that both have; if there is none, that of their means."""
-    if both := [seed for seed in ones if seed in others]:
-        return [ones[seed] - others[seed] for seed in both]
-    return [np.mean([*ones.values()], axis=0) - np.mean([*others.values()], axis=0)]
-
-
-def summary(seeds: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return for each measure its mean over the seeds, their spread, n, and the 95% interval of the mean."""
-    means = np.mean(seeds, axis=0)
-    spreads = np.std(seeds, axis=0, ddof=1)[:, 0] if len(seeds) > 1 else None
-    return {
-        name: {
-            "mean": round(float(means[place, 0]), 5),
-            "spread": None if spreads is None else round(float(spreads[place]), 5),
-            "n": len(seeds),
-            "interval": [round(end, 5) for end in interval(means[place, 1:])],
-        }
-        for place, name in enumerate(MEASURES)
-    }
-
-
-# The pages
-
-
-def draw(
-    lines: Sequence[Line], records: Mapping[str, list[dict[str, Any]]], judged: Mapping[str, Any], root: Path
-) -> None:
+def draw(judged: Mapping[str, Any], root: Path) -> None:
     """Fill the blocks of the pages below `root`, and draw their figure."""
     rows, differences = judged["rows"], judged["differences"]
+    lines = [line for line in LINES if line.cell in rows]
+    records = {line.cell: lines_of(RESULTS / f"{line.cell}.jsonl") for line in lines}
     headline = [*score_lines([line for line in lines if line.in_readme], rows)]
     fill(root / "README.md", {"headline": headline})
     blocks = {
         "scores": [*score_lines(lines, rows)],
-        "fit": [*fit_lines(lines, records, rows)],
+        "fit": [*fit_lines([line for line in lines if records[line.cell]], records, rows)],
         "differences": [*difference_lines(lines, differences)],
+        **{name: [*small_lines(table, rows, differences)] for name, table in SMALL.items()},
     }
     fill(root / "docs" / "results.md", blocks)
-    shown = [line for line in lines if line.cell in rows]
-    points = {line.title: [one["dev"]["score"] for one in records[line.cell]] for line in shown}
-    intervals = [rows[line.cell]["score"]["interval"] for line in shown]
+    points = {line.title: rows[line.cell]["score"]["each"] for line in lines}
+    intervals = [rows[line.cell]["score"]["interval"] for line in lines]
     for name, theme in (("light", LIGHT), ("dark", DARK)):
         picture = svg_of(dots(points, intervals, theme=theme))
         write_content(root / "docs" / "images" / f"results-{name}.svg", picture)
@@ -261,6 +150,20 @@ def difference_lines(lines: Sequence[Line], differences: Mapping[str, Any]) -> I
         [line.title, titles[line.builds_on or ""], *(signed(found[name]) for name in MEASURES[:5]),
          NONE if found["score"]["spread"] is None else three(found["score"]["spread"]), found["score"]["n"]]
         for line in lines if (found := differences.get(line.cell))
+    ])  # fmt: skip
+
+
+def small_lines(
+    lines: Sequence[Line], rows: Mapping[str, Any], differences: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield a table of a small experiment: scores, and the difference from the row that each builds on."""
+    gains = ("score", "NLL of SST")
+    head = ["", *MEASURES[:5], *(f"{name}, over the first" for name in gains), "n"]
+    yield from markdown(head, [
+        [line.title, *(shown(rows[line.cell][name]) for name in MEASURES[:5]),
+         *(signed(differences[line.cell][name]) if line.builds_on else NONE for name in gains),
+         rows[line.cell]["score"]["n"]]
+        for line in lines if line.cell in rows
     ])  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
     python tools/paper/record.py CELL RUN [RUN ...] [--commit HASH]
 
-A line has the run's settings without paths, the records of its epochs, its commit and its machine. The
-outputs on the dev and test tables are in tools/results/outputs/CELL-seed-N.npz: class probabilities and
-regression values in float16, in the order of the table's rows. Ensembles and pages need nothing else.
-Recording a run again replaces its line.
+A line has the run's settings without paths, the records of its epochs, its commit and its machine; that of an
+ensemble has its members, and the seed 0. The outputs on the dev and test tables are in
+tools/results/outputs/CELL-seed-N.npz: class probabilities and regression values in float16, in the order of
+the table's rows. Ensembles and pages need nothing else. Recording a run again replaces its line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 from minbert.errors import InputError
 from multitask.machine import rounding
 from multitask.recipes import read_settings
-from multitask.report.records import read_metrics
-from runs import result
+from runs import records, result
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -66,14 +65,16 @@ def record(cell: str, run: Path, commit: str) -> Path:
     }
     entry = {
         "cell": cell,
-        "seed": settings.get("seed"),
+        "seed": settings.get("seed", 0),
         "commit": commit,
         "machine": rounding(),
         "settings": settings,
         "best_epoch": found.get("best_epoch"),
         "dev": found["dev"],
-        "epochs": read_metrics(run / "metrics.jsonl"),
+        "epochs": records(run),
     }
+    if chosen := found.get("tasks"):
+        entry["members"] = {task: [Path(one).name for one in of["members"]] for task, of in chosen.items()}
     path = RESULTS / f"{cell}.jsonl"
     others = [line for line in lines_of(path) if line["seed"] != entry["seed"]]
     (RESULTS / "outputs").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,48 @@
+"""The rows of docs/results.md: which recorded cells its tables show, and what each is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row: a cell of runs, and the cell that it builds on.
+
+    With `members`, it is their average: seed by seed, the mean of these cells' outputs.
+    """
+
+    title: str
+    cell: str
+    builds_on: str | None = None
+    members: tuple[str, ...] = ()
+    in_readme: bool = True
+
+
+def small(title: str, cell: str, first: str) -> Line:
+    return Line(title, cell, None if cell == first else first)
+
+
+METHODS = (
+    Line("baseline: tasks in turn", "baseline-equal-updates-5x"),
+    Line("baseline, full passes", "baseline-full-pass-5x", in_readme=False),
+    Line("baseline + SMART", "baseline-smart-ball-5x", "baseline-equal-updates-5x"),
+    Line("annealed", "annealed-5x", "baseline-equal-updates-5x"),
+    Line("annealed + SMART", "annealed-smart-ball-5x", "annealed-5x"),
+    Line("MNRL + annealed + SMART", "mnrl-annealed-smart-ball-5x", "annealed-smart-ball-5x"),
+    Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x"),
+    Line("MNRL + BPPO (mu 1, beta .75)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
+    Line("MNRL + BPPO (mu 3, beta .99:.999)", "mnrl-bregman-strong-ball-5x", "mnrl-control-ball-5x"),
+)
+LINES = (
+    *METHODS,
+    Line(
+        "ensemble of the rows above",
+        "ensemble-of-rows",
+        "mnrl-bregman-ball-5x",
+        members=tuple(line.cell for line in METHODS if line.in_readme),
+    ),
+    Line("student of the best ensemble", "student", "mnrl-bregman-ball-5x"),
+)
+
+SMALL: dict[str, tuple[Line, ...]] = {}
