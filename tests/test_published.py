@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-import judging
+import measures
 import published
 from record import RESULTS, lines_of
 
@@ -46,26 +46,26 @@ def test_a_better_row_is_beyond_noise_and_an_equal_one_is_not():
     generator = np.random.default_rng(0)
     truth = {"sst": generator.integers(0, 5, 400), "para": generator.integers(0, 2, 400)}
     truth["sts"] = generator.uniform(0, 5, 400)
-    draws = {name: judging.drawn_rows(400, name) for name in truth}
+    draws = {name: measures.drawn_rows(400, name) for name in truth}
     worse, same, better = (
-        {seed: judging.measure(outputs(generator, truth, noise), truth, draws) for seed in "012"}
+        {seed: measures.measure(outputs(generator, truth, noise), truth, draws) for seed in "012"}
         for noise in (2.0, 2.0, 1.0)
     )
     accuracy, _, half, score, likelihood, _ = worse["0"][:, 0]
-    assert worse["0"].shape == (6, 1 + judging.DRAWS)
+    assert worse["0"].shape == (6, 1 + measures.DRAWS)
     one = outputs(np.random.default_rng(1), truth, 1.0)
-    first = judging.measure(one, truth, draws)[:, 0]
+    first = measures.measure(one, truth, draws)[:, 0]
     assert first[0] == np.mean(one["sst-dev"].argmax(1) == truth["sst"])
     assert first[2] == pytest.approx((1 + pearsonr(one["sts-dev"], truth["sts"])[0]) / 2)
     assert first[4] == pytest.approx(-np.mean(np.log(one["sst-dev"][np.arange(400), truth["sst"]])))
     assert score == pytest.approx((accuracy + worse["0"][1, 0] + half) / 3) and likelihood > first[4]
 
-    gain = judging.summary(judging.paired(better, worse))["score"]
+    gain = measures.summary(measures.paired(better, worse))["score"]
     assert gain["interval"][0] > 0 and gain["n"] == 3 and published.signed(gain).startswith("**+")
     shifted = {str(int(seed) + 1): found for seed, found in better.items()}
-    assert len(judging.paired(shifted, worse)) == 2  # seeds 1 and 2
-    assert len(judging.paired({"9": better["0"]}, worse)) == 1  # no common seed: of the means
-    low, high = judging.summary(judging.paired(same, worse))["score"]["interval"]
+    assert len(measures.paired(shifted, worse)) == 2  # seeds 1 and 2
+    assert len(measures.paired({"9": better["0"]}, worse)) == 1  # no common seed: of the means
+    low, high = measures.summary(measures.paired(same, worse))["score"]["interval"]
     assert low < 0 < high
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from judging import MEASURES, average, measure, read_truth, recorded, summary
 from lines import METHODS
+from measures import MEASURES, average, measure, read_truth, recorded, summary
 from minbert.errors import InputError
 from multitask.methods.calibration import fit_temperature, folds, reliability
 from multitask.methods.losses import cross_entropy

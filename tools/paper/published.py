@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from judging import MEASURES, SUBMISSIONS, judge
 from lines import LINES, SMALL, Line
+from measures import MEASURES, SUBMISSIONS, judge
 from minbert.errors import InputError
 from minbert.files import write_content, write_text
 from multitask.report.drawing import DARK, LIGHT, Theme, drawn, svg_of
