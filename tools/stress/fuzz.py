@@ -42,9 +42,10 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from minbert import BertConfig, BertModel, BertTokenizer, hub
+from minbert import BertConfig, BertModel, BertTokenizer
 from minbert.errors import InputError, visible
 from minbert.tokenizer import SPECIAL_TOKENS
+from minbert.wheel import Wheel, unpack
 from multitask import MultitaskBert, command_line, config, inspecting, load, runs
 from multitask.data import cache
 from multitask.data.calibration import Calibration
@@ -649,7 +650,7 @@ def read_archive(folder: Path) -> None:
     hashes = {name: sha256(content).hexdigest() for name, content in MEMBERS.items()}
     before = set(folder.iterdir())
     try:
-        hub._unpack(folder / "a.whl", hub.Wheel("", "", INSIDE, hashes), target)
+        unpack(folder / "a.whl", Wheel("", "", INSIDE, hashes), target)
         assert {path.name: path.read_bytes() for path in target.iterdir()} == MEMBERS
     finally:
         assert set(folder.iterdir()) == before
