@@ -83,6 +83,29 @@ def test_the_papers_pipeline():
     assert ensemble.choice.least_scores == {"sentiment": 0.53, "paraphrase": 0.88, "similarity": 0.87}
 
 
+def test_a_recipe_with_stages_may_extend_another(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'extends = "paper"\n[stages.mnrl]\noption = "mnrl"\nlr = 1e-3\npooling = "cls"\n'
+        '[stages.student]\noption = "distill"\nrun = ["@ensemble"]\n'
+    )
+    stages, papers = stages_of("--recipe", str(path)), stages_of("--recipe", "paper")
+    assert [*stages] == [*papers, "student"] and stages["student"].runs.run == ("@ensemble",)
+    assert stages["mnrl"].training.lr == 1e-3 and stages["mnrl"].start.weights == "minilm-l6"  # in its place
+    assert stages["bregman"] == papers["bregman"]
+
+
+def test_the_best_recipes():
+    """Specialists start from the checkpoint, or from the model of all tasks; the student learns from all."""
+    stages = stages_of("--recipe", "best")
+    assert stages["similarity"].start.init == stages["student"].start.init == "@further"
+    assert {one.seed for name in ("sentiment-0", "sentiment-1") for one in [stages[name].training]} == {0, 1}
+    (ensemble,) = (one for one in stages.values() if one.option == "ensemble")
+    assert [*stages][-1] == "student" and [*stages_of("--recipe", "best-ensemble")] == [*stages][:-1]
+    others = {"ranking", "all", "ensemble", "student"}
+    assert ensemble.runs.run == tuple(f"@{name}" for name in stages if name not in others)
+
+
 def test_a_flag_goes_to_every_stage_that_uses_it():
     words = ["--epochs", "3", "--weights", "bert-mini", "--revision", "main", "--seed", "7"]
     stages = stages_of("--recipe", "paper", *words)
@@ -126,6 +149,9 @@ def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
         ),
         ("stages = 3\n", [], r"stages must be tables, \[stages.NAME\]"),
         ('lr = 1\n[stages.a]\noption = "mnrl"\n', [], r"lr must be in a stage, \[stages.NAME\]"),
+        ('extends = "mine.toml"\n[stages.a]\noption = "mnrl"\n', [], "mine.toml: extends itself"),
+        ('extends = ["paper"]\n[stages.a]\noption = "mnrl"\n', [], "extends must be the name of one recipe"),
+        ('extends = "annealed"\n[stages.a]\noption = "mnrl"\n', [], r"annealed.toml: .* must be in a stage"),
         ('[stages.a]\nextends = "nowhere"\n', [], "'nowhere' is neither a file nor a shipped recipe"),
         ('[stages.a]\noption = "mnrl"\n', ["--head-dropout", "0.1"], "no stage uses --head-dropout"),
         ('[stages.a]\noption = "mnrl"\n', ["--init", "x"], "--init: the stages of .* set this themselves"),

@@ -61,10 +61,13 @@ def read_recipe(path: Path, behind: tuple[Path, ...] = (), known: Known | None =
     return known[path]
 
 
-def read_stages(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of every stage of a recipe, in order."""
+def read_stages(path: Path, behind: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Return the settings of every stage of a recipe, in order. A recipe with stages may extend one other
+    that has them: its own come after those, or in place of those of the same name."""
+    if path in behind:
+        raise InputError(f"{path}: extends itself")
     values = load_toml(path)
-    stages = values.pop("stages", {})
+    stages, base = values.pop("stages", {}), values.pop("extends", None)
     if values:
         raise InputError(f"{path}: {short_line(', '.join(values))} must be in a stage, [stages.NAME]")
     if not isinstance(stages, dict) or not stages:
@@ -72,7 +75,12 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     for name, stage in stages.items():
         if not isinstance(stage, dict) or not re.fullmatch(r"[\w-]{1,100}", name):
             raise InputError(f"{path}: stages must be tables, [stages.NAME], of letters, digits, - and _")
-    return {name: _extended(stage, f"{path}: stage {name}", (path,), {}) for name, stage in stages.items()}
+    own = {name: _extended(stage, f"{path}: stage {name}", (path,), {}) for name, stage in stages.items()}
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends must be the name of one recipe with stages, not {shown(base)}")
+    return read_stages(recipe_path(base, path.parent, f"{path}: extends"), (*behind, path)) | own
 
 
 def _extended(values: dict[str, Any], source: str, behind: tuple[Path, ...], known: Known) -> dict[str, Any]:

@@ -19,10 +19,6 @@ class Line:
     in_readme: bool = True
 
 
-def small(title: str, cell: str, first: str) -> Line:
-    return Line(title, cell, None if cell == first else first)
-
-
 METHODS = (
     Line("baseline: tasks in turn", "baseline-equal-updates-5x"),
     Line("baseline, full passes", "baseline-full-pass-5x", in_readme=False),
@@ -42,7 +38,14 @@ LINES = (
         "mnrl-bregman-ball-5x",
         members=tuple(line.cell for line in METHODS if line.in_readme),
     ),
-    Line("student of the best ensemble", "student", "mnrl-bregman-ball-5x"),
+    Line("the best ensemble", "best-ensemble", "ensemble-of-rows"),
+    Line("student of such an ensemble", "student", "mnrl-bregman-ball-5x"),
 )
 
-SMALL: dict[str, tuple[Line, ...]] = {}
+SMALL: dict[str, tuple[Line, ...]] = {
+    "imbalance": (
+        Line("tasks in turn", "tenth-turns"),
+        Line("annealed", "tenth-annealed", "tenth-turns"),
+        Line("proportional", "tenth-proportional", "tenth-turns"),
+    ),
+}
