@@ -18,7 +18,7 @@ def test_the_pages_are_what_the_records_draw(tmp_path):
     published.draw(json.loads(published.JUDGED.read_text()), tmp_path)
     for page in ("README.md", "docs/results.md"):
         assert (tmp_path / page).read_text() == (published.ROOT / page).read_text(), f"{page}: draw it again"
-    assert len(list((tmp_path / "docs" / "images").glob("results-*.svg"))) == 2
+    assert len(list((tmp_path / "docs" / "images").glob("results-*.svg"))) == 4
 
 
 def test_the_records_agree_with_what_was_judged():

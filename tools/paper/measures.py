@@ -17,11 +17,12 @@ from runs import COLUMNS, read_labels
 DRAWS = 2000  # of the bootstrap
 SUBMISSIONS = {task.submission: task for task in COLUMNS.values()}  # as the outputs are named
 MEASURES = ("SST", "QQP", "(1 + r) / 2", "score", "NLL of SST", "NLL of QQP")
+CONFUSED = "best-ensemble"  # the cell of the confusion matrix
 Outputs = Mapping[str, np.ndarray]
 
 
 def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
-    """Return {"rows": {cell: {measure: interval}}, "differences": {cell: {measure: ...}}}."""
+    """Return {"rows": {cell: {measure: ...}}, "differences": {cell: {measure: ...}}, "confusion": (5, 5)}."""
     truth, draws = read_truth(data)
     found = {
         line.cell: {seed: measure(one, truth, draws) for seed, one in outputs_of(line).items()}
@@ -34,6 +35,7 @@ def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
             for line in lines
             if line.builds_on and found[line.cell] and found.get(line.builds_on)
         },
+        "confusion": confusion(recorded(CONFUSED)["0"]["sst-dev"], truth["sst"]),
     }
 
 
@@ -85,6 +87,13 @@ def measure(outputs: Outputs, truth: Mapping[str, np.ndarray], draws: Mapping[st
     return np.stack(
         [accuracies["sst"], accuracies["para"], half, score, likelihoods["sst"], likelihoods["para"]]
     )
+
+
+def confusion(probabilities: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+    """Return how many rows of each class (down) are predicted as each class (across)."""
+    counts = np.zeros((probabilities.shape[1],) * 2, int)
+    np.add.at(counts, (labels.astype(int), probabilities.argmax(1)), 1)
+    return counts.tolist()
 
 
 def paired(ones: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[np.ndarray]:

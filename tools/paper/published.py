@@ -25,6 +25,7 @@ from measures import MEASURES, SUBMISSIONS, judge
 from minbert.errors import InputError
 from minbert.files import write_content, write_text
 from multitask.report.drawing import DARK, LIGHT, Theme, drawn, svg_of
+from multitask.report.figures import confusion_matrix
 from pages import NONE, markdown
 from record import RESULTS, lines_of
 from runs import mean_and_spread
@@ -55,7 +56,7 @@ def main() -> int:
 
 
 def draw(judged: Mapping[str, Any], root: Path) -> None:
-    """Fill the blocks of the pages below `root`, and draw their figure."""
+    """Fill the blocks of the pages below `root`, and draw their figures."""
     rows, differences = judged["rows"], judged["differences"]
     lines = [line for line in LINES if line.cell in rows]
     records = {line.cell: lines_of(RESULTS / f"{line.cell}.jsonl") for line in lines}
@@ -70,9 +71,17 @@ def draw(judged: Mapping[str, Any], root: Path) -> None:
     fill(root / "docs" / "results.md", blocks)
     points = {line.title: rows[line.cell]["score"]["each"] for line in lines}
     intervals = [rows[line.cell]["score"]["interval"] for line in lines]
+    counts = np.array(judged["confusion"])
+    labels, predictions = (
+        np.repeat(axis, counts.ravel()) for axis in np.indices(counts.shape).reshape(2, -1)
+    )
     for name, theme in (("light", LIGHT), ("dark", DARK)):
-        picture = svg_of(dots(points, intervals, theme=theme))
-        write_content(root / "docs" / "images" / f"results-{name}.svg", picture)
+        figures = {
+            "results": dots(points, intervals, theme=theme),
+            "results-confusion": confusion_matrix(labels, predictions, [*map(str, range(5))], theme=theme),
+        }
+        for stem, figure in figures.items():
+            write_content(root / "docs" / "images" / f"{stem}-{name}.svg", svg_of(figure))
 
 
 @drawn
