@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from lines import Line
 from multitask.data.resampling import interval, weighted_accuracy, weighted_pearson
@@ -35,7 +36,9 @@ def judge(lines: Sequence[Line], data: Path) -> dict[str, Any]:
             for line in lines
             if line.builds_on and found[line.cell] and found.get(line.builds_on)
         },
-        "confusion": confusion(recorded(CONFUSED)["0"]["sst-dev"], truth["sst"]),
+        "confusion": confusion_matrix(
+            truth["sst"], recorded(CONFUSED)["0"]["sst-dev"].argmax(1), labels=range(5)
+        ).tolist(),
     }
 
 
@@ -87,13 +90,6 @@ def measure(outputs: Outputs, truth: Mapping[str, np.ndarray], draws: Mapping[st
     return np.stack(
         [accuracies["sst"], accuracies["para"], half, score, likelihoods["sst"], likelihoods["para"]]
     )
-
-
-def confusion(probabilities: np.ndarray, labels: np.ndarray) -> list[list[int]]:
-    """Return how many rows of each class (down) are predicted as each class (across)."""
-    counts = np.zeros((probabilities.shape[1],) * 2, int)
-    np.add.at(counts, (labels.astype(int), probabilities.argmax(1)), 1)
-    return counts.tolist()
 
 
 def paired(ones: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> list[np.ndarray]:
