@@ -89,6 +89,8 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
         own = {key: flags[key] for key in shared if SETTINGS[key].used_by(option)}
         if "init" in settings:
             own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
+        if named and "seed" in own:  # added, so that stages that differ in their seed alone still do
+            own["seed"] += settings.get("seed", 0)
         values = layered(settings, own)
         values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
         try:
