@@ -52,7 +52,7 @@ def attention(
     """
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]))
     if mask is not None:
-        scores = scores + added_to_scores(mask)
+        scores = scores + added_to_scores(mask).to(scores.dtype)
     weights = scores.softmax(dim=-1)
     return drop(weights, dropout) @ value, weights
 
@@ -161,8 +161,11 @@ class BertOutput:
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
-            return getattr(self, key)
+            return vars(self)[key]
         return tuple(value for value in vars(self).values() if value is not None)[key]
+
+    def __contains__(self, name: str) -> bool:
+        return vars(self).get(name) is not None
 
 
 class BertModel(nn.Module):

@@ -52,10 +52,10 @@ class BertConfig:
             )
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> BertConfig:
+    def from_pretrained(cls, directory: str | Path) -> BertConfig:
         """Read a Hugging Face `config.json`. Raises InputError if it does not describe a BERT of the kind
         built here."""
-        path = directory / "config.json"
+        path = Path(directory) / "config.json"
         values = load_json(path, hint="; is this a checkpoint folder?")
         check_supported(values, path)
         names = fields_of(cls)
@@ -64,7 +64,7 @@ class BertConfig:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
-    def save_pretrained(self, directory: Path, architecture: str = "BertModel") -> None:
+    def save_pretrained(self, directory: str | Path, architecture: str = "BertModel") -> None:
         """Write a `config.json` that `transformers` reads."""
         values = {"model_type": "bert", "architectures": [architecture], "hidden_act": "gelu"} | asdict(self)
-        write_text(resolved(directory) / "config.json", json.dumps(values, indent=2) + "\n")
+        write_text(resolved(Path(directory)) / "config.json", json.dumps(values, indent=2) + "\n")

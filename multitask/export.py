@@ -70,7 +70,7 @@ def run_export(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=parent) as scratch:
         source, folder = named_folder(Path(scratch, "encoder")), named_folder(Path(scratch, "export"))
         model.encoder.save_pretrained(source)
-        model.tokenizer.save_pretrained(source)
+        model.tokenizer.save_pretrained(source, model.max_length)
         with quiet_libraries():
             exported.write(source, folder)
             check_outputs(exported, folder, rows)

@@ -147,7 +147,7 @@ classify([{pair if len(self.task.texts) == 2 else example(self.task)}], truncati
         # Otherwise a CrossEncoder would put a sigmoid on a single output.
         classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         classifier.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source, model_max_length=self.model.max_length).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
     @torch.inference_mode()
     def outputs(self, folder: Path, rows: Rows) -> dict[str, Tensor]:
@@ -265,9 +265,8 @@ def encoder_modules(model: MultitaskBert, source: Path) -> list[Any]:
     and the tanh of BERT's pooler."""
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
-    length = {"model_max_length": model.max_length}
     width = model.encoder.config.hidden_size
-    modules: list[Any] = [Transformer(str(source), processor_kwargs=length), Pooling(width, model.pooling)]
+    modules: list[Any] = [Transformer(str(source)), Pooling(width, model.pooling)]
     pooler = model.encoder.pooler
     if model.pooling == "cls" and pooler is not None:
         weight, bias = pooler.weight.detach().cpu(), pooler.bias.detach().cpu()

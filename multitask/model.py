@@ -224,7 +224,7 @@ class MultitaskBert(nn.Module, Predictor):
         definitions."""
         directory = named_folder(directory)
         self.save_encoder(directory)
-        self.tokenizer.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory, self.max_length)
         write_tensors(directory / "heads.safetensors", self.heads.state_dict())
         settings = {
             "pooling": self.pooling,

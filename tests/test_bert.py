@@ -124,6 +124,9 @@ def test_outputs_by_number_and_name() -> None:
     assert last is out[0] and pooled is out[1]
     with pytest.raises(IndexError):
         out[3]
+    assert "pooler_output" in out and "hidden_states" not in out
+    with pytest.raises(KeyError):
+        out["poolr_output"]
 
 
 def test_a_whole_batch_as_input_ids_says_what_to_write() -> None:
@@ -372,6 +375,38 @@ def test_pooled(config: BertConfig, mask: list[list[int]]) -> None:
         for states, real in zip(output.last_hidden_state, inputs["attention_mask"], strict=True)
     ]
     assert_same({"mean": model.pooled(**inputs, pooling="mean")}, {"mean": torch.stack(means)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(dtype: torch.dtype, model: BertModel) -> None:
+    inputs = random_inputs(model.config, MASKS["holes"])
+    exact = model(**inputs).last_hidden_state
+    rounded = model.to(dtype)
+    assert rounded.pooled(**inputs, pooling="mean").dtype == dtype
+    found, pooled = rounded(**inputs)[:2]
+    torch.testing.assert_close(found, exact.to(dtype), rtol=0, atol=0.1)
+    (found.sum() + pooled.sum()).backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+def test_second_derivatives(model: BertModel) -> None:
+    """A penalty on the length of the gradient has the gradient that float64 has, which takes torch's own
+    embedding."""
+    inputs = random_inputs(model.config, MASKS["ragged"])
+
+    def of_penalty() -> dict[str, Tensor]:
+        model.zero_grad()
+        loss = model(**inputs).pooler_output.sin().sum()
+        first = torch.autograd.grad(loss, [*model.parameters()], create_graph=True)
+        torch.stack([one.square().sum() for one in first]).sum().backward()
+        return gradients(model)
+
+    found = of_penalty()
+    model.double()
+    expected = of_penalty()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].double(), gradient, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)

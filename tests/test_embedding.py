@@ -39,6 +39,24 @@ def test_double_precision() -> None:
     assert table.weight.grad[:3, 0].tolist() == [0, 2, 0]
 
 
+def test_second_derivatives() -> None:
+    """Here they are those of the rows that the gradient itself was multiplied by."""
+    ours, theirs = Embedding(10, 4, 0), nn.Embedding(10, 4, 0)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for table in (ours, theirs):
+        loss = table(torch.tensor([0, 3, 3])).pow(3).sum()
+        (gradient,) = torch.autograd.grad(loss, table.weight, create_graph=True)
+        gradient.square().sum().backward()
+        found.append(table.weight.grad)
+    torch.testing.assert_close(*found)
+    by_function = torch.func.grad(
+        lambda weight: torch.func.functional_call(ours, {"weight": weight}, torch.tensor([3, 5])).sin().sum()
+    )
+    expected = torch.zeros(10, 4).index_add(0, torch.tensor([3, 5]), ours.weight[[3, 5]].cos())
+    torch.testing.assert_close(by_function(ours.weight), expected)
+
+
 def test_memory_is_taken_again_once_it_is_free() -> None:
     """Not while a gradient, or a view of it, is in use; and no values of the previous gradient remain."""
     table = Embedding(10, 4)

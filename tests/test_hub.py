@@ -350,6 +350,8 @@ def test_a_branch_that_moves_is_followed_and_a_commit_stays(model_hub: Site) -> 
     offer(model_hub, BERT | {SAFE: b"others"}, LATER)
     assert (hub.resolve(REPO) / SAFE).read_bytes() == b"others"
     assert (hub.resolve(REPO, revision=COMMIT) / SAFE).read_bytes() == BERT[SAFE]
+    (hub.resolve(REPO, revision=LATER) / "vocab.txt").unlink()
+    hub.resolve(REPO, revision=LATER)  # a commit of which the cache has only a part is fetched
     model_hub.stop()
     assert hub.resolve(REPO).name == LATER
     assert hub.resolve(REPO, revision=COMMIT).name == COMMIT
@@ -397,6 +399,7 @@ OTHERS = {  # what a repository has beside the weights: what is wrong with it
                 r"model_type is 'roberta'; only 'bert' is supported, as in minilm-l6 and bert-base-uncased"),
     "activation": ({"config.json": b'{"hidden_act": "relu"}'}, "hidden_act is 'relu'; only 'gelu'"),
     "positions": ({"config.json": b'{"position_embedding_type": "relative_key"}'}, "is 'relative_key'; only"),
+    "decoder": ({"config.json": b'{"is_decoder": true}'}, "is_decoder is True; only False is supported"),
     "no tokenizer": ({"config.json": b"{}"}, r"has neither tokenizer\.json nor vocab\.txt"),
     "no config": ({"vocab.txt": b"[PAD]\n"}, "is this a model's repository"),
 }  # fmt: skip
@@ -571,6 +574,7 @@ def test_listing(model_hub: Site) -> None:
     assert rows["bert-mini"].split()[2] == "no" and "Quora" in rows["minilm-l6"]
     assert str(hub.weights_dir()) in rows["the"]
     assert model_hub.asked == []
+    assert_refused("--allow-pickle and --revision need a name", "--allow-pickle")
 
 
 # Archives

@@ -255,6 +255,17 @@ def test_fill_gives_the_likeliest_tokens_of_every_mask(published):
         fill(model, tokenizer, "A [MASK].", k=0)
 
 
+def test_fill_never_guesses_the_rows_that_only_the_model_has(published):
+    """Some models round their vocabulary up; here the spare tokens would be by far the likeliest."""
+    model, tokenizer = BertForMaskedLM.from_pretrained(published), BertTokenizer.from_pretrained(published)
+    before = fill(model, tokenizer, "A [MASK].")
+    word = model.bert.embeddings.word
+    word.weight = torch.nn.Parameter(torch.cat([word.weight, torch.zeros(8, word.weight.shape[1])]))
+    model.head.bias = torch.nn.Parameter(torch.cat([model.head.bias, torch.full((8,), 100.0)]))
+    (guesses,) = fill(model, tokenizer, "A [MASK].")
+    assert [token for token, _ in guesses] == [token for token, _ in before[0]]
+
+
 def test_the_command_prints_guesses(published, tiny, capsys):
     assert mlm.main([str(published), "The [MASK] was [MASK].", "--best", "2"]) == 0
     out, err = capsys.readouterr()

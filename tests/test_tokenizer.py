@@ -5,7 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ def folders(tiny: Path, words: list[str], tmp_path_factory: pytest.TempPathFacto
         "vocab.txt": make_folder(root / "bare", words),
         "cased": make_folder(root / "cased", words + capitals),
         "cased by config": make_folder(root / "told", words, do_lower_case=False),
+        "accents": make_folder(root / "accents", [*words, "é", "##é"], strip_accents=False),
+        "no Chinese": make_folder(root / "joined", words, tokenize_chinese_chars=False),
     }
 
 
@@ -113,7 +115,7 @@ def tiny_tokenizer() -> BertTokenizer:
 # The same as transformers
 
 
-@pytest.mark.parametrize("name", ["tiny", "vocab.txt", "cased", "cased by config"])
+@pytest.mark.parametrize("name", ["tiny", "vocab.txt", "cased", "cased by config", "accents", "no Chinese"])
 def test_equals_transformers(name: str, folders: dict[str, Path]) -> None:
     ours, other = BertTokenizer.from_pretrained(folders[name]), theirs(folders[name], name not in CASED)
     assert_same(ours, other, TEXTS)
@@ -333,7 +335,7 @@ def test_tokens_are_readable(small: BertTokenizer) -> None:
             small.tokens([number])
 
 
-@pytest.mark.parametrize("name", ["tiny", "cased"])
+@pytest.mark.parametrize("name", ["tiny", "cased", "accents", "no Chinese"])
 def test_save_and_load(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Both libraries load all the files, and vocab.txt alone; no truncation is saved in them."""
     tokenizer = BertTokenizer.from_pretrained(folders[name])
@@ -403,6 +405,8 @@ def file(name: str, content: bytes) -> Callable[[Path], Any]:
         (vocabulary(*SPECIAL_TOKENS, "a", "b", "a"), "vocab.txt:8: 'a' duplicates line 6"),
         (file("vocab.txt", b""), r"lacks \[PAD\]"),
         (file("vocab.txt", b"[PAD]\n\xff\xfe\n"), "vocab.txt: not UTF-8"),
+        (partial(make_folder, tokens=["a"], strip_accents=1), "json: strip_accents is not true or false"),
+        (partial(make_folder, tokens=["a"], do_lower_case=""), "json: do_lower_case is not true or false"),
         (
             file("tokenizer.json", b""),
             "tokenizer.json: cannot be read as JSON .*; not a valid BERT tokenizer",

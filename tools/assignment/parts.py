@@ -53,7 +53,7 @@ class Exercise:
 
 
 SCALE = " * (1 / math.sqrt(query.shape[-1]))"
-ADD_MASK = "scores = scores + added_to_scores(mask)"
+ADD_MASK = "scores = scores + added_to_scores(mask).to(scores.dtype)"
 SOFTMAX = f"{ADD_MASK}\n    weights = scores.softmax(dim=-1)"
 MASK_AFTER = "pass\n    weights = scores.softmax(dim=-1)\n    if mask is not None:\n        weights = {}"
 
