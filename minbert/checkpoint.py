@@ -43,12 +43,15 @@ REPORTED = 20  # problems spelled out in one report
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # A constant buffer of old versions, and the pre-training heads, unless they are asked for.
-IGNORED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
+IGNORED = re.compile(
+    r"embeddings\.position_ids|cls\.seq_relationship\.(weight|bias)|cls\.predictions\."
+    r"(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta))"
+)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: what it would be, and how to have it."""
+    """A tensor in a file: its shape and dtype, and how to read it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str  # one of FLOATS, or the name of another

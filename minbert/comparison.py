@@ -430,7 +430,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_arguments(parser: Parser, given: argparse.Namespace) -> None:
     """Raise InputError unless these arguments go together."""
-    if len(given.checkpoints) != (0 if given.sanity else 2):
+    if given.sanity:
+        if given != parser.parse_args(["--sanity"]):
+            parser.error("--sanity stands alone")
+        return
+    if len(given.checkpoints) != 2:
         parser.error("name two checkpoints, or --sanity alone")
     if given.pair and not given.text:
         parser.error("--pair needs --text")

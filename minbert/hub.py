@@ -86,6 +86,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 
+def known(source: str) -> Checkpoint | None:
+    """Return the checkpoint that this is the name or the repository of, or a folder of that name."""
+    name = Path(source).name if os.path.isabs(source) else source
+    return next((one for one in CHECKPOINTS.values() if name in (one.name, one.repository)), None)
+
+
 def weights_dir() -> Path:
     """Return the folder of checkpoints: MINBERT_HOME, else a checkout's weights/, else the user's cache."""
     if home := os.environ.get("MINBERT_HOME"):

@@ -86,11 +86,13 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
                 f"{path}: stage {name}: {short_line(', '.join(unknown))}: no stage of that name before it"
             )
         option = settings.get("option", "")
+        if option == "ensemble":  # hours of training should not end in a threshold that is too high
+            settings = {"or_best": True} | settings
         own = {key: flags[key] for key in shared if SETTINGS[key].used_by(option)}
         if "init" in settings:
             own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
         if named and "seed" in own:  # added, so that stages that differ in their seed alone still do
-            own["seed"] += settings.get("seed", 0)
+            own["seed"] = check(own["seed"] + settings.get("seed", 0), FIELDS["seed"], flag("seed"))
         values = layered(settings, own)
         values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
         try:
@@ -197,7 +199,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     given, unknown = _parser(helped).parse_known_args(words)
     if unknown:
         name = unknown[0].partition("=")[0]
-        hint = did_you_mean(name, OPTIONS)
+        hint = "; it goes before the flags" if name in OPTIONS else did_you_mean(name, OPTIONS)
         if name.startswith("-"):
             hint = did_you_mean(name.lstrip("-"), [known.removeprefix("--") for known in _flags()], "--")
         raise InputError(f"unknown argument {short_line(name)}{hint} (--help lists the flags)")

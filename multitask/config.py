@@ -134,7 +134,9 @@ class Smart(Group):
     rows: int | None = field(None, "regularise this many random rows of each batch (default: all)", low=1)
     epsilon: float | None = field(None, "radius (1e-2; norm 2: 1e-2 sqrt(width)); normalize: divisor (1e-6)")
     step_size: float | None = field(None, "length of a step (default epsilon; normalize: 1e-3)")
-    noise_std: float | None = field(None, "deviation of the first noise (radius / 10; normalize: 1e-5)")
+    noise_std: float | None = field(
+        None, "deviation of the first noise (radius / 10, norm 2: / sqrt(width) too; normalize: 1e-5)"
+    )
     norm: str = field("inf", "norm of a token's perturbation", choices=("inf", "2"))
 
     def ascent(self, width: int) -> dict[str, Any]:
@@ -160,17 +162,18 @@ class Bppo(Group):
     weight: float = field(0.0, "mu, the weight of the divergence from the teacher; 0: off")
     beta: str = field("0.99", "momentum of the teacher, X or X:X to change after a tenth of the run")
 
-    @property
-    def betas(self) -> tuple[float, ...]:
-        """The teacher's momentum: at first, and, if it changes, after a tenth of the run."""
-        betas = self.beta.split(":")
+    def __post_init__(self) -> None:
         try:
-            if len(betas) > 2 or not all(0 <= float(beta) <= 1 for beta in betas):
+            if len(self.betas) > 2 or not all(0 <= beta <= 1 for beta in self.betas):
                 raise ValueError
         except ValueError:
             problem = f"must be X or X:X with numbers from 0 to 1, not {shown(self.beta)}"
             raise InputError(f"--bregman-beta {problem}") from None
-        return tuple(map(float, betas))
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The teacher's momentum: at first, and, if it changes, after a tenth of the run."""
+        return tuple(map(float, self.beta.split(":")))
 
 
 @dataclass(frozen=True)
@@ -210,11 +213,9 @@ class Choice(Group):
     or_best: bool = field(False, "if no run reaches a task's threshold, use its best run instead of stopping")
     copy: bool = field(False, "copy the members' models into the ensemble's folder")
 
-    @property
-    def least_scores(self) -> dict[str, float]:
-        """The thresholds by task."""
+    def __post_init__(self) -> None:
         try:
-            least = {task: float(text) for task, text in (item.split("=") for item in self.thresholds)}
+            least = self.least_scores
             if len(least) < len(self.thresholds) or not all(-math.inf < x <= 1 for x in least.values()):
                 raise ValueError
         except ValueError:
@@ -222,7 +223,11 @@ class Choice(Group):
             raise InputError(
                 f"--thresholds must be TASK=X,TASK=X with one number, at most 1, for each task, not {given}"
             ) from None
-        return least
+
+    @property
+    def least_scores(self) -> dict[str, float]:
+        """The thresholds by task."""
+        return {task: float(text) for task, text in (item.split("=") for item in self.thresholds)}
 
 
 @dataclass(frozen=True)
@@ -443,7 +448,7 @@ class Config:
         for group in (Smart, Bppo):
             weight = f"{group.prefix}weight"
             idle = [flag(key) for key in named if key.startswith(group.prefix) and key != weight]
-            if idle and not values.get(weight):
+            if idle and weight not in values:  # a flag of 0 turns off what a recipe turns on
                 raise InputError(f"{', '.join(idle)} does nothing without {flag(weight)}")
         missing = [flag(key) for key in option.needs if not values.get(key)]
         if missing:
@@ -452,7 +457,6 @@ class Config:
             raise InputError(f"--option {name} works on one run, not on {len(values['run'])}")
         given = {key: value for key, value in values.items() if key != "option"}
         config = cls(name).changed(**DEFAULTS.get(name, {}) | given)
-        _ = config.bppo.betas, config.choice.least_scores  # both are text with a form of its own
         steps = config.training.steps_per_epoch
         updates = config.training.epochs if steps is None else config.training.epochs * steps
         if updates > MAX_STEPS:
@@ -511,6 +515,13 @@ def _has(option: Option, group: type[Group], name: str) -> bool:
 
 SETTINGS = _settings()
 FIELDS = fields_of(Config) | {name: setting.field for name, setting in SETTINGS.items()}
+
+
+def changed_flags(group: Group, *names: str) -> list[str]:
+    """Return the flags that give these settings of a group their values, without those of defaults."""
+    values = {name: getattr(group, name) for name in names}
+    changed = {name: value for name, value in values.items() if value != getattr(type(group), name)}
+    return [word for name, value in changed.items() for word in (flag(name), str(value))]
 
 
 def last_setting(option: str) -> str:

@@ -39,15 +39,10 @@ from multitask.data.tasks import Task, check_outputs, task_from_toml, task_to_to
 from multitask.inference import EVALUATION_BATCH
 from multitask.layout import CALIBRATION, COPIES, ENSEMBLE
 from multitask.methods.ensemble import average
-from multitask.model import (
-    MODEL_FILES,
-    MultitaskBert,
-    best_folder,
-    calibration_from_toml,
-    read_definitions,
-)
+from multitask.model import MultitaskBert
 from multitask.predictor import Predictor, Texts
 from multitask.replacement import write_folder
+from multitask.saved import MODEL_FILES, best_folder, calibration_from_toml, read_definitions
 
 MOST_MEMBERS = 1000  # for one task
 LONGEST_PATH = 1000  # characters in a member's path

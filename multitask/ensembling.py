@@ -3,7 +3,6 @@ model."""
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,6 @@ from multitask.ensemble_model import Panel, copy_members, distinct_runs, relativ
 from multitask.judgement import Calibrations, fit_calibrations
 from multitask.layout import CONFIG, PREDICTIONS
 from multitask.methods.ensemble import average, members
-from multitask.model import best_folder, read_definitions
 from multitask.runs import (
     claim_folder,
     data_of,
@@ -36,6 +34,7 @@ from multitask.runs import (
     write_all_predictions,
     write_result,
 )
+from multitask.saved import best_folder, read_definitions
 
 Logits = dict[str, dict[str, dict[str, Tensor]]]  # split -> task -> run -> (N, C)
 
@@ -45,10 +44,11 @@ def run_ensemble(config: Config) -> None:
     ensemble as a model that names its members or, with --copy, holds them."""
     runs = config.runs.run
     config = config.changed(data=config.tables.data or data_of(Path(runs[0])))
-    defined = [read_definitions(best_folder(run) / "tasks.toml")[1] for run in distinct_runs(runs)]
-    tasks.select(list(config.choice.least_scores), dict(ChainMap(*defined)))  # refuses unknown tasks
+    known = tasks_of_runs(config)
+    tasks.select(list(config.choice.least_scores), known)  # refuses unknown tasks
     device, out = set_up(config), claim_folder(config)
-    known, tables, logits = logits_of_runs(config, device)
+    tables = read_and_print_notes(config, SPLITS[1:], known)
+    logits = logits_of_runs(config, tables, device)
     chosen = {name: choose_members(task, logits["dev"][name], tables, config) for name, task in known.items()}
     averaged = {
         split: {
@@ -72,25 +72,29 @@ def run_ensemble(config: Config) -> None:
     print(f"ensemble {out}, predictions {out / PREDICTIONS}")
 
 
-def logits_of_runs(config: Config, device: torch.device) -> tuple[dict[str, Task], Splits, Logits]:
-    """Return the tasks of all runs, their dev and test tables, and every run's logits on them."""
+def tasks_of_runs(config: Config) -> dict[str, Task]:
+    """Return the tasks of all runs. Raises InputError if two runs define one differently."""
     known: dict[str, Task] = {}
-    tables: Splits = {split: {} for split in SPLITS[1:]}
-    logits: Logits = {split: {} for split in SPLITS[1:]}
     for run in distinct_runs(config.runs.run):
-        model = load_single(Path(run), config, device)
-        selected = tasks.select(config.selection.tasks, model.tasks)
-        for name, task in selected.items():
+        _, defined = read_definitions(best_folder(run) / "tasks.toml")
+        for name, task in tasks.select(config.selection.tasks, defined).items():
             if known.setdefault(name, task) != task:
                 raise InputError(
                     f"{run}: defines its task {name} differently from the runs before it; see --tasks"
                 )
         tasks.check_outputs(known.values(), run)
-        for split, rows in read_and_print_notes(config, SPLITS[1:], selected).items():
-            tables[split] |= rows
-            for name, table in rows.items():
-                logits[split].setdefault(name, {})[run] = model.logits_of_table(name, table)
-    return known, tables, logits
+    return known
+
+
+def logits_of_runs(config: Config, tables: Splits, device: torch.device) -> Logits:
+    """Return every run's logits on the dev and test tables of its tasks."""
+    logits: Logits = {split: {name: {} for name in tables[split]} for split in SPLITS[1:]}
+    for run in distinct_runs(config.runs.run):
+        model = load_single(Path(run), config, device)
+        for split, of_task in logits.items():
+            for name in of_task.keys() & model.tasks.keys():
+                of_task[name][run] = model.logits_of_table(name, tables[split][name])
+    return logits
 
 
 def choose_members(

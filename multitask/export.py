@@ -37,10 +37,11 @@ from multitask.forms import (
     SequenceClassifier,
 )
 from multitask.layout import CARD
-from multitask.model import MultitaskBert, best_folder
+from multitask.model import MultitaskBert
 from multitask.preparation import tasks_of
 from multitask.report.card import Subject, card
 from multitask.runs import data_of, read_and_print_notes, result_of, set_up, settings_of
+from multitask.saved import best_folder
 
 ROWS = 100  # dev rows of each task that are compared
 TOLERANCE = 1e-4  # largest difference of an output

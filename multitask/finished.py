@@ -9,7 +9,7 @@ from typing import Any
 from minbert.errors import InputError
 from minbert.files import is_real_folder
 from multitask.advice import command, python
-from multitask.config import Config
+from multitask.config import Config, changed_flags
 from multitask.data.texts import is_plain_text
 from multitask.layout import BEST, CONFIG, METRICS, PREDICTIONS, REPORT, RESULT, STATE
 from multitask.messages import warn
@@ -100,7 +100,9 @@ def next_commands(config: Config, run: Path, selected: Collection[str]) -> Itera
         data = config.tables.data
         if data is not None and is_plain_text(Path(data), tasks_of(config).values()):
             data = "DIR"  # with tables
-        yield command("finetune", "--init", run, *(["--data", data] if data else []))
+        tables = ["--data", data] if data else []
+        same = changed_flags(config.start, "task_file", "pooling", "max_length")
+        yield command("finetune", "--init", run, *tables, *same)
         yield command("report", "--run", run)
         if config.option == "mlm":
             yield python("minbert.mlm", run / BEST, "A [MASK] film.")

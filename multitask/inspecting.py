@@ -18,13 +18,14 @@ from minbert.errors import InputError, counted, short_line
 from minbert.files import write_text
 from minbert.tokenizer import BertTokenizer
 from multitask.advice import command
-from multitask.config import Config, Inputs, flag
+from multitask.config import Config, Inputs, changed_flags
 from multitask.data.guessing import guess_folder, to_toml
 from multitask.data.inspection import ERROR, NOTE, WARNING, Count, Inspection, Table, inspect
 from multitask.data.tables import unread_files
 from multitask.data.tasks import Task, read_task_file, task_to_toml
 from multitask.data.tokens import WHOLE
 from multitask.messages import progress_bar, warn
+from multitask.saved import start_folder
 
 TASK_FILE = "tasks.toml"
 SHOWN_LABELS = 10
@@ -126,7 +127,7 @@ class Reader:
 def open_reader(inputs: Inputs) -> Reader:
     """Return the tokenizer of --weights or, if the default one cannot be had, what counts words instead."""
     try:
-        folder = hub.resolve_tokenizer(inputs.weights, inputs.revision)
+        folder = hub.resolve_tokenizer(start_folder(inputs.weights), inputs.revision)
     except InputError as error:
         if inputs.weights != hub.DEFAULT:
             raise
@@ -216,10 +217,7 @@ def next_command(config: Config, task_file: str, inspections: Mapping[str, Inspe
         words += ["--tasks", ",".join(good)]
     if any("bad_rows" in codes[name] for name in good):
         words.append("--skip-bad-rows")
-    for name in ("max_length", "weights", "revision"):
-        if getattr(config.start, name) != getattr(Inputs, name):
-            words += [flag(name), getattr(config.start, name)]
-    return command(*words)
+    return command(*words, *changed_flags(config.start, "max_length", "weights", "revision"))
 
 
 def in_json(

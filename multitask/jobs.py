@@ -25,7 +25,7 @@ from multitask.folder import check_held
 from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
 from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
-from multitask.model import MultitaskBert, write_calibrations
+from multitask.model import MultitaskBert
 from multitask.predict import predict
 from multitask.predictor import Predictor
 from multitask.preparation import prepare, tasks_of, with_commit
@@ -47,6 +47,7 @@ from multitask.runs import (
     write_all_predictions,
     write_result,
 )
+from multitask.saved import write_calibrations
 from multitask.serve import run_server
 from multitask.state import States
 from multitask.streams import check_paths

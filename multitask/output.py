@@ -6,11 +6,11 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from multitask.data.formats import ending
 from multitask.data.tasks import Answer, Answers, Task
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -22,8 +22,8 @@ class Answering:
 
     def __init__(self, file: TextIO, name: str, task: Task):
         self.file, self.task = file, task
-        self.is_json = Path(name).suffix in JSON_LINES
-        separator = "," if Path(name).suffix == ".csv" else "\t"
+        self.is_json = ending(name) in JSON_LINES
+        separator = "," if ending(name) == ".csv" else "\t"
         self.writer = csv.writer(file, delimiter=separator, lineterminator="\n")
         self.has_header = self.is_json
 

@@ -25,6 +25,7 @@ from multitask.forecast import measure
 from multitask.jobs import JOBS
 from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT, STATE
 from multitask.preparation import tasks_of, with_commit
+from multitask.runs import print_if_sample
 
 
 def run_pipeline(pipeline: Pipeline) -> None:
@@ -34,6 +35,7 @@ def run_pipeline(pipeline: Pipeline) -> None:
     pipeline = replace(pipeline, stages=stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(lambda: stages_left(pipeline, out))
+    print_if_sample(next(iter(stages.values())))
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
         print(f"done before: {', '.join(name for name in pipeline.stages if name not in left)}")

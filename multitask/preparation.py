@@ -20,7 +20,7 @@ from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
 from multitask.advice import command
-from multitask.config import TRAINING, Config, Mlm, Rows, Start
+from multitask.config import TRAINING, Config, Mlm, Rows, Start, changed_flags
 from multitask.data import tasks
 from multitask.data.cache import key_of
 from multitask.data.tables import SPLITS, Splits, Table, fingerprint, read_splits
@@ -29,10 +29,10 @@ from multitask.data.texts import is_plain_text, read_texts
 from multitask.data.tokens import Examples
 from multitask.finetune import Finetuning, plan_over
 from multitask.language import LanguageModel, MaskedLanguageModelling, log_frequencies
-from multitask.layout import BEST
 from multitask.methods.sampling import random_seed
-from multitask.model import MultitaskBert, best_folder, load_heads
+from multitask.model import MultitaskBert
 from multitask.ranking import Ranking
+from multitask.saved import best_folder, load_heads, start_folder
 from multitask.train import Method, TrainingRun, epoch_steps
 
 Pretrained = TypeVar("Pretrained", BertModel, BertForMaskedLM)
@@ -54,6 +54,8 @@ def read_rows(config: Config, splits: Sequence[str], selected: Mapping[str, Task
     tables."""
     data, skip_bad_rows = config.tables.data, config.reading.skip_bad_rows
     if config.option == "mlm" and data is not None and is_plain_text(Path(data), selected.values()):
+        if idle := changed_flags(config.selection, "tasks") + changed_flags(config.start, "task_file"):
+            raise InputError(f"{data}: holds plain text, for which {idle[0]} does nothing")
         return read_texts(Path(data), config.mlm.held_out, skip_bad_rows)
     if config.mlm.held_out != Mlm().held_out:
         raise InputError("--held-out is for plain text, .txt files in --data; tables have dev rows")
@@ -226,9 +228,7 @@ def build_language_model(start: Start, dropout: float = 0.0) -> LanguageModel:
 
 def load_start(kind: type[Pretrained], start: Start, dropout: float) -> tuple[Pretrained, BertTokenizer]:
     """Load what a run starts from, and its tokenizer."""
-    source = start.weights if start.init is None else best_folder(start.init)
-    if (Path(source) / BEST / "config.json").is_file():  # --weights names a run
-        source = Path(source) / BEST
+    source = start_folder(start.weights) if start.init is None else best_folder(start.init)
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     model = kind.from_pretrained(source, start.allow_pickle, start.revision, **dropouts)
     return model, BertTokenizer.from_pretrained(source, start.revision)

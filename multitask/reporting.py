@@ -10,10 +10,10 @@ from minbert.files import named_folder, write_text
 from multitask.config import Config, Replacing, Tsne
 from multitask.ensemble_model import is_ensemble
 from multitask.layout import COMPARISON, CONFIG, REPORT
-from multitask.model import best_folder, read_definitions
 from multitask.report.page import write_report
 from multitask.report.versus import comparison
 from multitask.runs import data_of, place_of_run, set_up, settings_of
+from multitask.saved import best_folder, read_definitions
 
 PAGES = (".html", ".htm")  # endings of an --out that is a file
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minbert.command import explain, guarded, is_lack_of_memory
+from minbert.command import explain, guarded, is_lack_of_memory, print_answer
 from minbert.errors import InputError
 from multitask import advice
 from multitask.command_line import Pipeline, resolve
@@ -24,11 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0; that of `minbert.command.explain`, which prints one line,
     after an error; 143 after SIGTERM, 129 after SIGHUP."""
     command, argv = None, sys.argv[1:] if argv is None else argv
+    if not argv:
+        return print_answer(first_help)
     with guarded() as output:
         try:
-            if not argv:
-                print(first_help())
-                return 0
             command = settings(argv)
             with terminable():
                 carry_out(command)

@@ -21,10 +21,11 @@ from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
 from multitask.judgement import Calibrations, Judgement, describe, judge
 from multitask.layout import CONFIG, RESULT
-from multitask.model import MultitaskBert, best_folder
+from multitask.model import MultitaskBert
 from multitask.predictor import Predictor
 from multitask.preparation import read_rows
 from multitask.recipes import read_settings
+from multitask.saved import best_folder
 
 Outputs = Mapping[str, Mapping[str, Tensor]]  # split -> task -> logits (N, C)
 

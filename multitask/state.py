@@ -41,10 +41,11 @@ from multitask.distributed import is_writer
 from multitask.folder import MARK, check_held, make_marked, mark
 from multitask.layout import BEST, CALIBRATION, CARD, CONFIG, METRICS, STATE
 from multitask.messages import warn
-from multitask.model import MODEL_FILES, MultitaskBert
+from multitask.model import MultitaskBert
 from multitask.progress import Progress, check_progress, read_progress
 from multitask.recipes import read_settings
 from multitask.replacement import digests, write_folder
+from multitask.saved import MODEL_FILES
 
 KEPT = 2  # states on disk
 FORMAT = 4  # of a state, in its manifest; raise it when the names or the meaning of what a state holds change

@@ -160,7 +160,7 @@ def check_paths(source: str, target: str, force: bool) -> None:
         raise InputError(f"{source}: no such file; correct --input")
     if target == "-":
         return
-    if Path(target).suffix in NOT_WRITTEN:
+    if Path(target).suffix.lower() in NOT_WRITTEN:
         written = "tab-separated text, CSV (.csv) and JSON lines (.jsonl)"
         raise InputError(f"{target}: predictions are {written}; give --output another ending")
     if source != "-" and Path(source).resolve() == Path(target).resolve():

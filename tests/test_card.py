@@ -13,7 +13,16 @@ from multitask.command_line import resolve
 from multitask.config import PATHS, Config, decisive
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION
 from multitask.data.tasks import BUILT_IN, Task
-from multitask.report.card import Subject, answers, card, tables_of, training_command, usage_of_run
+from multitask.report.card import (
+    Subject,
+    answers,
+    card,
+    repository_of,
+    tables_of,
+    training_command,
+    usage_of_run,
+)
+from multitask.report.origin import pretraining
 from multitask.run import main
 
 yaml = pytest.importorskip("yaml", reason="comes with the extra export")
@@ -111,6 +120,22 @@ def test_a_run_without_its_folder_and_one_of_the_sample(tiny, tmp_path):
     text = text_of(subject(tmp_path, tiny, settings=sample))
     assert "too small for its scores to mean anything" in text and "QQP" not in text
     assert front(text)["base_model"] == "google/bert_uncased_L-2_H-128_A-2"
+
+
+@pytest.mark.parametrize(
+    ("weights", "base", "what"),
+    [
+        ("prajjwal1/bert-tiny", "prajjwal1/bert-tiny", None),
+        ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", "Quora"),
+        ("/models/minilm-l6", "sentence-transformers/all-MiniLM-L6-v2", "Quora"),
+        ("bert-tiny", "google/bert_uncased_L-2_H-128_A-2", "BooksCorpus"),
+    ],
+)
+def test_the_checkpoint_is_the_one_it_was(weights, base, what):
+    """A repository of another owner is another checkpoint, whatever its name."""
+    assert repository_of(weights) == base
+    said = pretraining(weights)
+    assert what in said[0] if what else said == []
 
 
 def test_a_table_that_is_divided_is_named_once():

@@ -91,6 +91,12 @@ def test_python_does_not_complain_at_its_end(redirection):
     assert run("with guarded() as out: print('x' * 100)", redirection) == (0, "")
 
 
+def test_the_first_help_on_a_full_disk_is_an_error():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "multitask.run"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and b"No space left" in done.stderr
+
+
 def test_no_file_gets_the_number_of_a_closed_standard_stream():
     program = "with guarded(), open('README.md') as file: os._exit(file.fileno())"
     assert [run(program, closed)[0] for closed in ("", "<&- >&- 2>&-")] == [3, 3]

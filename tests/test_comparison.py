@@ -324,7 +324,8 @@ def test_two_checkpoints_that_differ(tiny: Path, tmp_path: Path, capsys: pytest.
     ("words", "message"),
     [
         (["TINY"], "name two checkpoints, or --sanity alone"),
-        (["TINY", "TINY", "--sanity"], "name two checkpoints, or --sanity alone"),
+        (["TINY", "TINY", "--sanity"], "--sanity stands alone"),
+        (["--sanity", "--text", "hi"], "--sanity stands alone"),
         (["TINY", "TINY", "--pair", "x"], "--pair needs --text"),
         (["TINY", "TINY", "--tolerance", "nan"], "--tolerance is a number, at least 0"),
         (["TINY", "nowhere"], "error: nowhere: neither a checkpoint's name"),

@@ -247,7 +247,13 @@ def test_a_regularisers_setting_without_its_weight_is_refused(flag):
     weight = f"--{flag[2:].partition('-')[0]}-weight"
     with pytest.raises(InputError, match=f"{flag.partition('=')[0]} does nothing without {weight}"):
         resolve(["--option", "finetune", flag])
-    resolve(["--option", "finetune", flag, weight, "1"])
+    for value in ("1", "0"):
+        resolve(["--option", "finetune", flag, weight, value])
+
+
+def test_a_flag_turns_off_what_a_recipe_turns_on():
+    assert resolve(["--recipe", "annealed-smart", "--smart-weight", "0"]).smart.weight == 0
+    assert resolve(["--recipe", "mnrl-bregman", "--bregman-weight", "0", "--init", "x"]).bppo.weight == 0
 
 
 def test_options_on_one_run_refuse_several():
@@ -288,6 +294,7 @@ def test_options_on_one_run_refuse_several():
         (["--skip", "--res"], "unknown argument --skip"),
         (["--colour", "red"], "unknown argument --colour"),
         (["stray"], "unknown argument stray (--help lists the flags)"),
+        (["--lr", "1", "mnrl"], "unknown argument mnrl; it goes before the flags (--help lists the flags)"),
         (["--skip-bad-rows=yes"], "ignored explicit argument 'yes'"),
         (["--recipe", "nope"], "--recipe: 'nope' is neither a file nor a shipped recipe (annealed"),
         (["--init", "runs/a", "--weights", "runs/b"], "--init replaces --weights: give only one of them"),

@@ -352,6 +352,15 @@ def test_copies_are_of_members_alone(made, tmp_path, capsys):
     assert (panel.members, panel.threshold) == ((f"members/1-{Path(best).name}",), scores[best])
 
 
+def test_what_is_said_of_the_tables_is_said_once(made, tmp_path, capsys):
+    scores = json.loads((made / "named" / "result.json").read_text())["tasks"]["similarity"]["scores"]
+    data = tmp_path / "data"
+    shutil.copytree(made / "data", data)
+    shutil.copy(data / "sts-dev.csv", data / "sts-test.csv")  # the table is called sts-test-student.csv
+    said = said_by(capsys, "ensemble", "--run", *scores, "--data", data, "--out", tmp_path / "one")
+    assert said.count("is not read") == 1
+
+
 def test_predict_streams_an_ensemble(made, tmp_path, capsys):
     """Each row's prediction is the mean of the two runs'."""
     texts = write_tables(tmp_path / "texts") / "sts-dev.csv"

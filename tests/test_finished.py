@@ -11,6 +11,7 @@ from helpers import contents, write_tables
 from multitask import MultitaskBert, finished, train
 from multitask.command_line import resolve
 from multitask.config import Config
+from multitask.data import tasks
 from multitask.run import main
 
 
@@ -51,6 +52,16 @@ def test_its_last_lines_name_the_model_and_commands_that_can_be_pasted(words, tm
         config = resolve(rest)
         assert isinstance(config, Config)
         assert (flag, name, config.option, config.runs.run) == ("-m", "multitask.run", option, (str(run),))
+
+
+def test_the_command_after_mnrl_has_its_task_file_and_its_pooling(words, tmp_path, capsys):
+    task_file = str(shutil.copy(Path(tasks.__file__).with_name("paper.toml"), tmp_path))
+    changed = ["--task-file", task_file, "--pooling", "cls", "--max-length", "16"]
+    run = str(tmp_path / "run")
+    assert main(["mnrl", *words[2:], *changed, "--steps-per-epoch", "1", "--no-report", "--out", run]) == 0
+    next_command = shlex.split(capsys.readouterr().out.splitlines()[-3])
+    small = ["--tasks", "sentiment", "--epochs", "1", "--steps-per-epoch", "1", "--threads", "1"]
+    assert main([*next_command[3:], *small, "--no-report", "--out", str(tmp_path / "next")]) == 0
 
 
 def test_resume_says_in_a_line_that_it_is_finished(done, monkeypatch, capsys):

@@ -1,15 +1,19 @@
 """formats.py: each format told from its first line, and every way in which a row of it can be wrong."""
 
 import gzip
+import io
 import json
 
 import pytest
+import torch
 
 from minbert.errors import InputError
 from minbert.reading import expanded, open_regular
 from multitask.data.formats import JSON_LINES, Problem, Record, lines_of, read_sheet
-from multitask.data.tables import read_table
-from multitask.data.tasks import SENTIMENT
+from multitask.data.tables import parse_texts, read_table
+from multitask.data.tasks import SENTIMENT, Answers
+from multitask.output import Answering
+from multitask.streams import check_paths
 
 ROWS = [{"id": "a", "text": 'He said "no", twice', "label": "1"}, {"id": "b", "text": "plain", "label": "0"}]
 
@@ -171,3 +175,15 @@ def test_lines_of_a_compressed_file(tmp_path):
     with expanded(open_regular(path)) as file:
         assert b"".join(lines_of(file, "t")) == TABLE
     assert file.raw.file.closed
+
+
+def test_the_ending_of_a_name_counts_in_any_case(tmp_path):
+    for name in ("d.csv", "d.CSV", "d.Csv.GZ"):  # a header, so no line of plain text
+        with pytest.raises(InputError, match="column named sentence; the header names"):
+            [*parse_texts([b"review\n", b"good\n"], name, SENTIMENT)]
+    for name, separator in (("a.CSV", ","), ("a.tsv", "\t")):
+        file = io.StringIO()
+        Answering(file, name, SENTIMENT).write(["x"], Answers(torch.tensor([1]), torch.eye(1, 5), [1]))
+        assert file.getvalue().splitlines()[-1].startswith(f"x{separator}1{separator}1.000000{separator}")
+    with pytest.raises(InputError, match="give --output another ending"):
+        check_paths("-", str(tmp_path / "x.XLSX"), False)

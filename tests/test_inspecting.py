@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from minbert.errors import InputError
 from multitask import inspecting
 from multitask.data.tasks import BUILT_IN, read_task_file
 from multitask.run import main
+from multitask.saved import start_folder
 
 
 def rows_of(count, row):
@@ -149,6 +151,15 @@ def test_words_are_counted_where_the_default_tokenizer_cannot_be_had(folder, tin
     assert json.loads(out)["tokenizer"] == "words" and "no network; so words and signs are counted" in err
     assert json.loads(out)["tasks"]["essays"]["tables"]["train"]["lengths"]["longest"] == 10
     assert inspect(tiny, "--data", folder, "--force") == 2  # a tokenizer that was named is needed
+
+
+def test_a_run_names_a_tokenizer_as_it_does_in_training(folder, tiny, capsys):
+    """A run's best/, but not where a checkpoint has the folder's name."""
+    for name in ("run", hub.DEFAULT):
+        shutil.copytree(tiny, folder.parent / name / "best")
+    assert main(["inspect", "--data", str(folder), "--weights", "run", "--json"]) == 0
+    assert start_folder("run") == Path("run/best") and start_folder(hub.DEFAULT) == hub.DEFAULT
+    assert start_folder(f"./{hub.DEFAULT}") == Path(hub.DEFAULT, "best")
 
 
 @pytest.mark.parametrize("words, problem", [

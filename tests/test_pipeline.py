@@ -37,7 +37,6 @@ smart_weight = 1.0
 option = "ensemble"
 run = ["@second"]
 thresholds = ["sentiment=1"]
-or_best = true
 """
 
 
@@ -132,6 +131,7 @@ def test_the_forecast_starts_every_stage_from_the_first_ones_weights():
     [
         ("[stages.a]\nlr = 1\n", [], "stage a: choose what to do with --option"),
         ('[stages.a]\noption = "mnrl"\nlearning = 1\n', [], "stage a: unknown key 'learning'"),
+        ('[stages.a]\noption = "mnrl"\nseed = 1\n', ["--seed", str(2**63 - 1)], "--seed must be"),
         ('[stages.a]\noption = "mnrl"\nlr = "x"\n', [], "stage a: lr must be a number, at least 0 and"),
         (
             '[stages.a]\noption = "finetune"\ninit = "@b"\n',

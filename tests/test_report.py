@@ -196,14 +196,14 @@ def test_comparison_draws_ours_with_its_spread_beside_the_papers():
 
 def test_tsne_draws_both_in_the_colours_of_the_classes():
     before, after = np.random.default_rng(0).normal(size=(2, 13, 2))
-    figure = figures.tsne(before, after, np.arange(13) % 3.0, "how")
+    figure = figures.tsne(before, after, np.arange(13) % 3.0, ["ham", "spam", "other"], "how")
     assert [axes.get_title("left") for axes in figure.axes] == ["Before", "After"]
     first, second = (axes.collections[0] for axes in figure.axes)
     assert (first.get_offsets() == before).all() and (second.get_offsets() == after).all()
     colours = first.get_facecolors()
     assert len(np.unique(colours, axis=0)) == 3 and (colours[0] == colours[3]).all()
     assert figure.legends[0].get_title().get_text() == "class (how)"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1", "2"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ham", "spam", "other"]
 
 
 def test_tsne_has_a_seed_and_says_when_the_perplexity_is_reduced():
@@ -296,7 +296,7 @@ def test_every_word_and_line_of_a_figure_can_be_seen_on_its_ground(theme):
         figures.reliability_curve({"before": curve, "after": curve}, theme=theme),
         figures.curves_of_runs({"score": {"a": ([1], [0.5])}}, theme=theme),
         figures.scores_of_runs({"score": {"a": (0.5, [0.4, 0.6])}}, theme=theme),
-        figures.tsne(np.eye(3, 2), np.eye(3, 2), labels, "", theme=theme),
+        figures.tsne(np.eye(3, 2), np.eye(3, 2), labels, ["a", "b"], "", theme=theme),
     ]
     for figure in drawn:
         assert matplotlib.colors.to_hex(figure.get_facecolor()) == theme.ground

@@ -18,8 +18,8 @@ from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY
 from multitask.data.tokens import Examples, make_examples
 from multitask.finetune import Finetuning
 from multitask.methods.schedules import halve_on_rise
-from multitask.model import best_folder
 from multitask.preparation import build_model, prepare, start_heads
+from multitask.saved import best_folder
 from multitask.state import Progress, States
 
 CPU = torch.device("cpu")

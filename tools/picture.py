@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minbert.errors import InputError
-from multitask.model import best_folder, read_definitions
+from multitask.saved import best_folder, read_definitions
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 THEMES = {  # ink, faint ink, then a colour for each task; on a transparent ground

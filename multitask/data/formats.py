@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from minbert.errors import InputError, counted, shown
@@ -31,6 +32,15 @@ ARCHIVE = b"PK\x03\x04"
 csv.field_size_limit(LONGEST_LINE)
 
 Raw = TypeVar("Raw")  # a row before it is read
+
+
+def ending(name: str | Path) -> str:
+    """Return how a file's name ends, in small letters and without .gz.
+
+    >>> ending("reviews.CSV.gz")
+    '.csv'
+    """
+    return Path(str(name).lower().removesuffix(".gz")).suffix
 
 
 class Record(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minbert.errors import short_line, shown
-from multitask.data.formats import Problem, lines_of, read_sheet
+from multitask.data.formats import Problem, ending, lines_of, read_sheet
 from multitask.data.tables import SPLIT_OF, TABLES, normalized, opened
 
 ENDINGS = (*TABLES, ".tsv", ".tab", ".xlsx")  # the last is refused, with a remedy
@@ -51,11 +51,11 @@ def find_groups(directory: Path) -> tuple[list[Group], list[Path]]:
     for path in sorted(path for pattern in ("*", "*/*") for path in directory.glob(pattern)):
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(directory).parts):
             continue
-        bare = path.name.lower().removesuffix(".gz")
-        if Path(bare).suffix not in ENDINGS:
-            unread += [path] * (Path(bare).suffix not in NO_DATA)
+        if ending(path) not in ENDINGS:
+            if ending(path) not in NO_DATA:
+                unread.append(path)
             continue
-        stem, split = _name_and_split(Path(bare).stem)
+        stem, split = _name_and_split(Path(path.name.lower().removesuffix(".gz")).stem)
         files = found.setdefault((path.parent, stem), {})
         files.setdefault(split, []).append(path)
     return [_group(folder, stem, files) for (folder, stem), files in found.items()], unread

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import BinaryIO, overload
 
@@ -30,6 +30,7 @@ from multitask.data.formats import (
     STRICT,
     Problem,
     decode,
+    ending,
     hinted_separator,
     lines_of,
     read_sheet,
@@ -75,14 +76,16 @@ def parse(
     is false or the table is not tab-separated. Raises InputError if the header does not name each required
     column exactly once.
     """
-    needed = [*task.texts] + [task.label] * labelled
+    needed = [*task.texts, task.label] if labelled else [*task.texts]
     optional = [task.id] if task.id else []
     sheet = read_sheet(lines, name, [*optional, *needed])
     required = with_id and (sheet.form == STRICT or task.id != "id")
     wanted = [column for column in optional if required or column in sheet.columns] + needed
     missing = [column for column in wanted if sheet.columns.count(column) != 1]
     if missing:
-        where = "first object" if sheet.form == JSON_LINES else f"{sheet.form} header"
+        where = f"{sheet.form} header" if len(sheet.columns) > 1 else "header"
+        if sheet.form == JSON_LINES:
+            where = "first object"
         names = short_line(", ".join(map(repr, sheet.columns)))
         found = f"the {where} names {names}" if sheet.columns else "the file is empty"
         if missing == optional:
@@ -119,7 +122,7 @@ def is_table(first: bytes, name: str, task: Task) -> bool:
     line names one of the task's text columns, in any case of letters, is an object, or names a separator."""
     header = first.removeprefix(codecs.BOM_UTF8).strip()
     is_object = header.startswith(b"{") and header.endswith(b"}")
-    if is_object or hinted_separator(first) is not None or Path(name.removesuffix(".gz")).suffix in TABLES:
+    if is_object or hinted_separator(first) is not None or ending(name) in TABLES:
         return True
     found = {name.casefold() for name in split_header(header, separator_of(header, task.texts))}
     return any(column.casefold() in found for column in task.texts)
@@ -395,11 +398,12 @@ def unread_files(directory: Path, tasks: Mapping[str, Task]) -> list[tuple[Path,
     read = {task.path(directory, split) for task in tasks.values() for split in SPLITS}
     found: dict[Path, Path] = {}
     for task in tasks.values():
-        for word, split in SPLIT_OF.items() if task.files else ():
-            for ending in ("", ".gz"):
-                path = directory / (task.files.replace("{split}", word) + ending)
-                if path not in read and path.is_file():
-                    found[path] = task.path(directory, split)
+        if not task.files:
+            continue
+        for (word, split), compressed in product(SPLIT_OF.items(), ("", ".gz")):
+            path = directory / (task.files.replace("{split}", word) + compressed)
+            if path not in read and path.is_file():
+                found[path] = task.path(directory, split)
     return list(found.items())
 
 

@@ -18,16 +18,16 @@ from typing import Any
 from minbert.config import BertConfig
 from minbert.errors import visible
 from minbert.files import write_text
-from minbert.hub import CHECKPOINTS, REPOSITORY
+from minbert.hub import REPOSITORY, known
 from multitask.config import DEFAULTS, MACHINE, SETTINGS, Start, flag
 from multitask.data.tables import SPLITS
 from multitask.data.tasks import Task
 from multitask.layout import BEST, CARD, CONFIG
-from multitask.model import read_definitions
 from multitask.recipes import read_settings
 from multitask.report.origin import first_checkpoint, pretraining
 from multitask.report.records import is_number
 from multitask.report.sections import interval_of
+from multitask.saved import read_definitions
 
 MOST_LABELS, MOST_NAMES = 20, 5  # spelled out
 NOT_TOLD = {"out", "report", *MACHINE}  # settings without a part in what the model is
@@ -171,9 +171,8 @@ def front_matter(subject: Subject, usage: Usage) -> str:
 
 def repository_of(checkpoint: str) -> str:
     """Return the repository of the hub that has a checkpoint, if there is one."""
-    known = CHECKPOINTS.get(Path(checkpoint).name)
-    if known is not None:
-        return known.repository
+    if found := known(checkpoint):
+        return found.repository
     return checkpoint if REPOSITORY.fullmatch(checkpoint) else ""
 
 

@@ -334,12 +334,14 @@ def tsne(
     before: np.ndarray,
     after: np.ndarray,
     labels: np.ndarray,
+    names: Sequence[str],
     caption: str,
     columns: int = 2,
     *,
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Plot places (N, 2) of the same rows before and after training, coloured by class; see `tsne_places`."""
+    """Plot places (N, 2) of the same rows before and after training, coloured by class; see `tsne_places`.
+    `names` are the classes'."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -357,8 +359,8 @@ def tsne(
         x, y = places.T
         axes.scatter(x, y, s=16, c=colours[numbers], alpha=0.85, linewidths=0, rasterized=many)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{name:g}")
-        for colour, name in zip(colours, classes, strict=True)
+        Line2D([], [], marker="o", linestyle="", color=colour, label=shortened(names[int(number)]))
+        for colour, number in zip(colours, classes, strict=True)
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(classes), 6 * columns), frameon=False,

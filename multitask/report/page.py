@@ -324,8 +324,8 @@ def embedding_parts(one: OpenRun, data: str | None, embedding: Tsne) -> Iterator
             figures,
             "tsne",
             "dev sentence vectors before and after training, by class",
-            partial(tsne, left, right, examples.labels, caption),
-            partial(tsne, left, right, examples.labels, caption, columns=1),
+            partial(tsne, left, right, examples.labels, task.class_names, caption),
+            partial(tsne, left, right, examples.labels, task.class_names, caption, columns=1),
         )
         yield "<p>t-SNE shows which sentences are close; the sizes and distances of groups mean nothing.</p>"
     yield overview(one.config, one.records, one.data(data))

@@ -76,7 +76,7 @@ def folder_of(data: str | None) -> Path:
 def read_dev(folder: Path, selected: Mapping[str, Task], config: Config) -> dict[str, Table]:
     """Read the dev tables of these tasks. Raises InputError if one is missing."""
     tables = read_split(folder, "dev", selected, config.reading.skip_bad_rows)
-    for name in selected.keys() - tables.keys():
+    if name := next((name for name in selected if name not in tables), None):
         raise InputError(f"{selected[name].path(folder, 'dev')}: no such file; name its folder with --data")
     return tables
 

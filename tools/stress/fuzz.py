@@ -53,9 +53,9 @@ from multitask.data.tables import Row, parse_texts, read_table
 from multitask.data.tasks import BUILT_IN, Task, read_task_file
 from multitask.data.tokens import tokenize
 from multitask.judgement import Judgement
-from multitask.model import read_calibrations
 from multitask.recipes import read_settings
 from multitask.report import card, figures, origin, page, records, sections
+from multitask.saved import read_calibrations
 from multitask.streams import open_input
 
 INPUTS = 10_000
