@@ -26,11 +26,11 @@ from multitask.layout import CONFIG, PREDICTIONS
 from multitask.methods.ensemble import average, members
 from multitask.runs import (
     claim_folder,
-    data_of,
     load_single,
     print_scores,
     read_and_print_notes,
     set_up,
+    with_tables_of,
     write_all_predictions,
     write_result,
 )
@@ -43,7 +43,7 @@ def run_ensemble(config: Config) -> None:
     """Average the runs' predictions, for each task those of the runs that reach its threshold, and write the
     ensemble as a model that names its members or, with --copy, holds them."""
     runs = config.runs.run
-    config = config.changed(data=config.tables.data or data_of(Path(runs[0])))
+    config = with_tables_of(config, Path(runs[0]))
     known = tasks_of_runs(config)
     tasks.select(list(config.choice.least_scores), known)  # refuses unknown tasks
     device, out = set_up(config), claim_folder(config)

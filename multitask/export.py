@@ -40,7 +40,7 @@ from multitask.layout import CARD
 from multitask.model import MultitaskBert
 from multitask.preparation import tasks_of
 from multitask.report.card import Subject, card
-from multitask.runs import data_of, read_and_print_notes, result_of, set_up, settings_of
+from multitask.runs import read_and_print_notes, result_of, set_up, settings_of, with_tables_of
 from multitask.saved import best_folder
 
 ROWS = 100  # dev rows of each task that are compared
@@ -64,7 +64,7 @@ def run_export(config: Config) -> None:
     model.long = HEAD  # no library reads more
     exported = choose(config, model)
     exported.check_libraries()
-    config, settings = config.changed(data=config.tables.data or data_of(run)), settings_of(run)
+    config, settings = with_tables_of(config, run), settings_of(run)
     selected = exported.tasks or model.tasks
     rows = dev_rows(config, selected) if selected else learned_rows(config, run, settings)
     parent = named_folder(out.parent)
@@ -96,9 +96,8 @@ def learned_rows(config: Config, run: Path, settings: Mapping[str, Any]) -> Rows
     """Return the dev rows of the tasks, or the plain text, that an encoder without heads was trained on."""
     if not settings:
         raise InputError(f"{run}: has no heads, and no config.toml that names its task; name the whole run")
-    trained = Config.of(settings)
-    skip_bad_rows = config.reading.skip_bad_rows or trained.reading.skip_bad_rows
-    trained = trained.changed(data=config.tables.data, skip_bad_rows=skip_bad_rows)
+    tables = {"data": config.tables.data, "skip_bad_rows": config.reading.skip_bad_rows}
+    trained = Config.of(settings).changed(**tables)
     return dev_rows(trained, tasks_of(trained))
 
 

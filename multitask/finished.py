@@ -102,7 +102,8 @@ def next_commands(config: Config, run: Path, selected: Collection[str]) -> Itera
             data = "DIR"  # with tables
         tables = ["--data", data] if data else []
         same = changed_flags(config.start, "task_file", "pooling", "max_length")
-        yield command("finetune", "--init", run, *tables, *same)
+        skip = ["--skip-bad-rows"] if config.reading.skip_bad_rows else []
+        yield command("finetune", "--init", run, *tables, *same, *skip)
         yield command("report", "--run", run)
         if config.option == "mlm":
             yield python("minbert.mlm", run / BEST, "A [MASK] film.")

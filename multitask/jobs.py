@@ -18,13 +18,14 @@ from multitask.config import PATHS, Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
+from multitask.ensemble_model import is_ensemble, place_of, read_ensemble
 from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
 from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
-from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
+from multitask.layout import BEST, CONFIG, ENSEMBLE, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert
 from multitask.predict import predict
 from multitask.predictor import Predictor
@@ -36,7 +37,6 @@ from multitask.report.page import write_report
 from multitask.reporting import run_report
 from multitask.runs import (
     claim_folder,
-    data_of,
     load_run,
     outputs_of,
     place_of_run,
@@ -44,6 +44,8 @@ from multitask.runs import (
     print_scores,
     read_and_print_notes,
     set_up,
+    settings_of,
+    with_tables_of,
     write_all_predictions,
     write_result,
 )
@@ -141,7 +143,9 @@ def has_targets(config: Config) -> bool:
 def taught_by(teacher: Predictor, config: Config) -> Config:
     """Return the settings, with the teacher's data and tasks in place of the defaults. Raises InputError if
     it does not have a task as it is defined here."""
-    run, known = config.runs.run[0], tasks_of(config)
+    run = config.runs.run[0]
+    config = config.changed(task_file=config.start.task_file or task_file_of(Path(run)))
+    known = tasks_of(config)
     names = config.selection.tasks or tuple(name for name in known if name in teacher.tasks)
     for name in names or known:
         if teacher.tasks.get(name) != known[name]:
@@ -149,7 +153,15 @@ def taught_by(teacher: Predictor, config: Config) -> Config:
                 f"{run}: does not have the task {name} as it is defined here; its tasks are "
                 f"{', '.join(teacher.tasks)}: choose with --tasks, or name the --task-file of its training"
             )
-    return config.changed(data=config.tables.data or data_of(Path(run)), tasks=names)
+    return with_tables_of(config, Path(run)).changed(tasks=names)
+
+
+def task_file_of(run: Path) -> str | None:
+    """Return the task file that a run, or the first member of an ensemble, was trained with."""
+    if is_ensemble(run):
+        panel = next(iter(read_ensemble(run / ENSEMBLE).values()))
+        run = place_of(run, panel.members[0])
+    return settings_of(run).get("task_file")
 
 
 def train(training: TrainingRun, config: Config, run: Path) -> Progress:
@@ -267,7 +279,7 @@ def finish(
 def run_evaluation(config: Config) -> None:
     """Score a finished run or an ensemble on the dev tables and write its dev and test predictions again."""
     run, device = place_of_run(Path(config.runs.run[0])), set_up(config)
-    config = config.changed(data=config.tables.data or data_of(run))
+    config = with_tables_of(config, run)
     model = load_run(run, config, device)
     if (run / CONFIG).is_file() and not (run / RESULT).is_file():
         print(f"{run}: is not finished; this is the best model of its epochs so far")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def claim_folder(config: Config) -> Path:
             resume = None  # cannot be resumed, except as the unfinished stage of a recipe, which is run again
         return str(folder.claim(config.output.out, config.option, resume=resume))
 
+    out, data = config.output.out, config.tables.data
+    if out is not None and data is not None and os.path.realpath(out) == os.path.realpath(data):
+        raise InputError(f"{out}: holds the tables; choose another --out")
     run = Path(distributed.from_writer(claim))
     if not run.is_dir():
         raise InputError(
@@ -130,6 +134,13 @@ def data_of(run: Path) -> str | None:
     if not is_ensemble(run):
         best_folder(run)  # raises InputError if the folder holds no run at all
     raise InputError(f"{run}: no config.toml tells what data it was trained on; name a folder with --data")
+
+
+def with_tables_of(config: Config, run: Path) -> Config:
+    """Return the settings with a run's data, unless they name another, and without bad rows if it has left
+    them out."""
+    skipped = config.reading.skip_bad_rows or settings_of(run).get("skip_bad_rows", False)
+    return config.changed(data=config.tables.data or data_of(run), skip_bad_rows=skipped)
 
 
 def place_of_run(run: Path) -> Path:

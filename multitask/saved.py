@@ -74,7 +74,7 @@ def read_definitions(path: Path) -> tuple[dict[str, Any], dict[str, Task]]:
     values = load_toml(path)
     tables = values.pop("tasks", None)
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise InputError(f"{path}: not a saved model's: has no sections [tasks.NAME]")
+        raise InputError(f"{path}: not a saved model's (it lacks sections [tasks.NAME]); name a run")
     required = [name for name in fields_of(Saved) if name != "long"]  # which older models lack
     settings = check_table(values, fields_of(Saved), str(path), required)
     tasks = {name: task_from_toml(name, table, path) for name, table in tables.items()}

@@ -88,6 +88,8 @@ def open_input(source: str) -> Iterator[Input]:
     if source == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; name a file with --input")
+        if sys.stdin.isatty():
+            print("a text on each line, a tab between the two of a pair; Ctrl-D ends", file=sys.stderr)
         yield _input(sys.stdin.buffer, "standard input")
         return
     with _open(source) as file:

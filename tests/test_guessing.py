@@ -59,6 +59,20 @@ def test_kind_and_labels(tmp_path, name, labels, kind, fields):
         task.parse_label(str(label))
 
 
+@pytest.mark.parametrize("stray", ["n/a", "4,5", "nan", "none"])
+def test_a_few_labels_of_another_form_do_not_make_scores_classes(tmp_path, stray):
+    scores = [1 + number % 61 / 10 for number in range(200)]
+    found = guessed(
+        tmp_path,
+        id=[*range(199), 7],
+        text=[TEXT.format(number) for number in range(200)],
+        score=[*scores[:-1], f'"{stray}"'],
+    )
+    assert (found.task.kind.name, found.task.low, found.task.high) == ("regression", 1, 7)
+    assert found.notes["kind"] == "numbers from 1 to 7; 1 label of another form will be refused"
+    assert found.task.id == "id"  # although two rows have the same one
+
+
 def test_rare_classes_change_the_metric_and_weights_are_offered(tmp_path):
     columns = {"text": [TEXT.format(number) for number in range(30)], "label": ["a"] * 27 + ["b"] * 3}
     found = guessed(tmp_path, **columns)

@@ -2,12 +2,12 @@
 
 import os
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_table
+from helpers import write_table, write_tables
 
 from minbert.errors import InputError
 from multitask.data.kinds import BINARY
@@ -407,6 +407,23 @@ def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_pat
     missing.with_name("ids-sst-valid.csv").touch()
     with pytest.raises(InputError, match=r"no such file; name ids-sst-valid\.csv in a task file, add"):
         read_splits(str(tmp_path), SPLITS, tasks, skip_bad_rows=False)
+
+
+def test_read_splits_names_the_problems_of_every_table_once(tmp_path):
+    tasks = {task.name: task for task in (SENTIMENT, PARAPHRASE)}
+    folder = write_tables(tmp_path / "data")
+    for task, split in product(tasks.values(), ("train", "dev")):
+        with task.path(folder, split).open("a") as file:
+            file.write("bad\n")
+    with pytest.raises(InputError) as caught:
+        read_splits(str(folder), SPLITS, tasks, False)
+    named = [line.partition(": bad rows: 1 of")[0] for line in str(caught.value).splitlines()[1::2]]
+    assert named == [str(task.path(folder, split)) for split in ("train", "dev") for task in tasks.values()]
+    own = replace(SENTIMENT, name="mine", files="mine-{split}.csv")
+    with pytest.raises(
+        InputError, match="no such file; name the folder of your tables with --data"
+    ):
+        read_splits(None, SPLITS, {"mine": own}, False)
 
 
 def test_read_splits_takes_the_shipped_sample_if_there_is_no_folder(tmp_path):

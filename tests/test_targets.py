@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 
 from multitask import MultitaskBert, load, train
+from multitask.data.guessing import Guess, to_toml
 from multitask.data.tables import read_split
 from multitask.data.tasks import BUILT_IN
 from multitask.data.tokens import make_examples
@@ -200,6 +202,24 @@ def test_a_teacher_without_the_task_as_it_is_defined_is_refused(folder, tiny, tm
     assert distill(tiny, folder / "1", tmp_path / "run", "--task-file", own) == 2
     assert "does not have the task similarity as it is defined here" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_tasks_and_the_bad_rows_of_own_tables_are_the_teachers(tiny, tmp_path, monkeypatch):
+    """The commands that follow training need not repeat --task-file and --skip-bad-rows."""
+    monkeypatch.chdir(tmp_path)
+    data = write_tables(tmp_path / "data")
+    own = BUILT_IN["similarity"]
+    Path("own.toml").write_text(to_toml([Guess(replace(own, name="mine"))], "data"))
+    for split in ("train", "dev"):
+        with own.path(data, split).open("a") as file:
+            file.write("bad\n")
+    words = ["finetune", "--data", "data", "--task-file", "own.toml", "--skip-bad-rows", *STUDENT]
+    assert main([*words, "--weights", str(tiny), "--out", "teacher"]) == 0
+    assert main(["ensemble", "--run", "teacher", "--out", "both"]) == 0
+    for run in ("teacher", "both"):
+        assert main(["evaluate", "--run", run]) == 0
+    assert distill(tiny, "both", "student") == 0
+    assert set(MultitaskBert.load("student").tasks) == {"mine"}
 
 
 def test_a_student_may_learn_some_of_its_teachers_tasks(folder, tiny, tmp_path):

@@ -10,12 +10,12 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minbert.errors import InputError, short_line, shown
+from minbert.errors import InputError, counted, short_line, shown
 from multitask.data.kinds import BINARY, CLASSIFICATION, REGRESSION, Kind
 from multitask.data.survey import (
     Column,
@@ -271,7 +271,11 @@ def meaning_of(label: Column) -> Meaning:
         spelled = values if len(values) == len(words) == len(BOOLEANS) else BOOLEANS
         return _binary(label, sorted(spelled, key=str.lower))
     if label.is_numeric:
-        return _numbers(label, values)
+        numbers = _numbers(label, [value for value in values if number_of(value) is not None])
+        if not label.strays:
+            return numbers
+        note = f"{numbers.notes['kind']}; {counted(label.strays, 'label')} of another form will be refused"
+        return replace(numbers, notes={**numbers.notes, "kind": note})
     if len(values) == 2:
         pair = sorted(values, key=lambda value: (not words_of(value) & NEGATIVE, -label.counts[value]))
         return _binary(label, pair)

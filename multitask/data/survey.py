@@ -18,6 +18,8 @@ ENDINGS = (*TABLES, ".tsv", ".tab", ".xlsx")  # the last is refused, with a reme
 NO_DATA = (".md", ".toml")  # endings of files that nobody takes for tables
 MOST_VALUES = 1000  # of a column that are counted; one with more holds no classes
 LONGEST_VALUE = 200  # characters of a value that are kept
+MOST_STRAYS = 0.05  # the largest share of values in a column of numbers that are none
+LEAST_UNIQUE = 0.99  # the least share of different values in a column of ids: a repeated one is a mistake
 MOST_COLUMNS = 100  # of a table that are looked at
 MEASURED = 1000  # rows whose words are counted
 IMBALANCED = 5  # times as many rows of one class as of another
@@ -86,8 +88,8 @@ class Column:
     counts: Counter[str] = field(default_factory=Counter)  # empty if there are more than `MOST_VALUES`
     filled: int = 0
     has_many: bool = False
-    is_numeric: bool = True  # as far as has been seen
-    is_whole: bool = True
+    strays: int = 0  # values that are no numbers
+    is_whole: bool = True  # as far as they are numbers
     low: float = math.inf
     high: float = -math.inf
     words: float = 0.0  # of the first rows, in all
@@ -98,24 +100,22 @@ class Column:
         self.filled += 1
         if self.filled <= MEASURED:
             self.words += _words(value)
-        if not self.has_many:
-            value = value[:LONGEST_VALUE]
-            if value not in self.counts:
-                self._measure(value)
-            self.counts[value] += 1
-            if len(self.counts) > MOST_VALUES:
-                self.has_many = True
-                self.counts.clear()
-        elif self.is_numeric:
-            self._measure(value)
-
-    def _measure(self, value: str) -> None:
         number = number_of(value)
         if number is None:
-            self.is_numeric = False
+            self.strays += 1
         else:
             self.is_whole = self.is_whole and number == int(number)
             self.low, self.high = min(self.low, number), max(self.high, number)
+        if not self.has_many:
+            self.counts[value[:LONGEST_VALUE]] += 1
+            if len(self.counts) > MOST_VALUES:
+                self.has_many = True
+                self.counts.clear()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether its values are numbers, but for a few such as n/a."""
+        return self.strays <= MOST_STRAYS * self.filled
 
     @property
     def mean_words(self) -> float:
@@ -129,6 +129,8 @@ class Column:
 
 def number_of(text: str) -> float | None:
     """Return the finite number that a text is, if it is one as a task reads them."""
+    if not text[-1:].isdigit() and text[-1:] != ".":
+        return None
     try:
         number = float(text.replace("_", "?"))
     except ValueError:
@@ -156,7 +158,7 @@ class Profile:
 
     rows: int  # of train and dev
     columns: Sequence[Column]  # of train and dev, as far as each table has them, once
-    ids: Sequence[str]  # those called like ids that every table has, with another value in each row
+    ids: Sequence[str]  # those called like ids that every table has, with another value in almost each row
     unique: Sequence[str]  # the others of which that holds, if their values are words or whole numbers
     in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
     problem: str  # the first bad row; empty if there is none
@@ -196,7 +198,7 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
         sheet = read_sheet(lines_of(file, str(path)), str(path))
         names = {name for name in sheet.columns[:MOST_COLUMNS] if name and sheet.columns.count(name) == 1}
         added = [columns.setdefault(name, Column(name)) for name in sheet.columns if name in names]
-        seen = {name: set[int]() for name in names}  # hashes of the values, as long as they may be ids
+        seen = {name: set[int]() for name in names}  # hashes of the values of what may be ids
         for record in watch(sheet.records, path.name):
             if isinstance(record, Problem):
                 problem = problem or f"{path}:{record.line}: {record.message}"
@@ -207,9 +209,10 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
             for name, hashes in [*seen.items()]:
                 value = record.cells.get(name, "")
                 hashes.add(hash(value))
-                if not value or len(hashes) < rows or not (_ID.search(name) or _may_be_id(value)):
+                if not value or (not _ID.search(name) and (len(hashes) < rows or not _may_be_id(value))):
                     del seen[name]
-    return _Counted(rows, frozenset(names), frozenset(seen if rows else ()), problem)
+    unique = frozenset(name for name, hashes in seen.items() if rows and len(hashes) >= LEAST_UNIQUE * rows)
+    return _Counted(rows, frozenset(names), unique, problem)
 
 
 def _may_be_id(value: str) -> bool:

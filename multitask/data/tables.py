@@ -375,7 +375,8 @@ def read_splits(
     data: str | None, splits: Sequence[str], tasks: Mapping[str, Task], skip_bad_rows: bool
 ) -> Splits:
     """Read the tables of these splits in the folder `data`, or of the shipped sample, and check them all.
-    Raises InputError if a table is missing, except a test table."""
+    Raises InputError with every table's problems; if a table is missing, except a test table, before any is
+    read."""
     directory = SAMPLE if data is None else Path(data)
     if not directory.is_dir():
         raise InputError(f"--data: {directory} is not a folder")
@@ -385,11 +386,19 @@ def read_splits(
             named = split != "test-student" or task.test
             if named and not path.is_file():
                 others = [other.name for other, place in unread_files(directory, tasks) if place == path]
-                hint = f"name {others[0]} in a task file, " if others else ""
-                raise InputError(
-                    f"{path}: no such file; {hint}add it, or leave task {task.name} out with --tasks"
-                )
-    return {split: read_split(directory, split, tasks, skip_bad_rows) for split in splits}
+                remedy = f"name {others[0]} in a task file, add it, or" if others else "add it, or"
+                if data is None:
+                    remedy = "name the folder of your tables with --data, or"
+                raise InputError(f"{path}: no such file; {remedy} leave task {task.name} out with --tasks")
+    tables, problems = Splits({split: {} for split in splits}), dict[str, None]()
+    for split, (name, task) in product(splits, tasks.items()):
+        try:
+            tables[split] |= read_split(directory, split, {name: task}, skip_bad_rows)
+        except InputError as error:
+            problems[str(error)] = None  # once, although train and dev may be parts of one file
+    if problems:
+        raise InputError("\n".join(problems))
+    return tables
 
 
 def unread_files(directory: Path, tasks: Mapping[str, Task]) -> list[tuple[Path, Path]]:
