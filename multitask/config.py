@@ -389,10 +389,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }  # of one option, if it differs from the others
 INSTEAD = {"init": "weights", "max_tokens": "batch_size"}  # the first replaces the second
 PATHS = ("data", "task_file", "weights", "init")
-# What a resumed run may change without changing its result: where it runs, what it saves and prints, where
-# its tables are (what they hold is checked), and the number of epochs if no update depends on how many follow.
+# What a resumed run may change without changing its result: where it runs, what it saves and prints, and the
+# number of epochs if no update depends on how many are to follow.
 MACHINE = {"threads", "device", "save_every", "keep_state", "verbose"}
-RESUMABLE = MACHINE | {"data", "epochs"}
+RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
 
 

@@ -3,7 +3,6 @@ before a change of the code, or a warning."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -135,22 +134,3 @@ def test_killed_five_times(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 kills resumed to identical bytes" in done.stdout
-
-
-def test_the_tables_may_have_moved(common, stop_at, tmp_path, capsys):
-    """But not have changed: their content is checked."""
-    data = shutil.copytree(common[-1], tmp_path / "data")
-    out = ["--out", str(tmp_path / "run")]
-    stop_at(3)
-    assert main([*common[:-1], str(data), "--option", "finetune", "--save-every", "1", *out]) == 143
-    moved = data.rename(tmp_path / "moved")
-    assert main(["--resume", *out]) == 2
-    assert f"{data} is not a folder" in capsys.readouterr().err
-    other = shutil.copytree(moved, tmp_path / "other")
-    with (other / "sts-train.csv").open("a") as file:
-        file.write("x\ta\tb\t1\n")
-    assert main(["--resume", *out, "--data", str(other)]) == 2
-    assert "tables" in capsys.readouterr().err
-    assert main(["--resume", *out, "--data", str(moved)]) == 0
-    assert main(["finetune", "--data", str(moved), "--out", str(moved)]) == 2
-    assert f"{moved}: holds the tables; choose another --out" in capsys.readouterr().err

@@ -1084,6 +1084,7 @@ MISTAKES = {
     "no such data": "{finetune} --data {tmp}/nope",
     "data is a file": "{finetune} --data {run}/config.toml",
     "empty data": "{finetune} --data {tmp}",
+    "data for out": "{finetune} --out {data}",
     "unknown task": "{finetune} --tasks sentiment,mood",
     "empty task": "{finetune} --tasks sentiment,",
     "no such task file": "{finetune} --task-file {tmp}/nope.toml",

@@ -420,9 +420,7 @@ def test_read_splits_names_the_problems_of_every_table_once(tmp_path):
     named = [line.partition(": bad rows: 1 of")[0] for line in str(caught.value).splitlines()[1::2]]
     assert named == [str(task.path(folder, split)) for split in ("train", "dev") for task in tasks.values()]
     own = replace(SENTIMENT, name="mine", files="mine-{split}.csv")
-    with pytest.raises(
-        InputError, match="no such file; name the folder of your tables with --data"
-    ):
+    with pytest.raises(InputError, match="no such file; name the folder of your tables with --data"):
         read_splits(None, SPLITS, {"mine": own}, False)
 
 
