@@ -55,4 +55,10 @@ SMALL: dict[str, tuple[Line, ...]] = {
         Line("annealed", "tenth-annealed", "tenth-turns"),
         Line("proportional", "tenth-proportional", "tenth-turns"),
     ),
+    "norms": (
+        Line("ball, p = inf", "small-inf"),
+        Line("ball, p = 2", "small-two", "small-inf"),
+        Line("normalize", "small-normalize", "small-inf"),
+        Line("without SMART", "small-annealed", "small-inf"),
+    ),
 }
