@@ -140,8 +140,8 @@ def save(directory: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def contents(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file, described by its header; none is read yet. OSError or
-    SafetensorError where the file is not whole."""
+    """Return the tensors of a safetensors file, described by its header; none is read yet. Raises OSError or
+    SafetensorError if the file is not whole."""
     if not path.is_file():  # a pipe would hold us up
         raise OSError(errno.EINVAL, "not a regular file" if path.exists() else "no such file")
     try:

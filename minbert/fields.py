@@ -128,9 +128,9 @@ def check(value: Any, wanted: Field, source: str) -> Any:
     if not wanted.accepts(value):
         hint = did_you_mean(value, wanted.choices) if isinstance(value, str) else ""
         raise InputError(f"{source} must be {wanted.expected}, not {shown(value)}{hint}")
-    if wanted.kind is tuple and not isinstance(value, str):
-        return tuple(map(wanted.item, value))
-    return value if wanted.kind is tuple else wanted.kind(value)
+    if wanted.kind is not tuple:
+        return wanted.kind(value)
+    return value if isinstance(value, str) else tuple(map(wanted.item, value))
 
 
 def check_table(

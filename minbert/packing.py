@@ -32,9 +32,8 @@ class Layout:
     """Where the rows of a packed list stand in padded batches, one for each group of examples."""
 
     shapes: tuple[tuple[int, int], ...]  # (b, l) of each group
-    rows: (
-        Tensor  # (sum of b l,) the row at each place of the batches in turn; at padding, the example's first
-    )
+    # (sum of b l,) the row at each place of the batches in turn; at padding, the example's first
+    rows: Tensor
     places: Tensor  # (T,) each row's place
 
     def spread(self, packed: Tensor) -> list[Tensor]:

@@ -127,8 +127,8 @@ def load_json(path: Path, hint: str = "") -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError or RecursionError if it is none, or if an object in
-    it has a key twice."""
+    """Return the value of a JSON text. Raises ValueError or RecursionError if it is not JSON, or if an object
+    in it has a key twice."""
     return json.loads(text, object_pairs_hook=_object)
 
 

@@ -379,7 +379,7 @@ OPTIONS = {
         (Runs, Serving, Products, Machine), ("run",), one_run=True,
     ),
 }  # fmt: skip
-FOLDERS = tuple(  # the options that write a run's folder, or that of an export
+WRITE_FOLDERS = tuple(  # the options that write a run's folder, or that of an export
     name for name, option in OPTIONS.items() if Output in option.groups and Replacing not in option.groups
 )
 TRAINING = tuple(name for name, option in OPTIONS.items() if Training in option.groups)
@@ -394,6 +394,7 @@ PATHS = ("data", "task_file", "weights", "init")
 MACHINE = {"threads", "device", "save_every", "keep_state", "verbose"}
 RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
+NEUTRAL = MACHINE | {"out", "report"}  # without a part in what the model is
 
 
 @dataclass(frozen=True)
@@ -538,7 +539,7 @@ def flag(name: str) -> str:
 def check_settings(values: Mapping[str, Any], source: str, required: Collection[str] = ()) -> dict[str, Any]:
     """Return the settings in a file, checked. Raises InputError for one that does not exist or has no such
     value, for a permission, and if a required one is missing."""
-    for name in filter(values.get, PERMISSIONS):
+    if name := next(filter(values.get, PERMISSIONS), None):
         raise InputError(f"{source}: {name} may be set on the command line alone, with {flag(name)}")
     return check_table(values, FIELDS, source, required)
 

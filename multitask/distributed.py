@@ -93,7 +93,7 @@ def _first_to_fail(store: dist.Store) -> bool:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Around what needs all processes: OSError where one of them has gone."""
+    """Turn the error of a call that needs all processes into an OSError: one of them has gone."""
     try:
         yield
     except RuntimeError as error:
@@ -110,12 +110,12 @@ def several() -> bool:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if several() else 0
 
 
 def size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if several() else 1
 
 
@@ -176,7 +176,7 @@ class Part:
 
 
 def _gather(mine: Item) -> list[Item]:
-    """Every process's item, in the processes' order."""
+    """Return every process's item, in the processes' order."""
     items: list[Any] = [None] * size()
     with _together():
         dist.all_gather_object(items, mine)
@@ -209,7 +209,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers, so that all come to the same decision."""
+    """Return the largest of the processes' numbers, so that all come to the same decision."""
     if not several():
         return number
     box = torch.tensor(number)
@@ -219,12 +219,12 @@ def largest(number: int) -> int:
 
 
 def deal(items: Sequence[Item]) -> Sequence[Item]:
-    """The items that fall to this process, dealt out like cards."""
+    """Return the items that fall to this process, dealt out like cards."""
     return items[rank() :: size()]
 
 
 def collect(results: list[Item]) -> list[Item]:
-    """Every process's results of the items it was dealt, in the items' own order."""
+    """Return every process's results of the items it was dealt, in the items' own order."""
     if not several():
         return results
     hands = _gather(results)
@@ -235,7 +235,8 @@ def collect(results: list[Item]) -> list[Item]:
 
 
 def from_writer(make: Callable[[], Item]) -> Item:
-    """What `make` gives in the writer, who works by itself there, as one process does; the others wait."""
+    """Return what `make` gives in the writer, which works by itself there, as one process does; the others
+    wait."""
     global _alone
     if not several():
         return make()
@@ -283,7 +284,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of the GPUs, the one with its number on the machine."""
+    """Return the device of this process: of the GPUs, the one with its number on the machine."""
     if not several() or device.type == "cpu":
         return device
     here = launched("LOCAL_WORLD_SIZE", 1)
@@ -298,8 +299,8 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def default_threads() -> int | None:
-    """The machine's cores divided over its processes, for each of which torchrun would leave one thread; None
-    where torch's own default, or the OMP_NUM_THREADS of the user, holds."""
+    """Return the machine's cores divided over its processes, for each of which torchrun would leave one
+    thread; None if torch's own default, or the OMP_NUM_THREADS of the user, holds."""
     if not several() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minbert.errors import InputError, counted
 from minbert.files import flush, named_folder, rename, write_text
@@ -51,7 +51,7 @@ CLASSIFIERS: Mapping[str, type[Exported]] = {"cls": SequenceClassifier, "mean": 
 
 def run_export(config: Config) -> None:
     """Write a run's model as another library reads it, if it then computes what ours does on dev rows."""
-    run, out = Path(config.runs.run[0]), Path(config.output.out or "")
+    run, out = Path(config.runs.run[0]), Path(cast(str, config.output.out))
     if is_ensemble(run):
         raise InputError(
             f"{run}: is an ensemble, which no other library knows; distil it first with "
@@ -74,7 +74,7 @@ def run_export(config: Config) -> None:
         model.tokenizer.save_pretrained(source, model.max_length)
         with quiet_libraries():
             exported.write(source, folder)
-            check_outputs(exported, folder, rows)
+            check_same_outputs(exported, folder, rows)
         subject = Subject.of(best_folder(run), settings, result_of(run), exported.tasks)
         write_text(folder / CARD, card(subject, exported.usage))
         publish(folder, parent / out.name)
@@ -107,7 +107,7 @@ def dev_rows(config: Config, selected: Mapping[str, Task]) -> Rows:
     return {name: [row.texts for row in islice(table.rows(), ROWS)] for name, table in tables.items()}
 
 
-def check_outputs(exported: Exported, folder: Path, rows: Rows) -> None:
+def check_same_outputs(exported: Exported, folder: Path, rows: Rows) -> None:
     """Print how far what was written differs from our model. Raises InputError if that is more than
     rounding."""
     theirs = exported.outputs(folder, rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -20,7 +20,7 @@ from minbert.tokenizer import BertTokenizer
 from multitask.advice import command
 from multitask.config import Config, Inputs, changed_flags
 from multitask.data.guessing import guess_folder, to_toml
-from multitask.data.inspection import ERROR, NOTE, WARNING, Count, Inspection, Table, inspect
+from multitask.data.inspection import ERROR, NOTE, WARNING, Count, Inspection, TableFacts, inspect
 from multitask.data.tables import unread_files
 from multitask.data.tasks import Task, read_task_file, task_to_toml
 from multitask.data.tokens import WHOLE
@@ -44,7 +44,7 @@ CHECKS = {  # what is fine unless one of these codes is found
 def run_inspection(config: Config) -> None:
     """Inspect the tables of tasks: those of --task-file or, without it, those that the tables in the folder
     look made for, in a task file that is written. Raises InputError at the end if a table is bad."""
-    directory, given = Path(config.tables.data or ""), config.start.task_file
+    directory, given = Path(cast(str, config.tables.data)), config.start.task_file
     if not directory.is_dir():
         raise InputError(f"--data: {directory} is not a folder")
     if given is not None and (config.output.out is not None or config.replacing.force):
@@ -125,7 +125,7 @@ class Reader:
 
 
 def open_reader(inputs: Inputs) -> Reader:
-    """Return the tokenizer of --weights or, if the default one cannot be had, what counts words instead."""
+    """Return the tokenizer of --weights or, if the default one is not available, what counts words."""
     try:
         folder = hub.resolve_tokenizer(start_folder(inputs.weights), inputs.revision)
     except InputError as error:
@@ -175,7 +175,7 @@ def print_inspection(name: str, inspection: Inspection, max_length: int) -> None
         print(f"  fine: {', '.join(fine)}")
 
 
-def in_words(task: Task, table: Table) -> str:
+def in_words(task: Task, table: TableFacts) -> str:
     """Return how labels are distributed: rows and share of each class, or figures of a regression."""
     if not task.classes:
         return f"{task.label}: " + ", ".join(f"{name} {value:.3g}" for name, value in table.labels.items())
@@ -185,7 +185,7 @@ def in_words(task: Task, table: Table) -> str:
     return ", ".join([f"{name} {count:,.0f} ({count / table.rows:.1%})" for name, count in counts] + more)
 
 
-def of_lengths(table: Table, max_length: int) -> str:
+def of_lengths(table: TableFacts, max_length: int) -> str:
     lengths = table.lengths
     cut = f"{lengths.cut:.1%} longer than" if lengths.cut else "none longer than"
     sample = f", of {lengths.rows:,} rows" if lengths.rows < table.rows else ""

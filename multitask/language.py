@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from minbert.errors import InputError
 from minbert.mlm import BertForMaskedLM, Masking
 from minbert.tokenizer import BertTokenizer
 from multitask.data.tokens import Examples, Tokens, length_sorted_batches
-from multitask.distributed import add_up, deal, part_of
+from multitask.distributed import add_up, part_of, rank, size
 from multitask.inference import EVALUATION_BATCH, EVALUATION_TOKENS, to_device
 from multitask.methods.sampling import Plan, random_seed
 from multitask.model import MultitaskBert
@@ -111,7 +112,8 @@ class MaskedLanguageModelling:
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
         for examples in self.dev.values():
             rows = length_sorted_batches(examples.tokens.lengths, EVALUATION_BATCH, EVALUATION_TOKENS)
-            for batch, masked, chosen in deal([*self.masked(examples.tokens, rows, generator)]):
+            ours = islice(self.masked(examples.tokens, rows, generator), rank(), None, size())
+            for batch, masked, chosen in ours:
                 total, right = self.summed(batch, masked, chosen)
                 found = {"loss": total.item(), "right": right.item(), "tokens": chosen.sum().item()}
                 sums = {name: sums[name] + value for name, value in found.items()}

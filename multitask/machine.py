@@ -187,8 +187,7 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # each backend has its own exception types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--compile: torch.compile does not work here ({reason})") from None
+        raise InputError(f"--compile: torch.compile does not work here ({short_line(error, 200)})") from None
 
 
 def rounding() -> dict[str, str]:

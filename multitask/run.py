@@ -12,7 +12,7 @@ from minbert.command import explain, guarded, is_lack_of_memory, print_answer
 from minbert.errors import InputError
 from multitask import advice
 from multitask.command_line import Pipeline, resolve
-from multitask.config import FOLDERS, OPTIONS, TRAINING, Config
+from multitask.config import OPTIONS, TRAINING, WRITE_FOLDERS, Config
 from multitask.launcher import GRACE_SECONDS, launched
 from multitask.layout import CONFIG, PIPELINE
 from multitask.stopping import Stopped, terminable
@@ -81,7 +81,7 @@ def carry_out(command: Config | Pipeline) -> None:
 def report_lost(error: OSError, command: Config | Pipeline) -> None:
     """Print that not all of the output could be written, if what counts is in a folder, which is complete.
     Raise the error if the output was what the command is for."""
-    if not isinstance(command, Pipeline) and command.option not in FOLDERS:
+    if not isinstance(command, Pipeline) and command.option not in WRITE_FOLDERS:
         raise error
     print(f"warning: not all of the output could be written ({error}); the run is complete", file=sys.stderr)
 

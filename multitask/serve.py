@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS = 1000
 WARM_WORDS = 40  # enough for the matrix libraries to be compared: see minbert/products.py
-PATIENCE = 60  # seconds that a stop waits for requests whose bodies are still to come
+STOP_SECONDS = 60  # seconds that a stop waits for requests whose bodies are still to come
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def server_of(model: Predictor, name: str, limits: Serving) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=STOP_SECONDS,
     )
     return uvicorn.Server(options)
 

@@ -19,7 +19,7 @@ from minbert.files import create, discard, flush, partial_path, rename, resolved
 from minbert.reading import GZIP, Gunzip, expanded
 from multitask.data.formats import lines_of
 
-PATIENCE = 0.02  # seconds in which lines that were sent together arrive
+LINE_SECONDS = 0.02  # seconds in which lines that were sent together arrive
 NOT_WRITTEN = (".json", ".xls", ".xlsx", ".ods", ".parquet", ".gz", ".zip")
 CAN_WAIT = os.name != "nt"  # Windows cannot tell whether a pipe holds more
 
@@ -65,10 +65,9 @@ class Arriving:
 
     def ready(self) -> bool:
         """Return whether a line, or the end, can be read without waiting, or with a very short wait."""
-        waited = (
-            CAN_WAIT and b"\n" not in self.pending and select.select([self.descriptor], [], [], PATIENCE)[0]
-        )
-        return b"\n" in self.pending or bool(waited)
+        if b"\n" in self.pending:
+            return True
+        return CAN_WAIT and bool(select.select([self.descriptor], [], [], LINE_SECONDS)[0])
 
     def _receive(self) -> bool:
         part = os.read(self.descriptor, 1 << 16)

@@ -164,7 +164,7 @@ def test_dev_with_other_shares_of_labels_than_train(tmp_path):
 
 def test_lengths_are_those_of_a_sample(tmp_path, monkeypatch):
     """Every third row of 100 is 34 rows; ten of all have six words."""
-    monkeypatch.setattr(inspection, "SAMPLE", 40)
+    monkeypatch.setattr(inspection, "MOST_SAMPLED", 40)
     rows = [f"{'long ' * 5 * (n % 10 == 0)}{n},{'xy'[n % 2]}" for n in range(120)]
     result = inspected(tmp_path, CLASSES, rows, DEV, max_length=5)
     assert result.tables["train"].lengths == Lengths(40, 1, 6, 6, 0.1, 0)

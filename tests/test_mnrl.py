@@ -173,6 +173,10 @@ def test_retrieval_accuracy():
     vectors = at_degrees(0, 9, 20, 90, 100) * tensor([[1.0], [9.0], [0.1], [5.0], [1.0]])
     assert retrieval_accuracy(vectors, np.array([0.0, 0.0, 1.0, 1.0, 1.0])) == pytest.approx(4 / 5)
     assert retrieval_accuracy(vectors, np.arange(5)) == 0  # no row is its own neighbour
+    many, labels = torch.randn(2500, 3, generator=torch.Generator().manual_seed(0)), np.arange(2500) % 3
+    same = F.normalize(many, dim=1) @ F.normalize(many, dim=1).T
+    nearest = same.fill_diagonal_(-2).argmax(dim=1).numpy()  # of all at once
+    assert retrieval_accuracy(many, labels) == np.mean(labels[nearest] == labels)
 
 
 def test_knn_accuracy():

@@ -22,7 +22,7 @@ from multitask.methods.sampling import (
     Walk,
     annealed_alpha,
     expected_rows,
-    mean_probabilities,
+    mean_shares,
     pass_updates,
     random_generator,
     random_seed,
@@ -205,9 +205,9 @@ def test_expected_rows():
     assert expected_rows("round-robin", [1, 1, 1], [1, 1, 2], 5) == 1.333333
 
 
-def test_mean_probabilities_are_those_of_every_epoch():
+def test_mean_shares_are_those_of_every_epoch():
     each = [task_probabilities(REAL, annealed_alpha(epoch, 900)) for epoch in range(1, 901)]
-    assert mean_probabilities("annealed", REAL, 900) == pytest.approx(np.mean(each, axis=0), rel=1e-9)
+    assert mean_shares("annealed", REAL, 900) == pytest.approx(np.mean(each, axis=0), rel=1e-9)
 
 
 @pytest.mark.parametrize(

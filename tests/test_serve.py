@@ -167,7 +167,7 @@ def test_a_body_of_no_stated_length_is_bounded_too(client: Client) -> None:
 def test_a_body_that_does_not_arrive_is_not_waited_for(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multitask.serving.app.PATIENCE", 0.2)
+    monkeypatch.setattr("multitask.serving.app.BODY_SECONDS", 0.2)
 
     def slowly() -> Iterator[bytes]:
         yield b'["'

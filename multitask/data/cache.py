@@ -109,7 +109,10 @@ def _sweep(folder: Path) -> None:
     for path in ours:
         with suppress(OSError):  # another process may be sweeping too
             if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 @lru_cache  # warn once per folder

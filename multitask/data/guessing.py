@@ -94,7 +94,10 @@ def guess_folder(directory: Path, watch: Watch) -> Folder:
         try:
             found = guess(group, known, directory, guesses)
         except InputError as error:
-            (errors if known.problem else notes).append(known.problem or str(error))
+            if known.problem:
+                errors.append(known.problem)
+            else:
+                notes.append(str(error))
             continue
         guesses[found.task.name] = found
         notes += [f"{path}: is not read; {group.files['train'].name} is" for path in group.others]

@@ -24,7 +24,7 @@ from multitask.data.survey import IMBALANCED, LONGEST_VALUE, MOST_COLUMNS, Watch
 from multitask.data.tables import SPLITS, Source, normalized, opened, source_of
 from multitask.data.tasks import Task
 
-SAMPLE = 20_000  # rows of a table that are tokenised, or whose other columns are read
+MOST_SAMPLED = 20_000  # rows of a table that are tokenised, or whose other columns are read
 PLACES = 3  # that are named as examples
 FEW_ROWS = 100  # for training
 FEW_DEV_ROWS = 100
@@ -63,7 +63,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableFacts:
     """What one table, or the part of it that is train or dev, holds."""
 
     file: str
@@ -79,7 +79,7 @@ class Inspection:
     """What is known of a task's tables."""
 
     task: Task
-    tables: Mapping[str, Table]  # by split
+    tables: Mapping[str, TableFacts]  # by split
     findings: Sequence[Finding]
 
 
@@ -88,7 +88,7 @@ Count = Callable[[Sequence[tuple[str, ...]]], tuple[np.ndarray, int]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFacts:
     """What is kept of the N rows of a table."""
 
     source: Source
@@ -128,15 +128,15 @@ def inspect(
 ) -> Inspection:
     """Read all tables of a task and return what is in them. Bad rows, unreadable and missing tables are
     findings."""
-    read: dict[str, Rows] = {}
-    tables: dict[str, Table] = {}
+    read: dict[str, RowFacts] = {}
+    tables: dict[str, TableFacts] = {}
     findings: list[Finding] = []
     for split in SPLITS:
         path, name = task.path(directory, split), split.removesuffix("-student")
         if split == "test-student" and not task.test and not path.is_file():
             continue
         try:
-            rows = read_rows(task, directory, split, watch)
+            rows = facts_of_rows(task, directory, split, watch)
             lengths = measure(rows, count, max_length, watch)
         except InputError as error:
             unreadable = Finding(ERROR, "unreadable", str(error))
@@ -145,7 +145,7 @@ def inspect(
             continue
         read[name] = rows
         bad = rows.bad
-        tables[name] = Table(rows.file, len(rows), bad.count, bad.empty, labels_of(task, rows), lengths)
+        tables[name] = TableFacts(rows.file, len(rows), bad.count, bad.empty, labels_of(task, rows), lengths)
         findings += bad_rows(rows, skip_bad_rows)
         findings += repeated(rows, name)
         findings += read_badly(lengths, name, max_length)
@@ -153,7 +153,8 @@ def inspect(
     if "train" in read:
         labelled = [read[split] for split in ("train", "dev") if split in read]
         findings += [*contradictions(task, labelled), *labels_at_fault(task, tables)]
-        findings += shifted_labels(task, *labelled) if len(labelled) == 2 else ()
+        if len(labelled) == 2:
+            findings += shifted_labels(task, *labelled)
         findings += giveaways(read["train"])
     order = (ERROR, WARNING, NOTE)
     return Inspection(task, tables, sorted(findings, key=lambda finding: order.index(finding.level)))
@@ -162,7 +163,7 @@ def inspect(
 # Reading
 
 
-def read_rows(task: Task, directory: Path, split: str, watch: Watch) -> Rows:
+def facts_of_rows(task: Task, directory: Path, split: str, watch: Watch) -> RowFacts:
     """Read a table, or its part that is train or dev, to its end. Raises InputError if it has no good row."""
     path, labelled = task.path(directory, split), split != "test-student"
     part = split if labelled and task.dev_fraction else None
@@ -184,7 +185,7 @@ def read_rows(task: Task, directory: Path, split: str, watch: Watch) -> Rows:
         raise InputError(f"{error}{''.join(firsts)}") from None
     shape = (len(lines), len(task.texts))
     hashes = np.frombuffer(texts, np.uint64).reshape(shape)
-    return Rows(source, file, np.array(lines), hashes, np.array(labels), bad)
+    return RowFacts(source, file, np.array(lines), hashes, np.array(labels), bad)
 
 
 def text_hash(text: str) -> int:
@@ -192,9 +193,9 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalized(text).encode(), digest_size=8).digest())
 
 
-def measure(rows: Rows, count: Count, max_length: int, watch: Watch) -> Lengths:
-    """Return how long the texts are, in a sample of at most `SAMPLE` rows at equal distances."""
-    step = math.ceil(len(rows) / SAMPLE)
+def measure(rows: RowFacts, count: Count, max_length: int, watch: Watch) -> Lengths:
+    """Return how long the texts are, in a sample of at most `MOST_SAMPLED` rows at equal distances."""
+    step = math.ceil(len(rows) / MOST_SAMPLED)
     name = f"{rows.file}, tokens"
     sample = (row for number, row in enumerate(watch(rows.source.rows(), name)) if number % step == 0)
     found, unknown = [], 0
@@ -208,7 +209,7 @@ def measure(rows: Rows, count: Count, max_length: int, watch: Watch) -> Lengths:
     return Lengths(len(lengths), median, most, longest, cut, unknown / int(lengths.sum()))
 
 
-def labels_of(task: Task, rows: Rows) -> dict[str, float]:
+def labels_of(task: Task, rows: RowFacts) -> dict[str, float]:
     """Return the number of rows of each class or, for a regression, figures of the labels."""
     if np.isnan(rows.labels).any():
         return {}
@@ -224,7 +225,7 @@ def labels_of(task: Task, rows: Rows) -> dict[str, float]:
 # Findings
 
 
-def bad_rows(rows: Rows, skip: bool) -> Iterator[Finding]:
+def bad_rows(rows: RowFacts, skip: bool) -> Iterator[Finding]:
     """Yield a finding about the rows that training would refuse, or leave out with --skip-bad-rows."""
     bad = rows.bad
     if not bad.count:
@@ -247,7 +248,7 @@ def bad_rows(rows: Rows, skip: bool) -> Iterator[Finding]:
     yield Finding(level, code, message, bad.count, [[f"{rows.file}:{line}"] for line in lines])
 
 
-def repeated(rows: Rows, split: str) -> Iterator[Finding]:
+def repeated(rows: RowFacts, split: str) -> Iterator[Finding]:
     """Yield findings about rows that repeat the text or the pair of another row of their table."""
     keys, firsts, owners = np.unique(rows.same, return_index=True, return_inverse=True)
     again = np.flatnonzero(firsts[owners] != np.arange(len(rows)))
@@ -263,7 +264,7 @@ def repeated(rows: Rows, split: str) -> Iterator[Finding]:
         yield Finding(NOTE, "repeated_swapped", message, int(swapped.sum()), places)
 
 
-def leaks(read: Mapping[str, Rows]) -> Iterator[Finding]:
+def leaks(read: Mapping[str, RowFacts]) -> Iterator[Finding]:
     """Yield findings about rows of dev and test whose texts are also in a table that is learned, or chosen,
     from."""
     for split, other in (("dev", "train"), ("test", "train"), ("test", "dev")):
@@ -271,7 +272,7 @@ def leaks(read: Mapping[str, Rows]) -> Iterator[Finding]:
             yield from _leak(read[split], split, read[other], other)
 
 
-def _leak(rows: Rows, split: str, seen: Rows, other: str) -> Iterator[Finding]:
+def _leak(rows: RowFacts, split: str, seen: RowFacts, other: str) -> Iterator[Finding]:
     same, swapped, of_seen = (keys[:, None] for keys in (rows.same, rows.swapped, seen.same))
     flatters = f"which flatters the scores on {split}"
     told = np.zeros(len(rows), dtype=bool)
@@ -288,7 +289,7 @@ def _leak(rows: Rows, split: str, seen: Rows, other: str) -> Iterator[Finding]:
 
 
 def _beside(
-    rows: Rows, chosen: np.ndarray, ours: np.ndarray, others: Rows, theirs: np.ndarray
+    rows: RowFacts, chosen: np.ndarray, ours: np.ndarray, others: RowFacts, theirs: np.ndarray
 ) -> list[list[str]]:
     """Return where the first chosen rows (N,) bool are, each beside the first row of `others` that has a hash
     in common: one of `theirs` (M, k) is one of `ours` (N, k)."""
@@ -297,12 +298,12 @@ def _beside(
     return [[rows.place(row), others.place(partner)] for row, partner in zip(first, partners, strict=True)]
 
 
-def of_rows(number: int, rows: Rows, split: str) -> str:
+def of_rows(number: int, rows: RowFacts, split: str) -> str:
     """Return a number of rows and their share, such as 12 of 340 rows of dev (3.5%)."""
     return f"{number:,} of {counted(len(rows), 'row')} of {split} ({number / len(rows):.1%})"
 
 
-def contradictions(task: Task, tables: Sequence[Rows]) -> Iterator[Finding]:
+def contradictions(task: Task, tables: Sequence[RowFacts]) -> Iterator[Finding]:
     """Yield a finding about texts with different labels; of a regression, with labels further apart than a
     fifth of the range, or of what occurs."""
     same, labels = (np.concatenate([getattr(rows, name) for rows in tables]) for name in ("same", "labels"))
@@ -329,17 +330,17 @@ def _ranges(starts: np.ndarray, end: int, chosen: np.ndarray) -> Iterator[slice]
     yield from map(slice, starts[chosen], ends[chosen])
 
 
-def _place(tables: Sequence[Rows], row: int) -> str:
+def _place(tables: Sequence[RowFacts], row: int) -> str:
     """Return where a row of several tables is, counted from the first row of the first table."""
     first, *rest = tables
     return first.place(row) if row < len(first) else _place(rest, row - len(first))
 
 
-def _unit(rows: Rows) -> str:
+def _unit(rows: RowFacts) -> str:
     return "text" if rows.texts.shape[1] == 1 else "pair"
 
 
-def labels_at_fault(task: Task, tables: Mapping[str, Table]) -> Iterator[Finding]:
+def labels_at_fault(task: Task, tables: Mapping[str, TableFacts]) -> Iterator[Finding]:
     """Yield findings about tables with few rows, and labels that are rare or always the same."""
     train = tables["train"]
     if train.rows < FEW_ROWS:
@@ -385,7 +386,7 @@ def _rare(task: Task, counts: Mapping[str, float]) -> Iterator[Finding]:
         yield Finding(NOTE, "imbalance", message, int(most))
 
 
-def shifted_labels(task: Task, train: Rows, dev: Rows) -> Iterator[Finding]:
+def shifted_labels(task: Task, train: RowFacts, dev: RowFacts) -> Iterator[Finding]:
     """Yield a finding if the classes of dev have other shares than those of train, by a chi-square test. Each
     text counts once in it: rows that repeat one are no further evidence."""
     if not task.classes:
@@ -430,11 +431,11 @@ def read_badly(lengths: Lengths, split: str, max_length: int) -> Iterator[Findin
 # Columns that give the label away
 
 
-def giveaways(rows: Rows) -> Iterator[Finding]:
+def giveaways(rows: RowFacts) -> Iterator[Finding]:
     """Yield a finding for each column beside texts and label from which the label can be told nearly always,
-    in a sample of at most `SAMPLE` rows at equal distances."""
+    in a sample of at most `MOST_SAMPLED` rows at equal distances."""
     task, path = rows.source.task, rows.source.path
-    step = math.ceil((len(rows) + rows.bad.count) / SAMPLE)
+    step = math.ceil((len(rows) + rows.bad.count) / MOST_SAMPLED)
     labels: list[float] = []
     with opened(path) as file:
         sheet = read_sheet(lines_of(file, str(path)), str(path), [*task.texts, task.label])

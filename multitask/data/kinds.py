@@ -40,16 +40,12 @@ class Kind:
 
     name: str
     loss: Callable[..., Tensor]  # logits (B, C) and labels (B,) -> scalar; see `Task.training_loss`
-    divergence: Callable[
-        [Tensor, Tensor], Tensor
-    ]  # logits (B, C) of two passes -> scalar; for SMART and BPPO
+    divergence: Callable[[Tensor, Tensor], Tensor]  # logits (B, C) of two passes -> scalar
     distillation: Callable[[Tensor, Tensor, float], Tensor]  # student, teacher (B, C), temperature -> scalar
     average: Callable[[Tensor, Tensor], Tensor]  # members' logits (M, N, C), weights (M, 1, 1) -> (N, C)
     decode: Callable[[Tensor], Tensor]  # logits (N, C) -> the class of each example, int64, or its value (N,)
     probabilities: Callable[[Tensor], Tensor] | None  # logits (N, C) -> (N, classes); None: has no classes
-    first_bias: (
-        Callable[[np.ndarray], float] | None
-    )  # labels (N,) -> where the head's bias starts; None: at 0
+    first_bias: Callable[[np.ndarray], float] | None  # labels (N,) -> the head's first bias; None: 0
     classes: int | None  # how many; None: as the task says
     metrics: tuple[Metric, ...]  # that a task may be scored by; the first is the default
     settings: tuple[str, ...]  # the fields of `Task` that only some kinds have

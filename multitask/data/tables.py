@@ -442,7 +442,9 @@ def shares(table: Table) -> str:
     counts = np.bincount(labels.astype(int), minlength=task.classes)
     largest = np.argsort(-counts, kind="stable")[:SHOWN_SHARES]
     listed = [f"{task.class_names[number]} {counts[number] / len(labels):.1%}" for number in sorted(largest)]
-    return ", ".join(listed + ["..."] * (task.classes > SHOWN_SHARES))
+    if task.classes > SHOWN_SHARES:
+        listed.append("...")
+    return ", ".join(listed)
 
 
 def print_dropped(tables: Iterable[Table]) -> None:

@@ -21,12 +21,8 @@ from multitask.data.kinds import KINDS, Kind
 from multitask.methods.calibration import THRESHOLDS, fit_temperature
 
 OVERALL = ("score", "worst", "spread")  # keys for all tasks together, beside the tasks' own scores
-RESERVED = (
-    "all",
-    "skipped",
-    "gradient_ratio",
-    *OVERALL,
-)  # keys beside the tasks' names in a run's records, so no task may use them
+# Keys beside the tasks' names in a run's records, so no task may use them.
+RESERVED = ("all", "skipped", "gradient_ratio", *OVERALL)
 MOST_CLASSES = 10_000
 LARGEST_LABEL = 1e15  # of a regression, in its unit: a batch's squares must stay finite in float32
 LONGEST_NAME = 100  # of tasks, files and labels, in bytes: a file system must accept it

@@ -162,11 +162,9 @@ class Examples:
     def in_windows(self, most: int) -> Examples:
         """Return the examples with the windows of those that are longer in their place: see `Tokens`."""
         tokens, rows = self.tokens.windows(most)
-        return (
-            self
-            if tokens is self.tokens
-            else Examples([self.ids[row] for row in rows], tokens, self.labels[rows])
-        )
+        if tokens is self.tokens:
+            return self
+        return Examples([self.ids[row] for row in rows], tokens, self.labels[rows])
 
     def take(self, rows: np.ndarray) -> Examples:
         """Return only these rows, in the order given."""

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from minbert.errors import InputError
 
+BLOCK = 1024  # rows compared with all others at once
+
 
 def multiple_negatives_ranking_loss(a: Tensor, b: Tensor, scale: float = 20.0) -> Tensor:
     """Return the loss, a scalar, of a and b (K, H), of which only a_i and b_i match.
@@ -62,8 +64,11 @@ def draw_groups(labels: np.ndarray, groups: int, generator: np.random.Generator)
 
 def retrieval_accuracy(vectors: Tensor, labels: np.ndarray) -> float:
     """Return the fraction of rows whose nearest other row, by cosine, has the same class. Vectors (N, H)."""
-    directions = F.normalize(vectors, dim=1)
-    nearest = (directions @ directions.T).fill_diagonal_(-2.0).argmax(dim=1).cpu().numpy()
+    directions, nearest = F.normalize(vectors, dim=1), list[int]()
+    for block in directions.split(BLOCK):
+        similarity = block @ directions.T
+        similarity.diagonal(len(nearest)).fill_(-2.0)  # each row's with itself
+        nearest += similarity.argmax(dim=1).tolist()
     return float(np.mean(labels[nearest] == labels))
 
 
@@ -72,8 +77,9 @@ def knn_accuracy(
 ) -> float:
     """Return the fraction of dev sentences whose class is that of most of their k nearest training sentences,
     by cosine. Vectors (N, H)."""
-    similarity = dev @ F.normalize(train, dim=1).T  # cosine times |dev|, which does not change the order
-    nearest = similarity.topk(min(k, len(train)), dim=1).indices.cpu().numpy()
-    votes = train_labels[nearest].astype(int)
-    predicted = np.array([np.bincount(row).argmax() for row in votes])
-    return float(np.mean(predicted == dev_labels))
+    directions, predicted = F.normalize(train, dim=1), list[int]()
+    for block in dev.split(BLOCK):
+        similarity = block @ directions.T  # cosine times |dev|, which does not change the order
+        nearest = similarity.topk(min(k, len(train)), dim=1).indices.cpu().numpy()
+        predicted += [int(np.bincount(row).argmax()) for row in train_labels[nearest].astype(int)]
+    return float(np.mean(np.array(predicted) == dev_labels))

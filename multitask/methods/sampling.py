@@ -77,7 +77,7 @@ ALPHAS: dict[str, Callable[[int, int], float]] = {
 FULL_PASS = "full-pass"
 
 
-def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
+def mean_shares(sampling: str, sizes: Sequence[int], epochs: int) -> np.ndarray:
     """Return each task's mean probability over a run; of a very long run, over a thousand of its epochs."""
     judged = np.linspace(1, epochs, min(epochs, 1000)).round().astype(int).tolist()
     return np.mean([task_probabilities(sizes, ALPHAS[sampling](epoch, epochs)) for epoch in judged], axis=0)
@@ -86,7 +86,7 @@ def mean_probabilities(sampling: str, sizes: Sequence[int], epochs: int) -> np.n
 def expected_rows(sampling: str, sizes: Sequence[int], rows: Sequence[float], epochs: int) -> float:
     """Return the mean number of rows in an update, given those of each task, if no task drops out."""
     evenly = sampling == "round-robin"
-    shares = task_probabilities(sizes, 0) if evenly else mean_probabilities(sampling, sizes, epochs)
+    shares = task_probabilities(sizes, 0) if evenly else mean_shares(sampling, sizes, epochs)
     return round(float(shares @ np.asarray(rows)), 6)
 
 
@@ -229,7 +229,7 @@ class Plan:
         """How many updates of the run each task gets: exact if tasks take turns, else the expected number."""
         steps = self.total_steps
         if self.turns is None:
-            return steps * mean_probabilities(self.sampling, self.sizes, self.epochs)
+            return steps * mean_shares(self.sampling, self.sizes, self.epochs)
         return self._counts_before(self.turns, steps)
 
     @property

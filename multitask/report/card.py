@@ -19,7 +19,7 @@ from minbert.config import BertConfig
 from minbert.errors import visible
 from minbert.files import write_text
 from minbert.hub import REPOSITORY, known
-from multitask.config import DEFAULTS, MACHINE, SETTINGS, Start, flag
+from multitask.config import DEFAULTS, NEUTRAL, SETTINGS, Start, flag
 from multitask.data.tables import SPLITS
 from multitask.data.tasks import Task
 from multitask.layout import BEST, CARD, CONFIG
@@ -30,7 +30,6 @@ from multitask.report.sections import interval_of
 from multitask.saved import read_definitions
 
 MOST_LABELS, MOST_NAMES = 20, 5  # spelled out
-NOT_TOLD = {"out", "report", *MACHINE}  # settings without a part in what the model is
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Subject:
     @property
     def title(self) -> str:
         """What the model is, in a few words."""
-        first = shortened(self.checkpoint) or "BERT"
+        first = last_part(self.checkpoint) or "BERT"
         if not self.tasks:
             return f"{first}, an encoder"
         names = ", ".join(self.tasks) if len(self.tasks) <= MOST_NAMES else f"{len(self.tasks)} tasks"
@@ -243,8 +242,8 @@ def training(subject: Subject) -> str:
     if data is not None:
         names = ", ".join(dict.fromkeys(name for task in subject.tasks.values() for name in tables_of(task)))
         what = names or ("texts" if subject.settings["option"] == "mlm" else "tables")
-        tables = f"{what} in {code(shortened(data))}"
-    start, first = shortened(subject.start), shortened(subject.checkpoint)
+        tables = f"{what} in {code(last_part(data))}"
+    start, first = last_part(subject.start), last_part(subject.checkpoint)
     chain = code(start) if start == first else f"{code(start)}, which started from {code(first)}"
     epoch = subject.result.get("best_epoch")
     best = f" This is the model of epoch {epoch}, the best on dev." if is_number(epoch) else ""
@@ -267,7 +266,7 @@ def training_command(settings: Mapping[str, Any]) -> str:
     option = settings["option"]
     words = ["python", "-m", "multitask.run", "--option", option]
     for name, value in settings.items():
-        if name == "option" or name in NOT_TOLD:
+        if name == "option" or name in NEUTRAL:
             continue
         field = SETTINGS[name].field
         if value == DEFAULTS.get(option, {}).get(name, field.default):
@@ -275,10 +274,10 @@ def training_command(settings: Mapping[str, Any]) -> str:
         if field.kind is bool:
             words.append(flag(name if value else f"no_{name}"))
         elif field.kind is tuple:
-            items = [shortened(str(item)) for item in value]
+            items = [last_part(str(item)) for item in value]
             words += [flag(name), *(items if field.separator == " " else [field.separator.join(items)])]
         else:
-            words += [flag(name), shortened(str(value))]
+            words += [flag(name), last_part(str(value))]
     return one_line(shlex.join(words))
 
 
@@ -338,7 +337,7 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", " ")
 
 
-def shortened(value: str) -> str:
+def last_part(value: str) -> str:
     """Return a file's or folder's own name; any other text as it is."""
     return os.path.basename(value) if os.path.isabs(value) else value
 

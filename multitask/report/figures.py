@@ -37,10 +37,8 @@ PANELS = {  # part of a record, or one term of it -> title, y label
     "beta": ("Momentum of BPPO's teacher", "beta"),
 }
 SINGLE = ("lr", "beta")  # panels with one number per epoch
-BESIDE = {
-    "train": ("--", "training rows"),
-    "teacher": (":", "averaged weights"),
-}  # other scores in the panel of the dev scores
+# Other scores in the panel of the dev scores.
+BESIDE = {"train": ("--", "training rows"), "teacher": (":", "averaged weights")}
 MANY_CLASSES, MANY_POINTS = 30, 5000  # above these, cells show no numbers, and an SVG's points are an image
 MOST_CLASSES, MOST_LINES, MOST_EPOCHS = 300, 40, 200  # drawn in a matrix, in a panel, as bars
 LONGEST_LABEL = 40  # characters
@@ -160,10 +158,10 @@ def _label(name: str) -> str:
     """Return how a line is labelled: similarity/pearson as similarity r, knn as kNN accuracy."""
     words = {"pearson": "r", "all": "objective", "knn": "kNN accuracy", "retrieval": "same class nearest"}
     words |= dict.fromkeys(("r", "d", "gradient_ratio", "rmse", "mae"), "")
-    return shortened(" ".join(words.get(word, word) for word in name.split("/")).strip())
+    return drawn_name(" ".join(words.get(word, word) for word in name.split("/")).strip())
 
 
-def shortened(name: str) -> str:
+def drawn_name(name: str) -> str:
     """Return a name as it is drawn."""
     return name if len(name) <= LONGEST_LABEL else f"{name[:LONGEST_LABEL]}…"
 
@@ -217,7 +215,7 @@ def sampling_shares(
     axes.set_xlim(1 - 0.6 * spacing, epochs[-1] + 0.6 * spacing)
     middles = bottoms[-1] + shares[-1] / 2
     ends = {
-        f"{shortened(name)} {shares[-1, task]:.0%}": (middles[task], colours[name])
+        f"{drawn_name(name)} {shares[-1, task]:.0%}": (middles[task], colours[name])
         for task, name in enumerate(names)
     }
     _label_ends(axes, ends)
@@ -239,7 +237,7 @@ def confusion_matrix(
     np.add.at(counts, (np.asarray(labels, int), np.asarray(predictions, int)), 1)
     rows = counts.sum(axis=1)
     fractions = counts / np.maximum(rows, 1)[:, None]
-    names = [shortened(name) for name in classes]
+    names = [drawn_name(name) for name in classes]
     needed = 0.1 * max(map(len, names))  # inches beside each other
     cell = min(max(0.62, needed), 1.1, 14.8 / len(classes))
     figure = Figure(figsize=(1.9 + cell * len(classes), 1.2 + min(0.62, cell) * len(classes)))
@@ -255,7 +253,9 @@ def confusion_matrix(
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for (row, column), fraction in np.ndenumerate(fractions) if len(classes) <= MANY_CLASSES else ():
+    for (row, column), fraction in np.ndenumerate(fractions):
+        if len(classes) > MANY_CLASSES:
+            break
         text = f"{fraction:.2f}" if rows[row] else "–"
         colour = theme.ground if fraction > 0.55 else theme.ink
         axes.text(column, row, text, ha="center", va="center", color=colour)
@@ -359,7 +359,7 @@ def tsne(
         x, y = places.T
         axes.scatter(x, y, s=16, c=colours[numbers], alpha=0.85, linewidths=0, rasterized=many)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=shortened(names[int(number)]))
+        Line2D([], [], marker="o", linestyle="", color=colour, label=drawn_name(names[int(number)]))
         for colour, number in zip(colours, classes, strict=True)
     ]
     figure.legend(
@@ -435,7 +435,7 @@ def curves_of_runs(
         {"marker": "o", "markersize": 3.5} if len(first[name][0]) else {"linestyle": "--"} for name in names
     ]
     handles = [Line2D([], [], color=colours[name], **how) for name, how in zip(names, styles, strict=True)]
-    figure.legend(handles, [*map(shortened, names)], loc="outside upper left", frameon=False)
+    figure.legend(handles, [*map(drawn_name, names)], loc="outside upper left", frameon=False)
     return figure
 
 
@@ -456,7 +456,7 @@ def scores_of_runs(
             axes.plot(value, row, "o", color=theme.colour(row), markersize=6)
         first = next(iter(scores.values()))[0]
         axes.axvline(first, color=theme.pale, linewidth=1, linestyle=":", zorder=0)
-        axes.set_yticks(range(len(scores)), [*map(shortened, scores)])
+        axes.set_yticks(range(len(scores)), [*map(drawn_name, scores)])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(most - 0.5, -0.5)
     return figure

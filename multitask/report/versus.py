@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from multitask.config import MACHINE
+from multitask.config import NEUTRAL
 from multitask.data.tasks import Task
 from multitask.evaluate import scores
 from multitask.pairing import Difference
@@ -17,8 +17,6 @@ from multitask.report.figures import Curve, Estimate, curves_of_runs, scores_of_
 from multitask.report.html import escape, html_table, note, picture, verdict, whole_page
 from multitask.report.scored import OpenRun, Scored, check_comparable, difference, open_run, score
 from multitask.report.sections import interval_of, title_of
-
-NOT_COMPARED = {"out", "report", *MACHINE}  # settings without a part in what the model is
 
 Named = Mapping[str, Scored]  # the runs in order, by the names that the page gives them
 
@@ -137,7 +135,7 @@ def settings_table(runs: Mapping[str, OpenRun]) -> str:
     was not trained, so only what it is and its members are compared."""
     settings = {name: one.config.settings for name, one in runs.items()}
     trained = [settings[name] for name, one in runs.items() if one.records]
-    keys = dict.fromkeys(key for values in settings.values() for key in values if key not in NOT_COMPARED)
+    keys = dict.fromkeys(key for values in settings.values() for key in values if key not in NEUTRAL)
     lines = []
     for key in keys:
         compared = settings.values() if key in ("option", "run") else trained

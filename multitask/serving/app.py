@@ -28,7 +28,7 @@ from multitask.output import described
 from multitask.predictor import Predictor, Texts
 from multitask.serving.batching import Batches, Full
 
-PATIENCE = 30.0  # seconds in which a request's body must have arrived
+BODY_SECONDS = 30.0  # seconds in which a request's body must have arrived
 PAGE = Path(__file__).with_name("page.html")
 Message = MutableMapping[str, Any]
 
@@ -160,7 +160,7 @@ async def when_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 class LimitedBody:
-    """ASGI middleware that reads at most so many bytes of a request's body, and waits `PATIENCE` for them."""
+    """ASGI middleware that reads at most so many bytes of a request's body, for at most `BODY_SECONDS`."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], most: int):
         self.app, self.most = app, most
@@ -170,7 +170,7 @@ class LimitedBody:
             return await self.app(scope, receive, send)
         length = int(dict(scope["headers"]).get(b"content-length", 0))
         read = 0
-        until: float | None = asyncio.get_running_loop().time() + PATIENCE  # None: all has arrived
+        until: float | None = asyncio.get_running_loop().time() + BODY_SECONDS  # None: all has arrived
 
         async def limited() -> Message:
             nonlocal read, until
@@ -179,7 +179,9 @@ class LimitedBody:
                     async with asyncio.timeout_at(until):
                         message = await receive()
                 except TimeoutError:
-                    raise HTTPException(408, f"the body did not arrive within {PATIENCE:g} seconds") from None
+                    raise HTTPException(
+                        408, f"the body did not arrive within {BODY_SECONDS:g} seconds"
+                    ) from None
                 read += len(message.get("body", b""))
                 until = until if message.get("more_body") else None
             if max(length, read) > self.most:
