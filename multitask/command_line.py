@@ -75,40 +75,47 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
     fixed = [name for name in flags if name in ("option", "init", "run", "task", "input", "output")]
     if fixed:
         raise InputError(f"{', '.join(map(flag, fixed))}: the stages of {path} set this themselves")
-    stages: dict[str, Config] = {}
-    shared = [name for name in flags if name not in ("out", "resume")]
-    unused = {*shared}
+    shared = {name: value for name, value in flags.items() if name not in ("out", "resume")}
+    stages, unused = dict[str, Config](), {*shared}
     for name, settings in read_stages(path).items():
-        references = [settings.get("init", ""), *settings.get("run", ())]
-        unknown = [ref for ref in references if ref.startswith("@") and ref[1:] not in stages]
-        if unknown:
-            raise InputError(
-                f"{path}: stage {name}: {short_line(', '.join(unknown))}: no stage of that name before it"
-            )
-        option = settings.get("option", "")
-        if option == "ensemble":  # hours of training should not end in a threshold that is too high
-            settings = {"or_best": True} | settings
-        own = {key: flags[key] for key in shared if SETTINGS[key].used_by(option)}
-        if "init" in settings:
-            own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
-        if named and "seed" in own:  # added, so that stages that differ in their seed alone still do
-            own["seed"] = check(own["seed"] + settings.get("seed", 0), FIELDS["seed"], flag("seed"))
-        values = layered(settings, own)
-        values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
         try:
-            if {"out", "resume"} & settings.keys():
-                raise InputError("out and resume belong to the whole recipe: set them on the command line")
-            config = stages[name] = Config.of(values, named=values if named else own)
-            first = stages.get((config.start.init or "@")[1:])
-            if first is not None and first.start.pooling != config.start.pooling:
-                ours, theirs = config.start.pooling, first.start.pooling
-                raise InputError(f"its pooling is {ours}, but that of {config.start.init} is {theirs}")
+            own = _flags_of_stage(settings, shared, named)
+            stages[name] = _stage(settings, own, stages, named)
         except InputError as error:
             raise InputError(f"{path}: stage {name}: {error}") from None
         unused -= own.keys()
     if unused:
         raise InputError(f"{path}: no stage uses {', '.join(map(flag, sorted(unused)))}")
     return Pipeline(path.stem, stages, flags.get("out"), flags.get("resume", False))
+
+
+def _flags_of_stage(settings: dict[str, Any], shared: dict[str, Any], named: bool) -> dict[str, Any]:
+    """Return those of the flags that a stage uses. A seed is added to its own, so that stages that differ in
+    their seed alone still do."""
+    own = {key: value for key, value in shared.items() if SETTINGS[key].used_by(settings.get("option", ""))}
+    if "init" in settings:
+        own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
+    if named and "seed" in own:
+        own["seed"] = check(own["seed"] + settings.get("seed", 0), FIELDS["seed"], flag("seed"))
+    return own
+
+
+def _stage(settings: dict[str, Any], own: dict[str, Any], before: dict[str, Config], named: bool) -> Config:
+    """Return a stage's settings with its own flags. Raises InputError if it does not fit those before it."""
+    if {"out", "resume"} & settings.keys():
+        raise InputError("out and resume belong to the whole recipe: set them on the command line")
+    references = [settings.get("init", ""), *settings.get("run", ())]
+    if unknown := [ref for ref in references if ref.startswith("@") and ref[1:] not in before]:
+        raise InputError(f"{short_line(', '.join(unknown))}: no stage of that name before it")
+    if settings.get("option") == "ensemble":  # hours of training are not to end in a threshold too high
+        settings = {"or_best": True} | settings
+    values = layered(settings, own)
+    values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
+    config = Config.of(values, named=values if named else own)
+    init, ours = config.start.init, config.start.pooling
+    if init is not None and init.startswith("@") and (theirs := before[init[1:]].start.pooling) != ours:
+        raise InputError(f"its pooling is {ours}, but that of {init} is {theirs}")
+    return config
 
 
 def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -> Pipeline:
