@@ -7,6 +7,7 @@ by cross-fitting: each fifth of the rows by what is fitted on the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -131,6 +132,16 @@ def intervals(
     together = overall(tasks, values)
     found: dict[str, Any] = {name: {tasks[name].kind.metric: interval(values[name])} for name in values}
     return found | {name: interval(together[name]) for name in OVERALL}
+
+
+def only_answer(classes: Mapping[str, Any]) -> str | None:
+    """Return the class that is predicted for every row, if there is one and it is not right for all."""
+    rows = sum(found["rows"] for found in classes.values())
+    for name, found in classes.items():
+        is_only = found["recall"] == 1 and math.isclose(found["precision"], found["rows"] / rows)
+        if is_only and found["rows"] < rows:
+            return name
+    return None
 
 
 def describe(judged: Judgement, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minbert.errors import InputError
+from minbert.errors import InputError, short_line
 from minbert.files import resolved, write_text
 from minbert.reading import load_json
 from multitask import distributed, evaluate, folder, machine
@@ -20,7 +20,7 @@ from multitask.data.calibration import UNCHANGED
 from multitask.data.tables import SPLITS, Splits, print_dropped, print_held_out, print_unread
 from multitask.data.tasks import Task
 from multitask.ensemble_model import is_ensemble, open_model
-from multitask.judgement import Calibrations, Judgement, describe, judge
+from multitask.judgement import Calibrations, Judgement, describe, judge, only_answer
 from multitask.layout import CONFIG, RESULT
 from multitask.model import MultitaskBert
 from multitask.predictor import Predictor
@@ -100,6 +100,9 @@ def print_scores(selected: Mapping[str, Task], judged: Judgement, *others: Mappi
     print(evaluate.format_scores(selected, judged.dev, *others, intervals=judged.intervals))
     for line in filter(None, (describe(judged, name) for name in selected)):
         print(f"  {line}")
+    for name, classes in judged.classes.items():
+        if (only := only_answer(classes)) is not None:
+            print(f"  warning: {name} is predicted to be {short_line(only)} in every row of dev")
 
 
 def write_result(run: Path, **found: Any) -> None:

@@ -16,10 +16,11 @@ from helpers import write_tables
 
 from multitask import load
 from multitask.data.calibration import UNCHANGED
+from multitask.data.metrics import per_class
 from multitask.data.tables import Table
 from multitask.data.tasks import PARAPHRASE, SENTIMENT, SIMILARITY, read_task_file
 from multitask.ensemble_model import read_ensemble
-from multitask.judgement import cross_fit, fit_calibrations, judge
+from multitask.judgement import cross_fit, fit_calibrations, judge, only_answer
 from multitask.methods.calibration import folds, reliability
 from multitask.run import main
 
@@ -204,3 +205,10 @@ def test_a_calibration_that_is_not_one_is_refused(made, tmp_path, capsys, old, n
     assert main(["predict", "--run", str(tmp_path / "best"), "--task", "same"]) == 2
     error = capsys.readouterr().err
     assert problem in error and str(path) in error and error.count("\n") == 1
+
+
+def test_a_model_that_always_gives_one_answer_is_found():
+    labels = np.array([0, 1, 1, 2])
+    for predictions, only in (([1, 1, 1, 1], "b"), ([1, 1, 1, 2], None), ([0, 1, 1, 2], None)):
+        assert only_answer(per_class(np.array(predictions), labels, ["a", "b", "c"])) == only
+    assert only_answer(per_class(np.zeros(3), np.zeros(3), ["a", "b"])) is None  # and it is right
