@@ -104,7 +104,7 @@ def test_the_best_recipes():
         assert seeds == [first, first + 1, first]
     (ensemble,) = (one for one in stages.values() if one.option == "ensemble")
     assert [*stages][-1] == "student" and [*stages_of("--recipe", "best-ensemble")] == [*stages][:-1]
-    others = {"ranking", "all", "ensemble", "student"}
+    others = {"ranking", "all", "further", "ensemble", "student"}
     assert ensemble.runs.run == tuple(f"@{name}" for name in stages if name not in others)
 
 
