@@ -64,8 +64,7 @@ def read_and_print_notes(config: Config, splits: Sequence[str], selected: Mappin
     """Return the checked tables of these splits. Print how many bad rows were left out, which rows are held
     out, and which files that look meant are not read."""
     rows = read_rows(config, splits, selected)
-    for tables in rows.values():
-        print_dropped(tables.values())
+    print_dropped(rows)
     print_held_out(rows)
     print_unread(config.tables.data, selected)
     return rows

@@ -377,13 +377,18 @@ def test_read_split_leaves_out_tables_that_are_not_there(tmp_path):
     assert list(read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=False)) == ["sentiment"]
 
 
-def test_what_was_dropped_is_printed_once_for_each_table_that_lost_rows(tmp_path, capsys):
+def test_what_was_dropped_is_printed_once_for_each_file_that_lost_rows(tmp_path, capsys):
     path = table(SENTIMENT.path(tmp_path, "dev"), HEADER, *GOOD, b"b\tgood\t9\n")
     clean = read_table(table(tmp_path / "clean.csv", HEADER, *GOOD), SENTIMENT, True)
     tables = read_split(tmp_path, "dev", BUILT_IN, skip_bad_rows=True)
     assert capsys.readouterr().out == ""
-    print_dropped([clean, *tables.values()])
+    print_dropped({"train": {"sentiment": clean}, "dev": tables})
     assert capsys.readouterr().out == f"{path}: dropped 1 bad row, kept 2\n"
+    one = replace(SENTIMENT, files="", train=path.name, dev_fraction=0.5)
+    rows = b"".join(b"%d\tgood %d\t1\n" % (number, number) for number in range(2, 40))
+    path.write_bytes(path.read_bytes() + rows)
+    print_dropped({split: read_split(tmp_path, split, {"one": one}, True) for split in SPLITS[:2]})
+    assert capsys.readouterr().out == f"{path}: dropped 1 bad row, kept 40\n"
 
 
 def test_read_splits_reads_every_table_and_needs_all_but_the_test_tables(tmp_path):

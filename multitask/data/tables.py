@@ -447,11 +447,14 @@ def shares(table: Table) -> str:
     return ", ".join(listed)
 
 
-def print_dropped(tables: Iterable[Table]) -> None:
-    """Print how many bad rows of each table were left out, if any."""
-    for table in tables:
-        if table.dropped:
-            print(f"{table.source.path}: dropped {counted(table.dropped, 'bad row')}, kept {len(table)}")
+def print_dropped(rows: Splits) -> None:
+    """Print how many bad rows of each file were left out, if any; train and dev may be parts of one file."""
+    parts: dict[tuple[Path, str], list[Table]] = {}
+    for table in chain.from_iterable(tables.values() for tables in rows.values()):
+        parts.setdefault((table.source.path, table.source.task.name), []).append(table)
+    for (path, _), tables in parts.items():
+        if dropped := tables[0].dropped:
+            print(f"{path}: dropped {counted(dropped, 'bad row')}, kept {sum(map(len, tables)):,}")
 
 
 def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:
