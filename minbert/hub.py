@@ -86,8 +86,8 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 
-def known(source: str) -> Checkpoint | None:
-    """Return the checkpoint that this is the name or the repository of, or a folder of that name."""
+def find_checkpoint(source: str) -> Checkpoint | None:
+    """Return the checkpoint of this name or repository, or that an absolute path is named after, if any."""
     name = Path(source).name if os.path.isabs(source) else source
     return next((one for one in CHECKPOINTS.values() if name in (one.name, one.repository)), None)
 

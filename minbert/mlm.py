@@ -223,8 +223,8 @@ def fill(
     chosen = batch["input_ids"] == tokenizer.mask_token_id
     if not chosen.any():
         raise InputError(f"{shown(text)}: has no [MASK] among its first {most} tokens")
-    known = model.guesses(chosen, **batch)[:, : tokenizer.vocab_size]  # some models have rows to spare
-    best = known.softmax(dim=-1).topk(min(k, tokenizer.vocab_size))
+    logits = model.guesses(chosen, **batch)[:, : tokenizer.vocab_size]  # some models have rows to spare
+    best = logits.softmax(dim=-1).topk(min(k, tokenizer.vocab_size))
     return [
         list(zip(tokenizer.tokens(ids), values.tolist(), strict=True))
         for values, ids in zip(*best, strict=True)

@@ -160,8 +160,8 @@ class BertTokenizer:
         return self.backend.decode(list(input_ids))
 
     def save_pretrained(self, directory: str | Path, max_length: int = 512) -> None:
-        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them. It
-        cuts texts at `max_length` tokens when it is asked to truncate."""
+        """Write `tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as `transformers` reads them. That
+        cuts texts at `max_length` tokens if it is asked to truncate."""
         directory = named_folder(directory)
         write_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         vocabulary = self.backend.get_vocab()

@@ -90,8 +90,8 @@ def _pipeline(path: Path, flags: dict[str, Any], named: bool = True) -> Pipeline
 
 
 def _flags_of_stage(settings: dict[str, Any], shared: dict[str, Any], named: bool) -> dict[str, Any]:
-    """Return those of the flags that a stage uses. A seed is added to its own, so that stages that differ in
-    their seed alone still do."""
+    """Return those of the flags that a stage uses. A seed is added to the stage's own, so that stages that
+    differ only in their seeds still do."""
     own = {key: value for key, value in shared.items() if SETTINGS[key].used_by(settings.get("option", ""))}
     if "init" in settings:
         own = {key: value for key, value in own.items() if key not in ("weights", "revision")}
@@ -107,7 +107,7 @@ def _stage(settings: dict[str, Any], own: dict[str, Any], before: dict[str, Conf
     references = [settings.get("init", ""), *settings.get("run", ())]
     if unknown := [ref for ref in references if ref.startswith("@") and ref[1:] not in before]:
         raise InputError(f"{short_line(', '.join(unknown))}: no stage of that name before it")
-    if settings.get("option") == "ensemble":  # hours of training are not to end in a threshold too high
+    if settings.get("option") == "ensemble":  # or hours of training end at a threshold that no run reaches
         settings = {"or_best": True} | settings
     values = layered(settings, own)
     values |= {key: _absolute(key, value, values) for key, value in values.items() if key in PATHS}
@@ -120,6 +120,8 @@ def _stage(settings: dict[str, Any], own: dict[str, Any], before: dict[str, Conf
 
 def _resumed_pipeline(saved: Path, recipe: Path | None, flags: dict[str, Any]) -> Pipeline:
     """Return the pipeline as it was started; only the machine's flags may differ."""
+    if recipe is None and "seed" in flags:
+        raise InputError(f"{saved} has the seeds of the stages: leave --seed out, or add --recipe")
     machine = {
         name: value for name, value in flags.items() if name in MACHINE | PERMISSIONS | {"out", "resume"}
     }

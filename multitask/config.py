@@ -394,7 +394,7 @@ PATHS = ("data", "task_file", "weights", "init")
 MACHINE = {"threads", "device", "save_every", "keep_state", "verbose"}
 RESUMABLE = MACHINE | {"epochs"}
 PERMISSIONS = {"allow_pickle"}  # which the user gives, and no file
-NEUTRAL = MACHINE | {"out", "report"}  # without a part in what the model is
+NEUTRAL = MACHINE | {"out", "report"}  # do not affect the model
 
 
 @dataclass(frozen=True)
@@ -519,7 +519,7 @@ FIELDS = fields_of(Config) | {name: setting.field for name, setting in SETTINGS.
 
 
 def changed_flags(group: Group, *names: str) -> list[str]:
-    """Return the flags that give these settings of a group their values, without those of defaults."""
+    """Return those of these settings that differ from their defaults, as flags with their values."""
     values = {name: getattr(group, name) for name in names}
     changed = {name: value for name, value in values.items() if value != getattr(type(group), name)}
     return [word for name, value in changed.items() for word in (flag(name), str(value))]

@@ -25,6 +25,7 @@ from multitask.judgement import Calibrations, fit_calibrations
 from multitask.layout import CONFIG, PREDICTIONS
 from multitask.methods.ensemble import average, members
 from multitask.runs import (
+    check_has_heads,
     claim_folder,
     load_single,
     print_scores,
@@ -77,6 +78,7 @@ def tasks_of_runs(config: Config) -> dict[str, Task]:
     known: dict[str, Task] = {}
     for run in distinct_runs(config.runs.run):
         _, defined = read_definitions(best_folder(run) / "tasks.toml")
+        check_has_heads(Path(run), defined)
         for name, task in tasks.select(config.selection.tasks, defined).items():
             if known.setdefault(name, task) != task:
                 raise InputError(
@@ -92,7 +94,7 @@ def logits_of_runs(config: Config, tables: Splits, device: torch.device) -> Logi
     for run in distinct_runs(config.runs.run):
         model = load_single(Path(run), config, device)
         for split, of_task in logits.items():
-            for name in of_task.keys() & model.tasks.keys():
+            for name in [name for name in of_task if name in model.tasks]:
                 of_task[name][run] = model.logits_of_table(name, tables[split][name])
     return logits
 

@@ -125,7 +125,7 @@ class Reader:
 
 
 def open_reader(inputs: Inputs) -> Reader:
-    """Return the tokenizer of --weights or, if the default one is not available, what counts words."""
+    """Return the tokenizer of --weights or, if the default one is not available, a counter of words."""
     try:
         folder = hub.resolve_tokenizer(start_folder(inputs.weights), inputs.revision)
     except InputError as error:

@@ -18,14 +18,14 @@ from multitask.config import PATHS, Config
 from multitask.data import tasks
 from multitask.data.tables import SPLITS, Splits
 from multitask.data.tasks import Task
-from multitask.ensemble_model import is_ensemble, place_of, read_ensemble
+from multitask.ensemble_model import is_ensemble
 from multitask.ensembling import run_ensemble
 from multitask.export import run_export
 from multitask.finished import drop_state, finished_run, print_done, print_end
 from multitask.folder import check_held
 from multitask.inspecting import run_inspection
 from multitask.judgement import fit_calibrations, judge
-from multitask.layout import BEST, CONFIG, ENSEMBLE, PREDICTIONS, RESULT, TARGETS
+from multitask.layout import BEST, CONFIG, PREDICTIONS, RESULT, TARGETS
 from multitask.model import MultitaskBert
 from multitask.predict import predict
 from multitask.predictor import Predictor
@@ -157,10 +157,9 @@ def taught_by(teacher: Predictor, config: Config) -> Config:
 
 
 def task_file_of(run: Path) -> str | None:
-    """Return the task file that a run, or the first member of an ensemble, was trained with."""
-    if is_ensemble(run):
-        panel = next(iter(read_ensemble(run / ENSEMBLE).values()))
-        run = place_of(run, panel.members[0])
+    """Return the task file that a run, or the first run of an ensemble, was trained with, if it is known."""
+    if is_ensemble(run) and (runs := settings_of(run).get("run")):
+        run = Path(runs[0])
     return settings_of(run).get("task_file")
 
 

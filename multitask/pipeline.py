@@ -25,7 +25,9 @@ from multitask.forecast import measure
 from multitask.jobs import JOBS
 from multitask.layout import CONFIG, METRICS, PIPELINE, RESULT, STATE
 from multitask.preparation import tasks_of, with_commit
-from multitask.runs import print_if_sample
+from multitask.runs import check_holds_no_tables, print_if_sample
+
+TAKEN = ("data", "tasks", "task_file", "skip_bad_rows")  # settings that a student may have from its teacher
 
 
 def run_pipeline(pipeline: Pipeline) -> None:
@@ -35,7 +37,8 @@ def run_pipeline(pipeline: Pipeline) -> None:
     pipeline = replace(pipeline, stages=stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(lambda: stages_left(pipeline, out))
-    print_if_sample(next(iter(stages.values())))
+    if not next(iter(stages.values())).runs.run:  # whose data it would take
+        print_if_sample(next(iter(stages.values())))
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
         print(f"done before: {', '.join(name for name in pipeline.stages if name not in left)}")
@@ -70,6 +73,8 @@ def check_thresholds(stages: Mapping[str, Config]) -> None:
 
 def start(pipeline: Pipeline) -> Path:
     """Claim the pipeline's folder, write its stages into it, and return it."""
+    for config in pipeline.stages.values():
+        check_holds_no_tables(pipeline.out, config.tables.data)
     out = folder.claim(pipeline.out, pipeline.name, PIPELINE, pipeline.resume)
     folder.check_links(out, pipeline.stages)
     write_text(out / PIPELINE, tomli_w.dumps(pipeline.settings))
@@ -78,7 +83,7 @@ def start(pipeline: Pipeline) -> Path:
 
 def placed(config: Config, out: Path, name: str) -> Config:
     """Return the stage with its folder and those of the stages that it names; resumed if it has begun, with
-    the tables and tasks that it then took from its teacher."""
+    what it then took from its teacher."""
 
     def folder_of(value: str) -> str:
         return str(out / value[1:]) if value.startswith("@") else value
@@ -87,7 +92,7 @@ def placed(config: Config, out: Path, name: str) -> Config:
         if not (out / name / CONFIG).exists() and not (out / name / STATE).exists():
             return None
         _, saved = saved_settings(out / name)
-        return {key: value for key, value in (saved or {}).items() if key in ("data", "tasks")}
+        return {key: value for key, value in (saved or {}).items() if key in TAKEN}
 
     init, taken = config.start.init, distributed.from_writer(begun_with)
     return config.changed(

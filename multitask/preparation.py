@@ -20,7 +20,7 @@ from minbert.optim import AdamW, parameter_groups
 from minbert.tokenizer import BertTokenizer
 from multitask import distributed, machine
 from multitask.advice import command
-from multitask.config import TRAINING, Config, Mlm, Rows, Start, changed_flags
+from multitask.config import TRAINING, Config, Mlm, Rows, Start
 from multitask.data import tasks
 from multitask.data.cache import key_of
 from multitask.data.tables import SPLITS, Splits, Table, fingerprint, read_splits
@@ -54,8 +54,6 @@ def read_rows(config: Config, splits: Sequence[str], selected: Mapping[str, Task
     tables."""
     data, skip_bad_rows = config.tables.data, config.reading.skip_bad_rows
     if config.option == "mlm" and data is not None and is_plain_text(Path(data), selected.values()):
-        if idle := changed_flags(config.selection, "tasks") + changed_flags(config.start, "task_file"):
-            raise InputError(f"{data}: holds plain text, for which {idle[0]} does nothing")
         return read_texts(Path(data), config.mlm.held_out, skip_bad_rows)
     if config.mlm.held_out != Mlm().held_out:
         raise InputError("--held-out is for plain text, .txt files in --data; tables have dev rows")

@@ -44,15 +44,19 @@ def claim_folder(config: Config) -> Path:
             resume = None  # cannot be resumed, except as the unfinished stage of a recipe, which is run again
         return str(folder.claim(config.output.out, config.option, resume=resume))
 
-    out, data = config.output.out, config.tables.data
-    if out is not None and data is not None and os.path.realpath(out) == os.path.realpath(data):
-        raise InputError(f"{out}: holds the tables; choose another --out")
+    check_holds_no_tables(config.output.out, config.tables.data)
     run = Path(distributed.from_writer(claim))
     if not run.is_dir():
         raise InputError(
             f"{run}: not visible from this process; choose an --out in a folder that all machines share"
         )
     return run
+
+
+def check_holds_no_tables(out: str | None, data: str | None) -> None:
+    """Raise InputError if the folder of a run is to be that of its tables."""
+    if out is not None and data is not None and os.path.realpath(out) == os.path.realpath(data):
+        raise InputError(f"{out}: holds the tables; choose another --out")
 
 
 def print_if_sample(config: Config) -> None:
@@ -139,10 +143,12 @@ def data_of(run: Path) -> str | None:
 
 
 def with_tables_of(config: Config, run: Path) -> Config:
-    """Return the settings with a run's data, unless they name another, and without bad rows if it has left
-    them out."""
+    """Return the settings with a run's data, without bad rows if it has left them out; as they are if they
+    name other data."""
+    if config.tables.data is not None:
+        return config
     skipped = config.reading.skip_bad_rows or settings_of(run).get("skip_bad_rows", False)
-    return config.changed(data=config.tables.data or data_of(run), skip_bad_rows=skipped)
+    return config.changed(data=data_of(run), skip_bad_rows=skipped)
 
 
 def place_of_run(run: Path) -> Path:
@@ -161,8 +167,13 @@ def load_run(run: Path, config: Config, device: torch.device) -> Predictor:
 def load_single(run: Path, config: Config, device: torch.device) -> MultitaskBert:
     """Load a run's best model onto the device. Raises InputError if it has no heads."""
     model = machine.place(MultitaskBert.load(run), config.products, device)
-    if not model.tasks:
+    check_has_heads(run, model.tasks)
+    return model
+
+
+def check_has_heads(run: Path, defined: Mapping[str, Task]) -> None:
+    """Raise InputError if a run has no tasks."""
+    if not defined:
         raise InputError(
             f"{run}: is an encoder and has no heads, as after mnrl and mlm; fine-tune from it with --init"
         )
-    return model

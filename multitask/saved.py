@@ -1,4 +1,4 @@
-"""A run's model on the disk: its folder, and what that holds beside the encoder and the tokenizer."""
+"""A run's model on disk: its folder, and what that holds beside the encoder and the tokenizer."""
 
 from __future__ import annotations
 

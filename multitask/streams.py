@@ -88,7 +88,7 @@ def open_input(source: str) -> Iterator[Input]:
         if sys.stdin is None:
             raise InputError("standard input is closed; name a file with --input")
         if sys.stdin.isatty():
-            print("a text on each line, a tab between the two of a pair; Ctrl-D ends", file=sys.stderr)
+            print("a text on each line, a tab between the two of a pair; Ctrl-D to end", file=sys.stderr)
         yield _input(sys.stdin.buffer, "standard input")
         return
     with _open(source) as file:

@@ -131,8 +131,7 @@ def test_a_run_without_its_folder_and_one_of_the_sample(tiny, tmp_path):
         ("bert-tiny", "google/bert_uncased_L-2_H-128_A-2", "BooksCorpus"),
     ],
 )
-def test_the_checkpoint_is_the_one_it_was(weights, base, what):
-    """A repository of another owner is another checkpoint, whatever its name."""
+def test_a_repository_of_another_owner_is_another_checkpoint(weights, base, what):
     assert repository_of(weights) == base
     said = pretraining(weights)
     assert what in said[0] if what else said == []

@@ -70,7 +70,21 @@ def test_a_few_labels_of_another_form_do_not_make_scores_classes(tmp_path, stray
     )
     assert (found.task.kind.name, found.task.low, found.task.high) == ("regression", 1, 7)
     assert found.notes["kind"] == "numbers from 1 to 7; 1 label of another form will be refused"
-    assert found.task.id == "id"  # although two rows have the same one
+    assert (found.task.id, found.notes["id"]) == ("id", "a row that repeats an id will be refused")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        ([0] * 97 + ["toxic"] * 3, "binary", ("0", "toxic")),
+        ([0, 1, 2] * 33 + ["off_topic"], "classification", ("0", "1", "2", "off_topic")),
+        ([1, 2, 3, 4] * 30 + ["n/a"], "classification", ("1", "2", "3", "4")),
+    ],
+)
+def test_a_rare_class_may_be_a_word_among_numbers(tmp_path, labels, kind, classes):
+    """Unless the word says that there is no label."""
+    task = with_labels(tmp_path, "topic", labels, times=1)
+    assert (task.kind.name, task.labels) == (kind, classes)
 
 
 def test_rare_classes_change_the_metric_and_weights_are_offered(tmp_path):

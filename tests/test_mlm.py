@@ -433,8 +433,6 @@ def test_what_is_wrong_with_plain_text_ends_in_one_line(tiny, tmp_path, capsys):
     assert said.count("\n") == 1 and "have no line for dev; add some, or change --held-out" in said
     assert main([*words[:4], "--held-out", "0.5"]) == 2
     assert "--held-out is for plain text" in capsys.readouterr().err
-    assert main([*words, "--tasks", "sentiment"]) == 2
-    assert "holds plain text, for which --tasks does nothing" in capsys.readouterr().err
 
 
 def test_tables_come_before_text(tiny, tmp_path, capsys):

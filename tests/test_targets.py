@@ -215,7 +215,7 @@ def test_the_tasks_and_the_bad_rows_of_own_tables_are_the_teachers(tiny, tmp_pat
             file.write("bad\n")
     words = ["finetune", "--data", "data", "--task-file", "own.toml", "--skip-bad-rows", *STUDENT]
     assert main([*words, "--weights", str(tiny), "--out", "teacher"]) == 0
-    assert main(["ensemble", "--run", "teacher", "--out", "both"]) == 0
+    assert main(["ensemble", "--run", "teacher", "--copy", "--out", "both"]) == 0
     for run in ("teacher", "both"):
         assert main(["evaluate", "--run", run]) == 0
     assert distill(tiny, "both", "student") == 0

@@ -51,6 +51,7 @@ SCORES = {  # what labels are called that are numbers, not classes
     *("score", "rating", "stars", "star", "grade", "points", "similarity", "relatedness", "relevance"),
     *("quality", "price", "percent", "rank", "temperature", "age"),
 }
+MISSING = {"n/a", "na", "nan", "null", "none", "-", "?"}  # labels of rows that have none, among numbers
 NEGATIVE = {"no", "not", "non", "false", "negative", "neg", "ham", "bad", "none", "different", "n", "un"}
 LEAST_WORDS = 3  # on average, of a column of texts that is not called like one
 LEAST_VARIETY = 0.2  # of such a column
@@ -236,12 +237,15 @@ def choose_id(known: Profile, others: Collection[Column]) -> str:
     taken = {column.name for column in others}
     called = LABELS | SCORES | TEXTS
     unique = [name for name in known.unique if name not in taken and not words_of(name) & called]
-    return next(iter(sorted(known.ids, key=lambda name: name != "id") + unique), "")
+    ids = sorted(known.ids, key=lambda name: (name != "id", name in known.repeating))
+    return next(iter(ids + unique), "")
 
 
 def _of_id(key: str, known: Profile) -> str:
     if not key:
         return "no column looks like an id: the rows are numbered by line"
+    if key in known.repeating:
+        return "a row that repeats an id will be refused"
     return "" if key in known.ids else "has another value in every row"
 
 
@@ -273,12 +277,14 @@ def meaning_of(label: Column) -> Meaning:
     if words and words <= BOOLEANS.keys():
         spelled = values if len(values) == len(words) == len(BOOLEANS) else BOOLEANS
         return _binary(label, sorted(spelled, key=str.lower))
-    if label.is_numeric:
-        numbers = _numbers(label, [value for value in values if number_of(value) is not None])
-        if not label.strays:
-            return numbers
-        note = f"{numbers.notes['kind']}; {counted(label.strays, 'label')} of another form will be refused"
-        return replace(numbers, notes={**numbers.notes, "kind": note})
+    if label.is_numeric and not label.strays:
+        return _numbers(label, values)
+    numbers = [value for value in values if number_of(value) is not None]
+    others = words - {value.lower() for value in numbers}
+    if label.is_numeric and (others <= MISSING or len(numbers) > MOST_NUMBERED):  # and no class is a word
+        found = _numbers(label, numbers)
+        note = f"{found.notes['kind']}; {counted(label.strays, 'label')} of another form will be refused"
+        return replace(found, notes={**found.notes, "kind": note})
     if len(values) == 2:
         pair = sorted(values, key=lambda value: (not words_of(value) & NEGATIVE, -label.counts[value]))
         return _binary(label, pair)

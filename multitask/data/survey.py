@@ -26,6 +26,7 @@ IMBALANCED = 5  # times as many rows of one class as of another
 
 Watch = Callable[[Iterable[Any], str], Iterable[Any]]  # items and what they are called -> the same items
 LONGEST_ID = 64  # characters
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # neither inf nor nan
 _ID = re.compile(r"(?:\b|_)(?:id|key|uid|uuid|guid|idx|index|no|nr|num|number|code|ref)$", re.IGNORECASE)
 _SPLIT = re.compile(
     rf"(?<![a-z])({'|'.join(sorted(SPLIT_OF, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
@@ -129,12 +130,7 @@ class Column:
 
 def number_of(text: str) -> float | None:
     """Return the finite number that a text is, if it is one as a task reads them."""
-    if not text[-1:].isdigit() and text[-1:] != ".":
-        return None
-    try:
-        number = float(text.replace("_", "?"))
-    except ValueError:
-        return None
+    number = float(text) if NUMBER.fullmatch(text) else math.inf
     return number if math.isfinite(number) else None
 
 
@@ -158,8 +154,9 @@ class Profile:
 
     rows: int  # of train and dev
     columns: Sequence[Column]  # of train and dev, as far as each table has them, once
-    ids: Sequence[str]  # those called like ids that every table has, with another value in almost each row
-    unique: Sequence[str]  # the others of which that holds, if their values are words or whole numbers
+    ids: Sequence[str]  # called like ids, in every table, with another value in each row, or in almost each
+    repeating: Sequence[str]  # those of them that repeat a value
+    unique: Sequence[str]  # other columns with another value in each row, words or whole numbers
     in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
     problem: str  # the first bad row; empty if there is none
 
@@ -178,16 +175,18 @@ def profile(group: Group, watch: Watch) -> Profile:
         if all(column.name in one.unique for one in read) and (in_test is None or column.name in in_test)
     ]
     ids = [name for name in unique if _ID.search(name)]
+    repeating = [name for name in ids if any(name in one.repeating for one in read)]
     others = [name for name in unique if name not in ids]
     problem = next((one.problem for one in read if one.problem), "")
-    return Profile(sum(one.rows for one in read), shared, ids, others, in_test, problem)
+    return Profile(sum(one.rows for one in read), shared, ids, repeating, others, in_test, problem)
 
 
 @dataclass(frozen=True)
 class _Counted:
     rows: int
     names: frozenset[str]
-    unique: frozenset[str]  # that may be ids: with another value in each row
+    unique: frozenset[str]  # that may be ids: with another value in each row, or in almost each
+    repeating: frozenset[str]  # those of them that repeat a value
     problem: str
 
 
@@ -211,8 +210,9 @@ def _count(path: Path, columns: dict[str, Column], watch: Watch) -> _Counted:
                 hashes.add(hash(value))
                 if not value or (not _ID.search(name) and (len(hashes) < rows or not _may_be_id(value))):
                     del seen[name]
-    unique = frozenset(name for name, hashes in seen.items() if rows and len(hashes) >= LEAST_UNIQUE * rows)
-    return _Counted(rows, frozenset(names), unique, problem)
+    values = {name: len(hashes) for name, hashes in seen.items() if len(hashes) >= LEAST_UNIQUE * rows > 0}
+    repeating = frozenset(name for name, count in values.items() if count < rows)
+    return _Counted(rows, frozenset(names), frozenset(values), repeating, problem)
 
 
 def _may_be_id(value: str) -> bool:

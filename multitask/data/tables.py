@@ -390,7 +390,8 @@ def read_splits(
                 if data is None:
                     remedy = "name the folder of your tables with --data, or"
                 raise InputError(f"{path}: no such file; {remedy} leave task {task.name} out with --tasks")
-    tables, problems = Splits({split: {} for split in splits}), dict[str, None]()
+    tables: Splits = {split: {} for split in splits}
+    problems: dict[str, None] = {}
     for split, (name, task) in product(splits, tasks.items()):
         try:
             tables[split] |= read_split(directory, split, {name: task}, skip_bad_rows)
@@ -452,9 +453,9 @@ def print_dropped(rows: Splits) -> None:
     parts: dict[tuple[Path, str], list[Table]] = {}
     for table in chain.from_iterable(tables.values() for tables in rows.values()):
         parts.setdefault((table.source.path, table.source.task.name), []).append(table)
-    for (path, _), tables in parts.items():
-        if dropped := tables[0].dropped:
-            print(f"{path}: dropped {counted(dropped, 'bad row')}, kept {sum(map(len, tables)):,}")
+    for (path, _), found in parts.items():
+        if dropped := found[0].dropped:
+            print(f"{path}: dropped {counted(dropped, 'bad row')}, kept {sum(map(len, found)):,}")
 
 
 def fingerprint(splits: Iterable[Mapping[str, Table]]) -> str:

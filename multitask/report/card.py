@@ -18,7 +18,7 @@ from typing import Any
 from minbert.config import BertConfig
 from minbert.errors import visible
 from minbert.files import write_text
-from minbert.hub import REPOSITORY, known
+from minbert.hub import REPOSITORY, find_checkpoint
 from multitask.config import DEFAULTS, NEUTRAL, SETTINGS, Start, flag
 from multitask.data.tables import SPLITS
 from multitask.data.tasks import Task
@@ -170,7 +170,7 @@ def front_matter(subject: Subject, usage: Usage) -> str:
 
 def repository_of(checkpoint: str) -> str:
     """Return the repository of the hub that has a checkpoint, if there is one."""
-    if found := known(checkpoint):
+    if found := find_checkpoint(checkpoint):
         return found.repository
     return checkpoint if REPOSITORY.fullmatch(checkpoint) else ""
 

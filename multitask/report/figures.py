@@ -253,12 +253,11 @@ def confusion_matrix(
     axes.set(xlabel="predicted", ylabel="true")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for (row, column), fraction in np.ndenumerate(fractions):
-        if len(classes) > MANY_CLASSES:
-            break
-        text = f"{fraction:.2f}" if rows[row] else "–"
-        colour = theme.ground if fraction > 0.55 else theme.ink
-        axes.text(column, row, text, ha="center", va="center", color=colour)
+    if len(classes) <= MANY_CLASSES:
+        for (row, column), fraction in np.ndenumerate(fractions):
+            text = f"{fraction:.2f}" if rows[row] else "–"
+            colour = theme.ground if fraction > 0.55 else theme.ink
+            axes.text(column, row, text, ha="center", va="center", color=colour)
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minbert.errors import InputError
-from minbert.hub import CHECKPOINTS, known
+from minbert.hub import CHECKPOINTS, find_checkpoint
 from multitask.config import Config, Start
 from multitask.layout import CONFIG
 from multitask.recipes import read_settings
@@ -34,5 +34,5 @@ def first_checkpoint(source: str) -> str:
 
 def pretraining(checkpoint: str) -> list[str]:
     """Return a sentence on what a known checkpoint was pre-trained on, in a list; none for an unknown one."""
-    found = known(checkpoint)
+    found = find_checkpoint(checkpoint)
     return [f"Pre-training of {found.name}: {found.pretraining}."] if found else []
