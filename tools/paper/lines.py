@@ -61,4 +61,16 @@ SMALL: dict[str, tuple[Line, ...]] = {
         Line("normalize", "small-normalize", "small-inf"),
         Line("without SMART", "small-annealed", "small-inf"),
     ),
+    "lambdas": (
+        Line("lambda 1.5", "small-inf"),
+        Line(".5", "small-lambda-05", "small-inf"),
+        Line("5", "small-lambda-5", "small-inf"),
+        Line("15", "small-lambda-15", "small-inf"),
+    ),
+    "batches": (
+        Line("16 rows, 200 updates an epoch", "small-annealed"),
+        Line("16 rows, 100", "small-16x100", "small-annealed"),
+        Line("8 rows, 200", "small-8x200", "small-annealed"),
+        Line("8 rows, 400", "small-8x400", "small-annealed"),
+    ),
 }
