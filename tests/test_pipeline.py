@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tomli_w
 from helpers import contents, make_config, metrics_without_clock, write_tables
 
 from minbert.errors import InputError
@@ -275,7 +276,7 @@ def test_a_resumed_pipeline_keeps_its_settings_but_for_the_machines(words, finis
     for change in (["--epochs", "3"], ["--seed", "1"]):
         with pytest.raises(InputError, match=r"stage .* was started with"):
             resolve([*words, *change, "--resume", "--out", str(finished)])
-        with pytest.raises(InputError, match="stage .* was started with|the seeds of the stages"):
+        with pytest.raises(InputError, match=r"stage .* was started with|the seeds of the stages"):
             resolve([*change, "--resume", "--out", str(finished)])
 
 
@@ -313,3 +314,13 @@ def test_a_threshold_of_no_task_is_refused_before_anything_is_trained(tiny, tmp_
 )
 def test_durations(seconds, text):
     assert pipeline.duration(seconds) == text
+
+
+def test_a_resumed_student_keeps_what_it_took_from_its_teacher(tmp_path):
+    stage = stages_of("--recipe", "best")["student"]
+    taken = {"data": "d", "tasks": ("mine",), "task_file": "mine.toml", "skip_bad_rows": True}
+    begun = tmp_path / "student" / "config.toml"
+    begun.parent.mkdir()
+    begun.write_text(tomli_w.dumps(stage.changed(**taken).settings))
+    resumed = pipeline.placed(stage, tmp_path, "student")
+    assert {name: resumed.settings[name] for name in taken} == taken and resumed.saving.resume
