@@ -228,16 +228,16 @@ def test_heads_that_are_missing_or_torn(saved, spoil):
         ({"pooling": 3}, "pooling must be one of cls, mean, not 3"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"max_len": 12}, r"unknown key 'max_len'; did you mean max_length\?"),
-        ({"tasks": 3}, r"it lacks sections \[tasks.NAME\]"),
+        ({"tasks": 3}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
         ({"pooling": None}, "lacks pooling"),
         ({"head_dropout": None, "max_length": None}, "lacks head_dropout, max_length"),
-        ({"tasks": None}, r"it lacks sections \[tasks.NAME\]"),
+        ({"tasks": None}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
         ({"pooling": "max"}, "pooling must be one of cls, mean, not 'max'"),
         ({"head_dropout": 2.0}, "head_dropout must be a number, at least 0 and below 1, not 2.0"),
         ({"head_dropout": math.nan}, "head_dropout must be a number, at least 0 and below 1, not nan"),
         ({"max_length": 3}, "max_length must be a whole number, at least 4 and .*"),  # special tokens alone
         ({"max_length": 10**12}, "max_length must be a whole number, .* at most .*, not 1000000000000"),
-        ({"tasks": {"sentiment": 3}}, r"it lacks sections \[tasks.NAME\]"),
+        ({"tasks": {"sentiment": 3}}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
     ],
 )
 def test_a_task_file_that_is_not_one(saved, change, problem):
