@@ -48,6 +48,7 @@ LINES = (
     Line("ensemble of --recipe best", "recipe-ensemble", "ensemble-of-rows", in_readme=False),
     Line("the best ensemble", "best-ensemble", "ensemble-of-rows"),
     Line("student of an ensemble", "student", "mnrl-bregman-ball-5x"),
+    Line("student of --recipe best", "recipe-student", "mnrl-bregman-ball-5x", in_readme=False),
 )
 
 SMALL: dict[str, tuple[Line, ...]] = {
@@ -73,5 +74,10 @@ SMALL: dict[str, tuple[Line, ...]] = {
         Line("16 rows, 100", "small-16x100", "small-annealed"),
         Line("8 rows, 200", "small-8x200", "small-annealed"),
         Line("8 rows, 400", "small-8x400", "small-annealed"),
+    ),
+    "base": (
+        Line("mu 0", "small-base-control"),
+        Line("mu .3, beta .75", "small-base-bregman", "small-base-control"),
+        Line("mu 3, beta .3", "small-base-strong", "small-base-control"),
     ),
 }
