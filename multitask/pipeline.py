@@ -37,8 +37,9 @@ def run_pipeline(pipeline: Pipeline) -> None:
     pipeline = replace(pipeline, stages=stages)
     out = Path(distributed.from_writer(lambda: str(start(pipeline))))
     left = distributed.from_writer(lambda: stages_left(pipeline, out))
-    if not next(iter(stages.values())).runs.run:  # whose data it would take
-        print_if_sample(next(iter(stages.values())))
+    first = next(iter(stages.values()))
+    if not first.runs.run:  # whose data it would take
+        print_if_sample(first)
     print(f"stages {', '.join(pipeline.stages)}, in {out}")
     if len(left) < len(pipeline.stages):
         print(f"done before: {', '.join(name for name in pipeline.stages if name not in left)}")

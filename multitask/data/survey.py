@@ -154,7 +154,7 @@ class Profile:
 
     rows: int  # of train and dev
     columns: Sequence[Column]  # of train and dev, as far as each table has them, once
-    ids: Sequence[str]  # called like ids, in every table, with another value in each row, or in almost each
+    ids: Sequence[str]  # called like ids, in every table; (nearly) every row has its own value
     repeating: Sequence[str]  # those of them that repeat a value
     unique: Sequence[str]  # other columns with another value in each row, words or whole numbers
     in_test: frozenset[str] | None  # the columns of the test table; None if there is no such table
@@ -185,7 +185,7 @@ def profile(group: Group, watch: Watch) -> Profile:
 class _Counted:
     rows: int
     names: frozenset[str]
-    unique: frozenset[str]  # that may be ids: with another value in each row, or in almost each
+    unique: frozenset[str]  # that may be ids: (nearly) every row has its own value
     repeating: frozenset[str]  # those of them that repeat a value
     problem: str
 
