@@ -13,6 +13,7 @@ from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 CHUNK = 2**19  # elements of a parameter updated at a time: five tensors of 2 MB each
+TOGETHER = ("cuda",)  # devices on which starting an operation takes longer than updating a parameter
 
 
 class AdamW(Optimizer):
@@ -27,7 +28,8 @@ class AdamW(Optimizer):
     `correct_bias=False` sets m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
     every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
-    torch.compile fuses the update's eight passes over memory into one.
+    torch.compile fuses the update's eight passes over memory into one; on a GPU, where all parameters are
+    updated together, it changes nothing.
 
     With the moments corrected, a first step is of size lr, whatever the size of the gradient:
 
@@ -73,9 +75,12 @@ class AdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moving:
+                if parameter.device.type not in TOGETHER:
                     self._update(parameter, parameter.grad, scale, group)
+            if together := [parameter for parameter in moving if parameter.device.type in TOGETHER]:
+                self._update_together(together, scale, group)
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, scale: float, group: dict[str, Any]) -> None:
@@ -85,23 +90,9 @@ class AdamW(Optimizer):
         first, keeps "step" (t, an int), "exp_avg" (m) and "exp_avg_sq" (v); `group` has "lr", "betas", "eps",
         "weight_decay" and "correct_bias". Raises ValueError if the gradient is sparse.
         """
-        if grad.is_sparse:
-            raise ValueError("AdamW does not support sparse gradients")
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        correction1, correction2 = 1.0, 1.0
-        if group["correct_bias"]:
-            correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        # lr m' / (sqrt(v') + eps) with the corrections factored out: rate m / (sqrt(v) + floor)
-        rate = group["lr"] * math.sqrt(correction2) / correction1
-        floor = group["eps"] * math.sqrt(correction2)
-        decay = 1 - group["lr"] * group["weight_decay"]
-        tensors = parameter, grad, state["exp_avg"], state["exp_avg_sq"]
+        rate, floor = self._count(parameter, grad, group)
+        (beta1, beta2), decay = group["betas"], 1 - group["lr"] * group["weight_decay"]
+        tensors = parameter, grad, self.state[parameter]["exp_avg"], self.state[parameter]["exp_avg_sq"]
         if group["compiled"] and all(tensor.is_contiguous() for tensor in tensors):
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             numbers = torch.tensor(
@@ -119,6 +110,40 @@ class AdamW(Optimizer):
                 theta.mul_(decay)
             # 1 / rsqrt(v) for sqrt(v): MKL's sqrt is 5 times as slow at 0, 30 times at denormal numbers.
             theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
+
+    def _update_together(self, parameters: list[Tensor], scale: float, group: dict[str, Any]) -> None:
+        """Take the same step on several parameters, with one operation for all of them where `_update` has
+        one for each."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        numbers = [self._count(*each, group) for each in zip(parameters, grads, strict=True)]
+        rates, floors = zip(*numbers, strict=True)
+        (beta1, beta2), decay = group["betas"], 1 - group["lr"] * group["weight_decay"]
+        m, v = ([self.state[each][name] for each in parameters] for name in ("exp_avg", "exp_avg_sq"))
+        if scale != 1:
+            grads = [*torch._foreach_mul(grads, scale)]
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        torch._foreach_mul_(parameters, decay)
+        denominators = torch._foreach_sqrt(v)
+        torch._foreach_add_(denominators, floors)
+        torch._foreach_addcdiv_(parameters, m, denominators, [-rate for rate in rates])
+
+    def _count(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, float]:
+        """Count a parameter's step, and start its moments from zero before the first. Return lr and eps with
+        the corrections in them, so that lr m' / (sqrt(v') + eps) is rate m / (sqrt(v) + floor)."""
+        if grad.is_sparse:
+            raise ValueError("AdamW does not support sparse gradients")
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        correction1, correction2 = 1.0, 1.0
+        if group["correct_bias"]:
+            correction1, correction2 = (1 - beta ** state["step"] for beta in group["betas"])
+        return group["lr"] * math.sqrt(correction2) / correction1, group["eps"] * math.sqrt(correction2)
 
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
