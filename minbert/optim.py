@@ -28,8 +28,8 @@ class AdamW(Optimizer):
     `correct_bias=False` sets m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
     every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
-    torch.compile fuses the update's eight passes over memory into one; on a GPU, where all parameters are
-    updated together, it changes nothing.
+    torch.compile fuses the update's eight passes over memory into one, except on "cuda" devices, where all
+    parameters are updated together.
 
     With the moments corrected, a first step is of size lr, whatever the size of the gradient:
 
@@ -67,19 +67,22 @@ class AdamW(Optimizer):
         self, closure: Callable[[], Tensor] | None = None, scale: float = 1.0
     ) -> Tensor | None:
         """Update every parameter that has a gradient. Return the loss of `closure`, if one is given.
+        Raises ValueError if a gradient is sparse.
 
-        Each gradient is multiplied by `scale` as it is read, and is itself left unchanged: see `clip_scale`.
+        Each gradient counts as `scale` times itself, and is left unchanged: see `clip_scale`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in moving:
+            pairs = [(each, each.grad) for each in group["params"] if each.grad is not None]
+            if any(grad.is_sparse for _, grad in pairs):
+                raise ValueError("AdamW does not support sparse gradients")
+            for parameter, grad in pairs:
                 if parameter.device.type not in TOGETHER:
-                    self._update(parameter, parameter.grad, scale, group)
-            if together := [parameter for parameter in moving if parameter.device.type in TOGETHER]:
+                    self._update(parameter, grad, scale, group)
+            if together := [pair for pair in pairs if pair[0].device.type in TOGETHER]:
                 self._update_together(together, scale, group)
         return loss
 
@@ -88,10 +91,10 @@ class AdamW(Optimizer):
 
         The gradient is `scale` times `grad`, which is left unchanged. `self.state[parameter]`, empty at
         first, keeps "step" (t, an int), "exp_avg" (m) and "exp_avg_sq" (v); `group` has "lr", "betas", "eps",
-        "weight_decay" and "correct_bias". Raises ValueError if the gradient is sparse.
+        "weight_decay" and "correct_bias".
         """
-        rate, floor = self._count(parameter, grad, group)
-        (beta1, beta2), decay = group["betas"], 1 - group["lr"] * group["weight_decay"]
+        rate, floor, decay = self._begin_step(parameter, group)
+        beta1, beta2 = group["betas"]
         tensors = parameter, grad, self.state[parameter]["exp_avg"], self.state[parameter]["exp_avg_sq"]
         if group["compiled"] and all(tensor.is_contiguous() for tensor in tensors):
             dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -111,29 +114,31 @@ class AdamW(Optimizer):
             # 1 / rsqrt(v) for sqrt(v): MKL's sqrt is 5 times as slow at 0, 30 times at denormal numbers.
             theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
 
-    def _update_together(self, parameters: list[Tensor], scale: float, group: dict[str, Any]) -> None:
-        """Take the same step on several parameters, with one operation for all of them where `_update` has
-        one for each."""
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        numbers = [self._count(*each, group) for each in zip(parameters, grads, strict=True)]
-        rates, floors = zip(*numbers, strict=True)
-        (beta1, beta2), decay = group["betas"], 1 - group["lr"] * group["weight_decay"]
+    def _update_together(
+        self, pairs: list[tuple[Tensor, Tensor]], scale: float, group: dict[str, Any]
+    ) -> None:
+        """Take the same step on several parameters, given with their gradients: each operation is started
+        once for all of them. This needs memory for one or two copies of them."""
+        parameters, grads = zip(*pairs, strict=True)
+        rates, floors, decays = zip(*(self._begin_step(each, group) for each in parameters), strict=True)
+        beta1, beta2 = group["betas"]
         m, v = ([self.state[each][name] for each in parameters] for name in ("exp_avg", "exp_avg_sq"))
         if scale != 1:
-            grads = [*torch._foreach_mul(grads, scale)]
+            grads = torch._foreach_mul(grads, scale)
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        torch._foreach_mul_(parameters, decay)
+        torch._foreach_mul_(parameters, decays)
         denominators = torch._foreach_sqrt(v)
         torch._foreach_add_(denominators, floors)
         torch._foreach_addcdiv_(parameters, m, denominators, [-rate for rate in rates])
 
-    def _count(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, float]:
-        """Count a parameter's step, and start its moments from zero before the first. Return lr and eps with
-        the corrections in them, so that lr m' / (sqrt(v') + eps) is rate m / (sqrt(v) + floor)."""
-        if grad.is_sparse:
-            raise ValueError("AdamW does not support sparse gradients")
+    def _begin_step(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, float, float]:
+        """Count a parameter's step, and before the first, start its moments from zero.
+
+        Return the step's numbers: with the corrections factored out, lr m' / (sqrt(v') + eps) is
+        rate m / (sqrt(v) + floor), and theta is first multiplied by decay.
+        """
         state = self.state[parameter]
         if not state:
             state["step"] = 0
@@ -143,7 +148,10 @@ class AdamW(Optimizer):
         correction1, correction2 = 1.0, 1.0
         if group["correct_bias"]:
             correction1, correction2 = (1 - beta ** state["step"] for beta in group["betas"])
-        return group["lr"] * math.sqrt(correction2) / correction1, group["eps"] * math.sqrt(correction2)
+        rate = group["lr"] * math.sqrt(correction2) / correction1
+        floor = group["eps"] * math.sqrt(correction2)
+        decay = 1 - group["lr"] * group["weight_decay"]
+        return rate, floor, decay
 
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -158,7 +166,7 @@ def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def _in_one_pass(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
-    """Do the same in a form for torch.compile.
+    """Do what `AdamW._update` does to one parameter, in a form for torch.compile.
 
     The numbers come in a tensor, because each new Python number would be compiled into a new program.
     """

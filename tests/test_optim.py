@@ -225,7 +225,9 @@ def test_together_each_parameter_has_its_own_step(
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
-def test_sparse_gradient_is_refused() -> None:
+@pytest.mark.parametrize("together", [(), ("cpu",)], ids=["one by one", "together"])
+def test_sparse_gradient_is_refused(together: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "TOGETHER", together)
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"^AdamW does not support sparse gradients$"):
