@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import pearsonr
 
 import measures
+import pool
 import published
 from record import RESULTS, lines_of
 
@@ -23,8 +24,12 @@ def test_the_pages_are_what_the_records_draw(tmp_path):
 
 def test_the_records_agree_with_what_was_judged():
     judged = json.loads(published.JUDGED.read_text())["rows"]
+    averages = [line.cell for line in published.LINES if line.members]
     for cell, found in judged.items():
-        if seeds := lines_of(RESULTS / f"{cell}.jsonl"):  # an average has none
+        seeds = lines_of(RESULTS / f"{cell}.jsonl")
+        if cell in averages:
+            assert not seeds
+        else:
             assert found["score"]["n"] == len(seeds)
             scores = [one["dev"]["score"] for one in seeds]
             assert found["score"]["each"] == pytest.approx(scores, abs=1e-3)  # float16 outputs
@@ -73,3 +78,17 @@ def test_a_page_without_its_marks_is_refused(tmp_path):
     (tmp_path / "page.md").write_text("no marks\n")
     with pytest.raises(published.InputError, match="lacks the lines <!-- scores -->"):
         published.fill(tmp_path / "page.md", {"scores": []})
+
+
+def test_averages_become_the_logits_of_their_probabilities():
+    classes, binary, values = np.array([[0.2, 0.3, 0.5]]), np.array([[0.25, 0.75]]), np.array([2.5])
+    assert pool.to_logits(classes, 3).softmax(dim=1).numpy() == pytest.approx(classes)
+    assert pool.to_logits(binary, 1).sigmoid().item() == pytest.approx(0.75)
+    assert pool.to_logits(values, 1).item() == 2.5
+
+
+def test_a_pool_of_unknown_cells_or_without_a_task_is_refused(tmp_path):
+    for cells, why in ((["recipe-sst", "nosuch"], "outputs of nosuch"), (["recipe-sst"], "for para, sts")):
+        with pytest.raises(pool.InputError, match=why):
+            pool.pool("new", cells, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (RESULTS / "new.jsonl").exists()

@@ -19,15 +19,13 @@ class Line:
     in_readme: bool = True
 
 
-FULL_PASSES = "baseline-full-pass-5x"
 METHODS = (
     Line("baseline: tasks in turn", "baseline-equal-updates-5x"),
-    Line("baseline, full passes", FULL_PASSES, in_readme=False),
     Line("baseline + SMART", "baseline-smart-ball-5x", "baseline-equal-updates-5x"),
     Line("annealed", "annealed-5x", "baseline-equal-updates-5x"),
     Line("annealed + SMART", "annealed-smart-ball-5x", "annealed-5x"),
     Line("MNRL + annealed + SMART", "mnrl-annealed-smart-ball-5x", "annealed-smart-ball-5x"),
-    Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x"),
+    Line("the same, trained on (mu = 0)", "mnrl-control-ball-5x", "mnrl-annealed-smart-ball-5x"),
     Line("MNRL + BPPO (mu 1, beta .75)", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
     Line(
         "MNRL + BPPO (mu 3, beta .99:.999)",
@@ -42,13 +40,16 @@ LINES = (
         "ensemble of the rows above",
         "ensemble-of-rows",
         "mnrl-bregman-ball-5x",
-        members=tuple(line.cell for line in METHODS if line.cell != FULL_PASSES),
+        members=tuple(line.cell for line in METHODS),
         in_readme=False,
     ),
     Line("ensemble of --recipe best", "recipe-ensemble", "ensemble-of-rows", in_readme=False),
     Line("the best ensemble", "best-ensemble", "ensemble-of-rows"),
-    Line("student of an ensemble", "student", "mnrl-bregman-ball-5x"),
+    Line("student of an ensemble", "student", "mnrl-bregman-ball-5x", in_readme=False),
     Line("student of --recipe best", "recipe-student", "mnrl-bregman-ball-5x", in_readme=False),
+    Line("student of nine specialists", "student-of-nine", "student", in_readme=False),
+    Line("student of eight specialists", "student-of-eight", "student"),
+    Line("baseline, full passes", "baseline-full-pass-5x", "baseline-equal-updates-5x", in_readme=False),
 )
 
 SMALL: dict[str, tuple[Line, ...]] = {
@@ -79,5 +80,27 @@ SMALL: dict[str, tuple[Line, ...]] = {
         Line("mu 0", "small-base-control"),
         Line("mu .3, beta .75", "small-base-bregman", "small-base-control"),
         Line("mu 3, beta .3", "small-base-strong", "small-base-control"),
+    ),
+    "after": (
+        Line("4 epochs at 5e-6, mu 0", "mnrl-control-ball-5x"),
+        Line("mu 3, beta .99:.999", "mnrl-bregman-strong-ball-5x", "mnrl-control-ball-5x"),
+        Line("mu 1, beta .9", "small-after-mnrl-beta", "mnrl-control-ball-5x"),
+        Line("mu 1, beta .75", "mnrl-bregman-ball-5x", "mnrl-control-ball-5x"),
+        Line("the same, 25 epochs at 5e-7", "small-after-mnrl", "mnrl-control-ball-5x"),
+    ),
+    "epochs": (
+        Line("15 epochs", "small-15-epochs"),
+        Line("25", "small-25-epochs", "small-15-epochs"),
+        Line("50", "small-50-epochs", "small-15-epochs"),
+    ),
+    "longer": (
+        Line("lambda 1.5", "small-long-1"),
+        Line("5", "small-long-5", "small-long-1"),
+        Line("15", "small-long-15", "small-long-1"),
+    ),
+    "precision": (
+        Line("bf16, CPU", "baseline-equal-updates-5x"),
+        Line("float32, CPU", "baseline-float32", "baseline-equal-updates-5x"),
+        Line("float32, GPU", "baseline-float32-gpu", "baseline-equal-updates-5x"),
     ),
 }

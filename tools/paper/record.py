@@ -1,6 +1,6 @@
 """Record finished runs compactly: one line each in tools/results/CELL.jsonl, with their outputs beside it.
 
-    python tools/paper/record.py CELL RUN [RUN ...] [--commit HASH]
+    python tools/paper/record.py CELL RUN [RUN ...] [--commit HASH] [--processor NAME --torch VERSION]
 
 A line has the run's settings without paths, the records of its epochs, its commit and its machine; that of an
 ensemble has its members, and the seed 0. The outputs on the dev and test tables are in
@@ -34,11 +34,14 @@ def main() -> int:
     parser.add_argument("cell", help="name of the cell, the same for all its seeds")
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs")
     parser.add_argument("--commit", help="commit of the code that ran (default: this checkout's)")
+    here = rounding()
+    parser.add_argument("--processor", default=here["processor"], help="what it ran on (default: this one)")
+    parser.add_argument("--torch", default=here["torch"], help="its version of torch (default: this one)")
     args = parser.parse_args()
     try:
         commit = args.commit or head()
         for run in args.runs:
-            print(record(args.cell, run, commit))
+            print(record(args.cell, run, commit, {"processor": args.processor, "torch": args.torch}))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +57,7 @@ def head() -> str:
     return done.stdout.strip()
 
 
-def record(cell: str, run: Path, commit: str) -> Path:
+def record(cell: str, run: Path, commit: str, machine: dict[str, str]) -> Path:
     """Write a run's line and outputs; return the path of the line's file."""
     settings = read_settings(run / "config.toml")
     found = result(run)
@@ -67,7 +70,7 @@ def record(cell: str, run: Path, commit: str) -> Path:
         "cell": cell,
         "seed": settings.get("seed", 0),
         "commit": commit,
-        "machine": rounding(),
+        "machine": machine,
         "settings": settings,
         "best_epoch": found.get("best_epoch"),
         "dev": found["dev"],
@@ -75,12 +78,17 @@ def record(cell: str, run: Path, commit: str) -> Path:
     }
     if chosen := found.get("tasks"):
         entry["members"] = {task: [Path(one).name for one in of["members"]] for task, of in chosen.items()}
-    path = RESULTS / f"{cell}.jsonl"
+    return keep(entry, outputs(run))
+
+
+def keep(entry: dict[str, Any], outputs: dict[str, np.ndarray]) -> Path:
+    """Write a line in place of the same seed's, and the run's outputs; return the path of the line's file."""
+    path = RESULTS / f"{entry['cell']}.jsonl"
     others = [line for line in lines_of(path) if line["seed"] != entry["seed"]]
     (RESULTS / "outputs").mkdir(parents=True, exist_ok=True)
-    if (run / "predictions").is_dir():  # not for mnrl, whose model has no heads
+    if outputs:  # none of mnrl, whose model has no heads
         np.savez_compressed(
-            RESULTS / "outputs" / f"{cell}-seed-{entry['seed']}.npz", **cast(Any, outputs(run))
+            RESULTS / "outputs" / f"{entry['cell']}-seed-{entry['seed']}.npz", **cast(Any, outputs)
         )
     ordered = sorted([*others, entry], key=lambda line: line["seed"])
     path.write_text("".join(json.dumps(line) + "\n" for line in ordered), encoding="utf-8")
