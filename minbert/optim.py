@@ -13,7 +13,6 @@ from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 CHUNK = 2**19  # elements of a parameter updated at a time: five tensors of 2 MB each
-TOGETHER = ("cuda",)  # devices on which starting an operation takes longer than updating a parameter
 
 
 class AdamW(Optimizer):
@@ -28,8 +27,7 @@ class AdamW(Optimizer):
     `correct_bias=False` sets m' = m and v' = v: the update BERT was pre-trained with. Weight decay applies to
     every parameter of a group; `parameter_groups` leaves biases and LayerNorm out. A parameter without a
     gradient is skipped: it does not decay, and its moments and step count stay as they are. With `compiled`,
-    torch.compile fuses the update's eight passes over memory into one, except on "cuda" devices, where all
-    parameters are updated together.
+    torch.compile fuses the update's eight passes over memory into one.
 
     With the moments corrected, a first step is of size lr, whatever the size of the gradient:
 
@@ -67,23 +65,17 @@ class AdamW(Optimizer):
         self, closure: Callable[[], Tensor] | None = None, scale: float = 1.0
     ) -> Tensor | None:
         """Update every parameter that has a gradient. Return the loss of `closure`, if one is given.
-        Raises ValueError if a gradient is sparse.
 
-        Each gradient counts as `scale` times itself, and is left unchanged: see `clip_scale`.
+        Each gradient is multiplied by `scale` as it is read, and is itself left unchanged: see `clip_scale`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            pairs = [(each, each.grad) for each in group["params"] if each.grad is not None]
-            if any(grad.is_sparse for _, grad in pairs):
-                raise ValueError("AdamW does not support sparse gradients")
-            for parameter, grad in pairs:
-                if parameter.device.type not in TOGETHER:
-                    self._update(parameter, grad, scale, group)
-            if together := [pair for pair in pairs if pair[0].device.type in TOGETHER]:
-                self._update_together(together, scale, group)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, scale, group)
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, scale: float, group: dict[str, Any]) -> None:
@@ -91,11 +83,25 @@ class AdamW(Optimizer):
 
         The gradient is `scale` times `grad`, which is left unchanged. `self.state[parameter]`, empty at
         first, keeps "step" (t, an int), "exp_avg" (m) and "exp_avg_sq" (v); `group` has "lr", "betas", "eps",
-        "weight_decay" and "correct_bias".
+        "weight_decay" and "correct_bias". Raises ValueError if the gradient is sparse.
         """
-        rate, floor, decay = self._begin_step(parameter, group)
+        if grad.is_sparse:
+            raise ValueError("AdamW does not support sparse gradients")
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
         beta1, beta2 = group["betas"]
-        tensors = parameter, grad, self.state[parameter]["exp_avg"], self.state[parameter]["exp_avg_sq"]
+        correction1, correction2 = 1.0, 1.0
+        if group["correct_bias"]:
+            correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+        # lr m' / (sqrt(v') + eps) with the corrections factored out: rate m / (sqrt(v) + floor)
+        rate = group["lr"] * math.sqrt(correction2) / correction1
+        floor = group["eps"] * math.sqrt(correction2)
+        decay = 1 - group["lr"] * group["weight_decay"]
+        tensors = parameter, grad, state["exp_avg"], state["exp_avg_sq"]
         if group["compiled"] and all(tensor.is_contiguous() for tensor in tensors):
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             numbers = torch.tensor(
@@ -114,45 +120,6 @@ class AdamW(Optimizer):
             # 1 / rsqrt(v) for sqrt(v): MKL's sqrt is 5 times as slow at 0, 30 times at denormal numbers.
             theta.addcdiv_(m, v.rsqrt().reciprocal_().add_(floor), value=-rate)
 
-    def _update_together(
-        self, pairs: list[tuple[Tensor, Tensor]], scale: float, group: dict[str, Any]
-    ) -> None:
-        """Take the same step on several parameters, given with their gradients: each operation is started
-        once for all of them. This needs memory for one or two copies of them."""
-        parameters, grads = zip(*pairs, strict=True)
-        rates, floors, decays = zip(*(self._begin_step(each, group) for each in parameters), strict=True)
-        beta1, beta2 = group["betas"]
-        m, v = ([self.state[each][name] for each in parameters] for name in ("exp_avg", "exp_avg_sq"))
-        if scale != 1:
-            grads = torch._foreach_mul(grads, scale)
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        torch._foreach_mul_(parameters, decays)
-        denominators = torch._foreach_sqrt(v)
-        torch._foreach_add_(denominators, floors)
-        torch._foreach_addcdiv_(parameters, m, denominators, [-rate for rate in rates])
-
-    def _begin_step(self, parameter: Tensor, group: dict[str, Any]) -> tuple[float, float, float]:
-        """Count a parameter's step, and before the first, start its moments from zero.
-
-        Return the step's numbers: with the corrections factored out, lr m' / (sqrt(v') + eps) is
-        rate m / (sqrt(v) + floor), and theta is first multiplied by decay.
-        """
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        correction1, correction2 = 1.0, 1.0
-        if group["correct_bias"]:
-            correction1, correction2 = (1 - beta ** state["step"] for beta in group["betas"])
-        rate = group["lr"] * math.sqrt(correction2) / correction1
-        floor = group["eps"] * math.sqrt(correction2)
-        decay = 1 - group["lr"] * group["weight_decay"]
-        return rate, floor, decay
-
 
 def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Split tensors of one shape into matching views, small enough to stay in the CPU's cache.
@@ -166,7 +133,7 @@ def _chunks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def _in_one_pass(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
-    """Do what `AdamW._update` does to one parameter, in a form for torch.compile.
+    """Do the same in a form for torch.compile.
 
     The numbers come in a tensor, because each new Python number would be compiled into a new program.
     """

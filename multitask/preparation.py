@@ -188,7 +188,8 @@ def _assemble(
     """Return the run with an optimizer over all of the model's weights."""
     training = config.training
     groups = parameter_groups(method.model, training.weight_decay)
-    optimizer = AdamW(groups, lr=training.lr, compiled=config.products.compile)
+    on_cpu = method.model.device.type == "cpu"  # on a GPU it would start as many operations, and slower ones
+    optimizer = AdamW(groups, lr=training.lr, compiled=config.products.compile and on_cpu)
     facts = {"tables": fingerprint([rows["train"], rows["dev"]]), **facts_of(method.model)}
     choose_by = config.batches.choose_by
     return TrainingRun(method, optimizer, training, steps_per_epoch, rows_per_step, choose_by, summary, facts)

@@ -56,15 +56,7 @@ def run(
         pytest.param(4, [{}], {"rates": [0.1, 0.0, 0.2, 0.01], "weight_decay": 0.3}, id="lr changes"),
     ],
 )
-@pytest.mark.parametrize("together", [(), ("cpu",)], ids=["one by one", "together"])
-def test_equals_torch(
-    steps: int,
-    groups: list[dict[str, Any]],
-    options: dict[str, Any],
-    together: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(optim, "TOGETHER", together)
+def test_equals_torch(steps: int, groups: list[dict[str, Any]], options: dict[str, Any]) -> None:
     options = {"eps": 1e-6, "weight_decay": 0.0} | options  # torch's defaults differ
     for ours, theirs in zip(
         run(AdamW, steps, groups, **options), run(torch.optim.AdamW, steps, groups, **options), strict=True
@@ -105,18 +97,13 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(piece is tensor for piece, tensor in zip(pieces, tensors, strict=True))
 
 
-@pytest.mark.parametrize("together", [(), ("cpu",)], ids=["one by one", "together"])
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_scale_multiplies_the_gradient(
-    scale: float, together: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scale_multiplies_the_gradient(scale: float) -> None:
     """theta = 1, g = 3, lr = .1, b1 = .5, b2 = .75, eps = 1, no correction. With a scale of 2, m = .5 x 6 = 3
     and v = .25 x 36 = 9: theta = 1 - .1 x 3 / (3 + 1) = .925. In general m = v^(1/2) = 3 scale / 2."""
-    monkeypatch.setattr(optim, "TOGETHER", together)
     parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     parameter.grad = torch.tensor(3.0, dtype=torch.float64)
     AdamW([parameter], 0.1, (0.5, 0.75), 1.0, correct_bias=False).step(scale=scale)
-    assert parameter.grad.item() == 3.0
     assert parameter.item() == pytest.approx(1 - 0.1 * 1.5 * scale / (1.5 * scale + 1))
 
 
@@ -206,28 +193,7 @@ def test_bad_arguments(options: dict[str, Any]) -> None:
         AdamW([nn.Parameter(torch.zeros(1))], **options)
 
 
-@pytest.mark.parametrize("correct_bias", [False, True])
-def test_together_each_parameter_has_its_own_step(
-    correct_bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second parameter gets its first gradient two steps after the first."""
-    found = []
-    for together in ((), ("cpu",)):
-        monkeypatch.setattr(optim, "TOGETHER", together)
-        one, other = parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
-        optimizer = AdamW(parameters, lr=0.1, weight_decay=0.1, correct_bias=correct_bias)
-        for step in range(5):
-            one.grad = torch.arange(3.0) * (step + 1)
-            other.grad = None if step < 2 else torch.full((2, 2), step - 3.0)
-            optimizer.step(scale=0.5)
-        assert [optimizer.state[each]["step"] for each in parameters] == [5, 3]
-        found.append([each.detach() for each in parameters])
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("together", [(), ("cpu",)], ids=["one by one", "together"])
-def test_sparse_gradient_is_refused(together: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optim, "TOGETHER", together)
+def test_sparse_gradient_is_refused() -> None:
     table = nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"^AdamW does not support sparse gradients$"):
