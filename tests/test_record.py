@@ -41,8 +41,10 @@ def test_a_run_recorded_again_replaces_its_line_and_others_stay(run, tmp_path, m
     path = record.record("baseline", run, "abc")
     other = {**record.lines_of(path)[0], "seed": 2}
     path.write_text(path.read_text() + json.dumps(other) + "\n")
-    record.record("baseline", run, "def")
-    assert [(line["seed"], line["commit"]) for line in record.lines_of(path)] == [(2, "abc"), (4, "def")]
+    record.record("baseline", run, "def", "another processor", "2.11")
+    kept, new = record.lines_of(path)
+    assert (kept["seed"], kept["commit"], new["seed"], new["commit"]) == (2, "abc", 4, "def")
+    assert new["machine"] == {"processor": "another processor", "torch": "2.11"} != kept["machine"]
 
 
 def test_the_record_of_an_ensemble_has_its_members(run, tmp_path, monkeypatch):

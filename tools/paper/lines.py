@@ -47,8 +47,9 @@ LINES = (
     Line("the best ensemble", "best-ensemble", "ensemble-of-rows"),
     Line("student of an ensemble", "student", "mnrl-bregman-ball-5x", in_readme=False),
     Line("student of --recipe best", "recipe-student", "mnrl-bregman-ball-5x", in_readme=False),
-    Line("student of nine specialists", "student-of-nine", "student", in_readme=False),
-    Line("student of eight specialists", "student-of-eight", "student"),
+    Line("student of nine specialists", "student-of-nine", "student"),
+    Line("student of eight, on a GPU", "student-of-eight", "student", in_readme=False),
+    Line("student of eight, on a CPU", "student-of-eight-cpu", "student", in_readme=False),
     Line("baseline, full passes", "baseline-full-pass-5x", "baseline-equal-updates-5x", in_readme=False),
 )
 

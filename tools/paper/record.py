@@ -34,14 +34,13 @@ def main() -> int:
     parser.add_argument("cell", help="name of the cell, the same for all its seeds")
     parser.add_argument("runs", nargs="+", type=Path, help="finished runs")
     parser.add_argument("--commit", help="commit of the code that ran (default: this checkout's)")
-    here = rounding()
-    parser.add_argument("--processor", default=here["processor"], help="what it ran on (default: this one)")
-    parser.add_argument("--torch", default=here["torch"], help="its version of torch (default: this one)")
+    parser.add_argument("--processor", help="what the runs ran on (default: this machine's)")
+    parser.add_argument("--torch", help="the version of torch there (default: this one)")
     args = parser.parse_args()
     try:
         commit = args.commit or head()
         for run in args.runs:
-            print(record(args.cell, run, commit, {"processor": args.processor, "torch": args.torch}))
+            print(record(args.cell, run, commit, args.processor, args.torch))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,10 +56,10 @@ def head() -> str:
     return done.stdout.strip()
 
 
-def record(cell: str, run: Path, commit: str, machine: dict[str, str]) -> Path:
+def record(cell: str, run: Path, commit: str, processor: str | None = None, torch: str | None = None) -> Path:
     """Write a run's line and outputs; return the path of the line's file."""
     settings = read_settings(run / "config.toml")
-    found = result(run)
+    found, here = result(run), rounding()
     settings = {
         name: Path(value).name if name == "weights" else value  # a checkpoint's name, or a folder's
         for name, value in settings.items()
@@ -70,7 +69,7 @@ def record(cell: str, run: Path, commit: str, machine: dict[str, str]) -> Path:
         "cell": cell,
         "seed": settings.get("seed", 0),
         "commit": commit,
-        "machine": machine,
+        "machine": {"processor": processor or here["processor"], "torch": torch or here["torch"]},
         "settings": settings,
         "best_epoch": found.get("best_epoch"),
         "dev": found["dev"],
