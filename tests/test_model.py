@@ -21,6 +21,7 @@ from multitask.data.tasks import BUILT_IN, SENTIMENT, SIMILARITY, Task
 SINGLES = [sentence(number) for number in range(9)]
 PAIRS = [(sentence(number), sentence(number + 30)) for number in range(9)]
 TEXTS = {"sentiment": SINGLES, "paraphrase": PAIRS, "similarity": PAIRS}
+NO_TASKS = r"not a saved model's \(it lacks sections \[tasks\.NAME\]\); name a run"
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +229,16 @@ def test_heads_that_are_missing_or_torn(saved, spoil):
         ({"pooling": 3}, "pooling must be one of cls, mean, not 3"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"max_len": 12}, r"unknown key 'max_len'; did you mean max_length\?"),
-        ({"tasks": 3}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
+        ({"tasks": 3}, NO_TASKS),
         ({"pooling": None}, "lacks pooling"),
         ({"head_dropout": None, "max_length": None}, "lacks head_dropout, max_length"),
-        ({"tasks": None}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
+        ({"tasks": None}, NO_TASKS),
         ({"pooling": "max"}, "pooling must be one of cls, mean, not 'max'"),
         ({"head_dropout": 2.0}, "head_dropout must be a number, at least 0 and below 1, not 2.0"),
         ({"head_dropout": math.nan}, "head_dropout must be a number, at least 0 and below 1, not nan"),
         ({"max_length": 3}, "max_length must be a whole number, at least 4 and .*"),  # special tokens alone
         ({"max_length": 10**12}, "max_length must be a whole number, .* at most .*, not 1000000000000"),
-        ({"tasks": {"sentiment": 3}}, r"not a saved model.s .* \[tasks.NAME\]\); name a run"),
+        ({"tasks": {"sentiment": 3}}, NO_TASKS),
     ],
 )
 def test_a_task_file_that_is_not_one(saved, change, problem):

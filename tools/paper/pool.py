@@ -45,12 +45,13 @@ def main() -> int:
 
 def pool(cell: str, cells: Sequence[str], data: Path, out: Path) -> Path:
     """Record the average and write its submission files; return the path of the record."""
-    runs = {f"{one}-seed-{seed}": outputs for one in cells for seed, outputs in recorded(one).items()}
+    found = {one: recorded(one) for one in cells}
+    if unknown := [one for one, seeds in found.items() if not seeds]:
+        raise InputError(f"no recorded outputs of {', '.join(unknown)}")
+    runs = {f"{one}-seed-{seed}": outputs for one in found for seed, outputs in found[one].items()}
     members = {
         name: [run for run, outputs in runs.items() if f"{name}-dev" in outputs] for name in SUBMISSIONS
     }
-    if unknown := [one for one in cells if not recorded(one)]:
-        raise InputError(f"no recorded outputs of {', '.join(unknown)}")
     if missing := [name for name, those in members.items() if not those]:
         raise InputError(f"no run of {', '.join(cells)} has outputs for {', '.join(missing)}")
     average = {  # in float16, as it is kept, so that the record and the submission files agree
